@@ -1,0 +1,1 @@
+"""Allocation: when to search, what to choose, and the record of it."""

@@ -1,0 +1,107 @@
+"""The record of a search beside the adapter: its history as JSON lines, and what is on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor, nn
+
+from rankwise.distributed import rank
+from rankwise.files import write_json_atomic, write_text_atomic
+from rankwise.paths.path_set import PathSet, path_set
+
+HISTORY = "search_history.jsonl"
+ALLOCATION = "allocation.json"
+
+
+def history(model: nn.Module, adapter: str | None = None) -> list[dict[str, Any]]:
+    """Return one record per search of a model's adapter, oldest first.
+
+    A record holds ``step``, ``search``, ``how`` (``"probe"``, ``"online"`` or ``"random"``), ``proxy``, ``score_on``,
+    ``scores`` by path (None where a score was not finite), ``unscored``, ``chosen``, ``switched_on``,
+    ``switched_off``, ``counts`` in parameters, ``budget``, ``seconds`` of the search itself and ``tap_seconds`` spent
+    collecting in the training steps before it.
+
+    Args:
+        model: A model with rankwise paths.
+        adapter: The adapter; the active one if left out.
+
+    Raises:
+        ValueError: The model has no rankwise paths.
+    """
+    return list(path_set(model, adapter).history)
+
+
+def _own(model: PeftModel) -> dict[str, PathSet]:
+    base = model.get_base_model()
+    sets: dict[str, PathSet] = base.__dict__.get("rankwise_paths", {})
+    return sets
+
+
+def before_saving(model: PeftModel, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Turn ``enabled_only`` of ``save_pretrained`` into the tensors that PEFT writes.
+
+    A static run that has searched keeps the contributing paths only, unless told otherwise.
+
+    Raises:
+        ValueError: ``enabled_only`` was asked of a model that has no rankwise paths.
+    """
+    sets = _own(model)
+    asked = kwargs.pop("enabled_only", None)
+    if asked and not sets:
+        raise ValueError("enabled_only=True: this model has no rankwise paths, so all of its adapter is enabled")
+    leave_out = {
+        name: paths
+        for name, paths in sets.items()
+        if (asked if asked is not None else paths.config.mode == "static" and bool(paths.history))
+    }
+    if leave_out and kwargs.get("state_dict") is None:
+        kwargs["state_dict"] = _without_idle_paths(model, leave_out)
+    return kwargs
+
+
+def _without_idle_paths(model: PeftModel, sets: dict[str, PathSet]) -> dict[str, Tensor]:
+    idle = {
+        f"{path.module}.{factor}.{path.adapter}."
+        for paths in sets.values()
+        for path in paths.paths.values()
+        if not path.contributing
+        for factor in ("lora_A", "lora_B")
+    }
+    return {key: value for key, value in model.state_dict().items() if not any(part in key for part in idle)}
+
+
+def after_saving(model: PeftModel, folder: str | Path) -> None:
+    """Write the history and the allocation of each saved adapter beside its tensors."""
+    for adapter, paths in _own(model).items():
+        place = paths.folder = Path(folder) if adapter == "default" else Path(folder) / adapter
+        if rank() != 0 or not place.is_dir():
+            continue
+        write_json_atomic(place / ALLOCATION, {**_listed(paths), "parameters": paths.counts()})
+        if paths.history:
+            write_text_atomic(place / HISTORY, "".join(json.dumps(record) + "\n" for record in paths.history))
+
+
+def _listed(paths: PathSet) -> dict[str, list[str]]:
+    own = paths.paths.items()
+    return {
+        "enabled": [name for name, path in own if path.enabled],
+        "frozen": [name for name, path in own if path.contributing and not path.enabled],
+        "disabled": [name for name, path in own if not path.contributing],
+    }
+
+
+def after_loading(model: PeftModel, folder: str | Path, adapter: str) -> None:
+    """Take the history back, and remember where the adapter came from."""
+    paths = _own(model).get(adapter)
+    if paths is None or not Path(folder).is_dir():
+        return
+    paths.folder = Path(folder)
+    file = Path(folder) / HISTORY
+    if file.is_file():
+        paths.history[:] = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+

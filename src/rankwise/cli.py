@@ -1,0 +1,172 @@
+"""The command line. Heavy imports wait inside the commands, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+RUN_FAILED, USER_ERROR = 1, 2
+
+app = typer.Typer(
+    name="rankwise",
+    help="Fine-tune a transformer on a fixed budget of low-rank parameters and let the budget go where it pays.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+errors = Console(stderr=True)
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be given again.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder already holds.")]
+Seed = Annotated[int, typer.Option(help="Seeds everything that is drawn.", min=0)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@contextmanager
+def _explained(debug: bool) -> Iterator[None]:
+    """Turn an error into one red line and an exit code: 2 for the user's mistake, 1 for a run that failed."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, NotADirectoryError, KeyboardInterrupt, RuntimeError, OSError) as error:
+        if debug:
+            raise
+        mistake = isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError))
+        interrupted = isinstance(error, KeyboardInterrupt)
+        text = "interrupted; what was saved stays, --resume continues" if interrupted else str(error)
+        errors.print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True, highlight=False)
+        raise typer.Exit(USER_ERROR if mistake else RUN_FAILED) from error
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        console.print(f"rankwise {installed_version('rankwise')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+@app.command(epilog="Example: [bold]rankwise demo --out demo-run[/]")
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the two runs and the pictures go.")] = Path("demo-run"),
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Search against uniform LoRA on a small model that comes with its package: no network, no GPU, minutes."""
+    with _explained(debug):
+        from rankwise.run.demo import run_demo
+
+        run_demo(out, seed=seed, overwrite=overwrite, console=console)
+
+
+@app.command(
+    epilog="Examples:\n\n[bold]rankwise train recipes/minilm/mrpc-grad-norm-dynamic.yaml --set data.data_dir=data[/]\n\n"
+    "[bold]rankwise train my.yaml --out runs/mine --set training.epochs=1 --set seed=13[/]\n\n"
+    "[bold]rankwise train my.yaml --out runs/mine --resume[/]"
+)
+def train(
+    recipe: RecipeFile,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; by default runs/<recipe>-seed<seed>.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    overwrite: Overwrite = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Two steps on a tiny random stand-in of the model; nothing is kept.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Train what a recipe says and report the last and the dev-selected epoch."""
+    with _explained(debug):
+        from rankwise.run.recipe import load_recipe
+
+        checked = load_recipe(recipe, overrides or [])
+        if dry:
+            from rankwise.run.dryrun import STEPS, dry_run
+
+            dry_run(checked)
+            console.print(f"[green]{escape(str(recipe))}: {STEPS} steps on a tiny stand-in went through[/]")
+            return
+        from rankwise.run.tables import result_table
+        from rankwise.run.train import train as run
+
+        command = shlex.join(["rankwise", *sys.argv[1:]])
+        folder = out or Path("runs") / f"{recipe.stem}-seed{checked.seed}"
+        result = run(checked, folder, resume=resume, overwrite=overwrite, console=console, command=command)
+        if not result.trained:
+            console.print(f"{folder} is finished already; nothing to resume")
+        console.print(result_table(result.metrics))
+        console.print(f"adapter, metrics and checkpoints: [bold]{escape(str(folder))}[/]")
+
+
+@app.command(epilog="Example: [bold]rankwise score recipes/minilm/mrpc-grad-norm-static.yaml --set data.data_dir=data[/]")
+def score(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Search once, before training: every path's score, its cost, and which ones fit the budget."""
+    with _explained(debug):
+        from rankwise.run.recipe import load_recipe
+
+        checked = load_recipe(recipe, overrides or [])
+        from rankwise.run.score import score as search
+        from rankwise.run.tables import score_table
+
+        console.print(score_table(search(checked)))
+
+
+@app.command(epilog="Example: [bold]rankwise plan recipes/opt-350m/mrpc-heterolora-dynamic.yaml[/]")
+def plan(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Count parameters and memory before spending anything; loads no weights."""
+    with _explained(debug):
+        from rankwise.run.recipe import load_recipe
+
+        checked = load_recipe(recipe, overrides or [])
+        from rankwise.run.planning import plan_recipe
+        from rankwise.run.tables import plan_table
+
+        console.print(plan_table(plan_recipe(checked)))
+
+
+@app.command(epilog="Example: [bold]rankwise export runs/mrpc-grad-norm-dynamic-seed0 plain-lora[/]")
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Where the plain LoRA adapter goes.", show_default=False)],
+    rank_pattern: Annotated[
+        bool, typer.Option("--rank-pattern", help="Keep each module's own rank (PEFT only, vLLM mis-scales it).")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a run's adapter as plain LoRA, which loads without rankwise."""
+    with _explained(debug):
+        from rankwise.run.exporting import export_run
+
+        console.print(f"plain LoRA adapter: [bold]{escape(str(export_run(run, out, rank_pattern=rank_pattern)))}[/]")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The one file that talks to other processes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """The number of processes that train together; 1 outside distributed training."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def sum_over_processes_(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its sum over all processes."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def check_same_everywhere(names: Sequence[str], what: str, device: torch.device) -> None:
+    """Raise unless all processes hold the same names.
+
+    Raises:
+        RuntimeError: They differ, which would let replicas drift apart.
+    """
+    if world_size() == 1:
+        return
+    digest = int.from_bytes(hashlib.sha256("\0".join(names).encode()).digest()[:7], "little")
+    seen = torch.tensor([digest, -digest], dtype=torch.int64, device=device)
+    dist.all_reduce(seen, op=dist.ReduceOp.MAX)
+    if int(seen[0]) != -int(seen[1]):
+        raise RuntimeError(f"the processes disagree on {what}; this one has {', '.join(names)}")

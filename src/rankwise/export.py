@@ -1,0 +1,104 @@
+"""A plain LoRA adapter from the paths that contribute, for tools that don't know rankwise."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rankwise.files import write_atomic, write_text_atomic
+from rankwise.paths.low_rank_path import LowRankPath
+from rankwise.paths.path_set import path_set
+
+PREFIX = "base_model.model."
+
+
+def export_lora(model: PeftModel, folder: str | Path, *, rank_pattern: bool = False, adapter: str | None = None) -> None:
+    """Write the contributing paths as an ordinary ``peft_type: LORA`` adapter.
+
+    The config names exactly the contributing modules, by full name. By default it has one ``r`` and one
+    ``lora_alpha``: smaller ranks are padded with zeros to the largest and other scales are folded into ``B``, because
+    servers that batch adapters read no patterns. The logits are those of the model here.
+
+    Args:
+        model: A model made by ``peft.get_peft_model`` with rankwise paths.
+        folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` go.
+        rank_pattern: Keep each path's own rank and scale through ``rank_pattern`` and ``alpha_pattern``.
+        adapter: The adapter to export; the active one if left out.
+
+    Raises:
+        ValueError: The model has no rankwise paths, or none contributes.
+    """
+    paths = path_set(model, adapter)
+    live = [path for path in paths.paths.values() if path.contributing]
+    if not live:
+        raise ValueError("no path contributes, so there is nothing to export: the adapter equals the base model")
+    rank = max(path.r for path in live)
+    scaling = live[0].scaling
+    tensors = _other_tensors(model, paths.adapter)
+    for path in live:
+        a, b = path.lora_A.detach(), path.lora_B.detach()
+        if not rank_pattern:
+            a = F.pad(a, (0, 0, 0, rank - path.r))
+            b = F.pad(b, (0, rank - path.r)) * (1.0 if path.scaling == scaling else path.scaling / scaling)
+        tensors[f"{PREFIX}{path.module}.lora_A.weight"] = a
+        tensors[f"{PREFIX}{path.module}.lora_B.weight"] = b
+    write_adapter(folder, _config(paths.config, live, rank, scaling, rank_pattern), tensors)
+
+
+def write_adapter(folder: str | Path, config: LoraConfig, tensors: dict[str, Tensor]) -> None:
+    """Write a LoRA adapter folder, each file in one move."""
+    ready = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+    target = Path(folder)
+    write_atomic(target / "adapter_model.safetensors", lambda path: save_file(ready, path, metadata={"format": "pt"}))
+    with tempfile.TemporaryDirectory() as scratch:
+        config.save_pretrained(scratch)
+        text = (Path(scratch) / "adapter_config.json").read_text(encoding="utf-8")
+    write_text_atomic(target / "adapter_config.json", text)
+
+
+def _other_tensors(model: PeftModel, adapter: str) -> dict[str, Tensor]:
+    """Return the head's and ``modules_to_save``'s tensors, under the names of a saved adapter."""
+    state: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=adapter)
+    return {key: value for key, value in state.items() if ".lora_" not in key}
+
+
+def plain_config(config: LoraConfig, modules: Iterable[str], **fields: Any) -> LoraConfig:
+    """Return a plain LoRA config on exactly the given modules that shares what is not about searching."""
+    return LoraConfig(
+        task_type=config.task_type,
+        base_model_name_or_path=config.base_model_name_or_path,
+        lora_dropout=config.lora_dropout,
+        modules_to_save=config.modules_to_save,
+        fan_in_fan_out=config.fan_in_fan_out,
+        target_modules=list(modules),
+        **fields,
+    )
+
+
+def _config(
+    config: LoraConfig, live: list[LowRankPath], rank: int, scaling: float, rank_pattern: bool
+) -> LoraConfig:
+    ranks = {path.module: path.r for path in live if path.r != rank}
+    alphas = {path.module: _whole(path.scaling * path.r) for path in live if path.scaling * path.r != scaling * rank}
+    exported = plain_config(
+        config,
+        [path.module for path in live],
+        r=rank,
+        lora_alpha=_whole(scaling * rank),
+        rank_pattern=ranks if rank_pattern else {},
+        alpha_pattern=alphas if rank_pattern else {},
+    )
+    exported.inference_mode = True
+    return exported
+
+
+def _whole(value: float) -> Any:
+    return int(value) if float(value).is_integer() else value
+

@@ -1,0 +1,1 @@
+"""How the search is driven: by the optimizer's hooks in any loop, by a callback in Trainer."""

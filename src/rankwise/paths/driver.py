@@ -1,0 +1,32 @@
+"""The slot through which a model's first training forward wakes the search.
+
+The tuner is below the search in the package, so it can't import it; the search puts itself here when rankwise is
+imported.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import nn
+
+from rankwise.paths.path_set import PathSet
+
+
+class Driver(Protocol):
+    """What the tuner asks of the search."""
+
+    def wake(self, model: nn.Module, paths: PathSet) -> None:
+        """Start listening to the optimizer that owns the paths' parameters."""
+        ...
+
+    def update_and_allocate(self, paths: PathSet) -> None:
+        """Do what is due after an optimizer step, unless it was done already."""
+        ...
+
+    def forget(self, paths: PathSet) -> None:
+        """Stop listening."""
+        ...
+
+
+DRIVERS: list[Driver] = []

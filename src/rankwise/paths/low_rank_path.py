@@ -1,0 +1,108 @@
+"""One trainable low-rank map from one point of the network to another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
+
+from rankwise.paths.state import AllocationState
+
+
+@dataclass(eq=False)
+class LowRankPath:
+    """A path ``delta(x) = s B A dropout(x)``, seen through the module that holds its weights.
+
+    Letters: ``A`` (r x i) down, ``B`` (o x r) up, ``s = lora_alpha / r``, ``W0`` (o x i) the frozen weight beside it.
+
+    Args:
+        name: The path's name, unique in the model: ``layers.3.query``.
+        kind: What its end points are: ``"linear"`` runs from the input of a projection to its output.
+        module: Full name of the module it belongs to in the base model.
+        host: The module that holds ``A`` and ``B``.
+        adapter: The PEFT adapter it belongs to.
+    """
+
+    name: str
+    kind: str
+    module: str
+    host: LoraLayer
+    adapter: str
+
+    @property
+    def state(self) -> AllocationState:
+        """The record of what is on, beside the weights."""
+        return self.host.lora_allocation
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the path trains and contributes."""
+        return self.state.status[self.adapter].enabled
+
+    @property
+    def contributing(self) -> bool:
+        """Whether the path's output is added; a frozen path contributes without being enabled."""
+        return self.state.status[self.adapter].contributing
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """First and last block of the path, (-1, -1) outside the blocks."""
+        status = self.state.status[self.adapter]
+        return status.first, status.last
+
+    @property
+    def lora_A(self) -> nn.Parameter:
+        """The down projection, r x i."""
+        return self.host.lora_A[self.adapter].weight
+
+    @property
+    def lora_B(self) -> nn.Parameter:
+        """The up projection, o x r."""
+        return self.host.lora_B[self.adapter].weight
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """The path's own parameters."""
+        return self.lora_A, self.lora_B
+
+    @property
+    def num_parameters(self) -> int:
+        """How many parameters the path has: r (i + o)."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+    @property
+    def r(self) -> int:
+        """The rank."""
+        return self.host.r[self.adapter]
+
+    @property
+    def scaling(self) -> float:
+        """The scale s."""
+        return self.host.scaling[self.adapter]
+
+    def delta_weight(self) -> Tensor:
+        """Return ``s B A``, o x i."""
+        return self.scaling * (self.lora_B @ self.lora_A)
+
+    def base_weight(self) -> Tensor:
+        """Return ``W0``, o x i, dequantised where the base is quantised."""
+        weight = dequantize_module_weight(self.host.get_base_layer())
+        return weight.T if self.host.fan_in_fan_out else weight
+
+    @torch.no_grad()
+    def effective_weight(self) -> Tensor:
+        """Return the matrix that the path makes: ``W0 + s B A``, o x i, in the dtype of ``B``."""
+        return self.base_weight().to(self.lora_B.dtype) + self.delta_weight()
+
+    def set_(self, *, enabled: bool, contributing: bool) -> None:
+        """Switch the path; ``rankwise.apply_`` is the way to do it from outside."""
+        status = self.state.status[self.adapter]
+        self.state.put(self.adapter, status._replace(enabled=enabled, contributing=contributing))
+
+    def __repr__(self) -> str:
+        """Say what it is and whether it is on."""
+        state = "enabled" if self.enabled else "frozen" if self.contributing else "disabled"
+        return f"LowRankPath({self.name!r}, r={self.r}, {self.num_parameters} parameters, {state})"

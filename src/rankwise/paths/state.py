@@ -1,0 +1,69 @@
+"""What is on: a few integers per path and adapter that travel with the adapter's tensors."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+
+
+class Status(NamedTuple):
+    """The structure record of one path.
+
+    Args:
+        enabled: Trains and contributes.
+        contributing: Its output is added; a frozen path contributes without being enabled.
+        first: First block of its span, -1 outside the blocks.
+        last: Last block of its span.
+    """
+
+    enabled: bool
+    contributing: bool
+    first: int
+    last: int
+
+
+class AllocationState(BufferDict):
+    """The status of one module's paths, one integer tensor of shape (4,) per adapter.
+
+    The tensors are persistent buffers, so the allocation is saved and restored with the weights by everything that
+    saves and restores weights: ``save_pretrained``, ``from_pretrained``, ``load_adapter`` of PEFT and of transformers,
+    a Trainer's checkpoints. What the forward pass reads is a copy in plain Python, renewed whenever a tensor is put in
+    place, so that it never waits for a device.
+    """
+
+    status: dict[str, Status]
+
+    def __init__(self) -> None:
+        super().__init__(persistent=True)
+        self.status = {}
+
+    def put(self, adapter: str, status: Status, device: torch.device | None = None) -> None:
+        """Set the status of an adapter's path; ``device`` is where a new tensor is made."""
+        values = torch.tensor([int(value) for value in status], dtype=torch.int64)
+        if adapter in self:
+            self._buffers[adapter].copy_(values)
+        else:
+            self[adapter] = values.to(device if device is not None and device.type != "meta" else "cpu")
+        self.status[adapter] = status
+
+    def remove(self, adapter: str) -> None:
+        """Forget an adapter."""
+        del self[adapter]
+        del self.status[adapter]
+
+    def _read(self) -> None:
+        for adapter, values in self._buffers.items():
+            enabled, contributing, first, last = values.tolist()
+            self.status[adapter] = Status(bool(enabled), bool(contributing), first, last)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._read()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Read the status again when a loader puts a tensor in place by assignment."""
+        super().__setattr__(name, value)
+        if name in self.__dict__.get("_buffers", {}) and not value.is_meta:
+            self._read()

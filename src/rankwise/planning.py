@@ -1,0 +1,213 @@
+"""What a search would cost, and what it would choose, before anything is spent."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from rankwise.allocation.allocator import head_parameters
+from rankwise.allocation.budget import resolve_budget
+from rankwise.allocation.policy import Policy
+from rankwise.config import HeteroLoraConfig
+from rankwise.export import plain_config
+from rankwise.paths.path_set import PathSet, path_set
+from rankwise.scores.probe import Batch, ComputeLoss, score_paths
+from rankwise.scores.statistics import AUTO_COLUMNS, EXACT_BYTES
+
+AUTO_CLASSES: dict[str | None, Any] = {
+    "SEQ_CLS": AutoModelForSequenceClassification,
+    "CAUSAL_LM": AutoModelForCausalLM,
+}
+BYTES = 4  # adapters and their optimizer states are float32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a search.
+
+    Args:
+        candidates: Number of paths.
+        resident: Parameters of all of them.
+        enabled: Parameters that train; before training, the most that the budget allows.
+        contributing: Parameters whose output is added, trained or frozen.
+        frozen: Parameters that contribute without training.
+        head: Parameters that train beside the paths.
+        base: Parameters of the frozen model.
+        budget: The limit, in ``budget_unit``.
+        budget_unit: ``"parameters"`` or ``"paths"``.
+        optimizer_bytes: AdamW's two moments of what trains, in float32.
+        gradient_bytes: Gradients of what trains, in float32.
+        window_bytes: The largest sums held while scores are collected.
+        flops_per_token: Forward FLOPs per token that the enabled paths add: two per parameter.
+    """
+
+    candidates: int
+    resident: int
+    enabled: int
+    contributing: int
+    frozen: int
+    head: int
+    base: int
+    budget: int
+    budget_unit: str
+    optimizer_bytes: int
+    gradient_bytes: int
+    window_bytes: int
+    flops_per_token: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary."""
+        return asdict(self)
+
+
+def plan(model_or_config: nn.Module | PreTrainedConfig, config: HeteroLoraConfig | None = None) -> Plan:
+    """Return the sizes of a search: of one under way, or of one that a config would make.
+
+    The latter is built without memory (on the meta device), so it works for models that don't fit.
+
+    Args:
+        model_or_config: A model with rankwise paths (no ``config``), or a transformers model or config to plan for.
+        config: What to plan.
+
+    Raises:
+        ValueError: Without a config: the model has no rankwise paths. With one: it does not fit the model.
+    """
+    if config is None:
+        if not isinstance(model_or_config, nn.Module):
+            raise ValueError("plan(config) of a transformers config needs the HeteroLoraConfig to plan for")
+        return _sizes(model_or_config, path_set(model_or_config))
+    wrapped = get_peft_model(_hollow(model_or_config, config), copy.deepcopy(config), low_cpu_mem_usage=True)
+    return _sizes(wrapped, path_set(wrapped), planned=True)
+
+
+def _hollow(model_or_config: nn.Module | PreTrainedConfig, config: HeteroLoraConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        if isinstance(model_or_config, PreTrainedModel):
+            return type(model_or_config)(copy.deepcopy(model_or_config.config))
+        if isinstance(model_or_config, PreTrainedConfig):
+            make = AUTO_CLASSES.get(config.task_type, AutoModel)
+            hollow: PreTrainedModel = make.from_config(copy.deepcopy(model_or_config))
+            return hollow
+    raise ValueError(
+        f"plan() takes a transformers model or config, or a model with rankwise paths, got {type(model_or_config).__name__}"
+    )
+
+
+def _sizes(model: nn.Module, paths: PathSet, *, planned: bool = False) -> Plan:
+    config, costs, counts = paths.config, paths.costs(), paths.counts()
+    limit = resolve_budget(config.budget, costs, config.budget_unit) if config.mode != "off" else sum(costs.values())
+    if planned and config.mode != "off":
+        most = sum(sorted(costs.values(), reverse=True)[:limit]) if config.budget_unit == "paths" else limit
+        counts["enabled"] = counts["contributing"] = min(most, counts["resident"])
+    head = head_parameters(model, paths)
+    trained = counts["enabled"] + head
+    return Plan(
+        candidates=len(costs),
+        **counts,
+        head=head,
+        base=sum(p.numel() for p in model.parameters()) - counts["resident"] - head,
+        budget=limit,
+        budget_unit=config.budget_unit,
+        optimizer_bytes=2 * BYTES * trained,
+        gradient_bytes=BYTES * trained,
+        window_bytes=_window_bytes(paths),
+        flops_per_token=2 * counts["contributing"],
+    )
+
+
+def _window_bytes(paths: PathSet) -> int:
+    config, own = paths.config, paths.paths.values()
+    if config.proxy not in ("grad_norm", "snip") or config.mode == "off":
+        return 0
+    if config.score_on == "factors":
+        return BYTES * sum(path.num_parameters for path in own)
+    exact = BYTES * sum(path.lora_B.shape[0] * path.lora_A.shape[1] for path in own)
+    columns = config.sketch if config.sketch != "auto" else (None if exact <= EXACT_BYTES else AUTO_COLUMNS)
+    if config.proxy == "snip" or columns is None:
+        return exact
+    return BYTES * sum(path.lora_B.shape[0] for path in own) * int(columns)
+
+
+def plan_lora(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    budget: float | int = 0.25,
+    proxy: str = "grad_norm",
+    score_on: str = "weight",
+    budget_unit: str = "parameters",
+    target_modules: Any = None,
+    r: int = 8,
+    lora_alpha: int = 16,
+    lora_dropout: float = 0.0,
+    task_type: str | None = None,
+    compute_loss: ComputeLoss | None = None,
+    seed: int = 0,
+) -> LoraConfig:
+    """Plan a plain LoRA: score every candidate once, choose under the budget, and return PEFT's own config.
+
+    This is static HeteroLoRA (arXiv 2406.14956, section 3.2) for any tool that takes a ``LoraConfig``. The model is as
+    before afterwards.
+
+    Args:
+        model: A base model, without adapters.
+        batches: Training batches with labels to score on; none for ``constant``, ``random`` and ``synflow``.
+        budget: A fraction of the candidates' parameters, or a count.
+        proxy: The score.
+        score_on: ``"weight"`` or ``"factors"``.
+        budget_unit: ``"parameters"`` or ``"paths"``.
+        target_modules: The candidates, as in ``LoraConfig``; PEFT's default for the family if left out.
+        r: Rank of each path.
+        lora_alpha: Alpha of each path.
+        lora_dropout: Dropout of each path.
+        task_type: PEFT's task type, for the returned config.
+        compute_loss: Called with (model, batch), for losses that the model does not compute itself.
+        seed: Seeds the draws and initial values.
+
+    Raises:
+        ValueError: A value is outside what is allowed, there are no batches where they are needed, or nothing fits
+            into the budget.
+    """
+    config = HeteroLoraConfig(
+        task_type=task_type,
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=target_modules,
+        budget=budget,
+        budget_unit=budget_unit,
+        proxy=proxy,
+        score_on=score_on,
+        mode="static",
+        seed=seed,
+    )
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    wrapped = get_peft_model(model, config)
+    try:
+        paths = path_set(wrapped)
+        values = score_paths(
+            wrapped, batches, proxy=proxy, score_on=score_on, compute_loss=compute_loss, seed=seed
+        )
+        policy = Policy(proxy, 0, budget, budget_unit, "combined", seed)
+        chosen = policy.choose(values, paths.costs(), 0) or set()
+        modules = [path.module for name, path in paths.paths.items() if name in chosen]
+    finally:
+        wrapped.unload()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = trainable[name]
+    if not modules:
+        raise ValueError(f"budget={budget!r} leaves room for no path of r={r}: raise the budget or lower r")
+    return plain_config(config, modules, r=r, lora_alpha=lora_alpha)

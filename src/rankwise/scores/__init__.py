@@ -1,0 +1,1 @@
+"""Scores: how much a path is worth having."""

@@ -1,0 +1,221 @@
+"""Scoring in a pass of its own that leaves no trace."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rankwise.paths.path_set import PathSet, path_set
+from rankwise.scores.proxies import PROXIES, Scores, score_from_means, score_without_data
+from rankwise.scores.recorder import StatisticRecorder
+from rankwise.scores.statistics import FactorGradients, Statistic, WeightFlow, gradient_statistic
+
+Batch = Any
+ComputeLoss = Callable[[nn.Module, Batch], Tensor]
+Autocast = Callable[[], AbstractContextManager[Any]]
+FLOW_TOKENS = 8
+
+
+def model_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the loss that the model computes itself from a batch with labels, moved to the model's device.
+
+    Raises:
+        ValueError: The model returned no loss.
+    """
+    loss = model(**to_device(batch, model)).loss
+    if loss is None:
+        raise ValueError(
+            f"the model returned no loss for a batch with the keys {', '.join(sorted(batch))}: add labels, or pass "
+            "compute_loss=lambda model, batch: ..."
+        )
+    return loss
+
+
+def to_device(batch: Batch, model: nn.Module) -> Batch:
+    """Return the batch with its tensors on the device of the model's first parameter."""
+    device = next(model.parameters()).device
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put back the generators' states, the modes of all modules and all buffers, whatever happens inside."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            for module, mode in modes:
+                module.training = mode
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+
+
+@contextmanager
+def recording(paths: PathSet, statistic: Statistic, *, probing: bool) -> Iterator[StatisticRecorder]:
+    """Open a window: all paths are recorded, and with ``probing`` all contribute."""
+    before = paths.recorder, paths.probing
+    recorder = StatisticRecorder(statistic)
+    paths.recorder, paths.probing = recorder, probing
+    try:
+        yield recorder
+    finally:
+        paths.recorder, paths.probing = before
+
+
+def collect(recorder: StatisticRecorder, loss: Tensor) -> None:
+    """Run the backward pass of a loss down to the taps and no further: no ``.grad`` is touched."""
+    torch.autograd.grad(loss, recorder.anchor, allow_unused=True)
+    recorder.fold()
+
+
+def score_paths(
+    model: nn.Module,
+    batches: Iterable[Batch] = (),
+    *,
+    proxy: str = "grad_norm",
+    score_on: str = "weight",
+    compute_loss: ComputeLoss | None = None,
+    autocast: Autocast = nullcontext,
+    mode: str = "eval",
+    sketch: int | str | None = None,
+    synflow_loss: str = "logits",
+    seed: int = 0,
+    adapter: str | None = None,
+) -> dict[str, float]:
+    """Score every path of a model on the given batches; higher is more worth having.
+
+    ``grad_norm``: ``sum |G|_2``; ``snip``: ``sum |theta * G|``; ``synflow``: ``sum theta * G`` of the network of
+    absolute values (arXiv 2406.14956, section 3.1). ``G`` is the mean over batches of the gradient of the batch's mean
+    loss. On ``"weight"`` a score does not depend on ``s``; on ``"factors"`` it grows with ``s``. All paths contribute
+    while they are scored. Gradients, generators, modes, buffers and the allocation are as before afterwards, also
+    when the model raises.
+
+    Args:
+        model: A model with rankwise paths, wrapped or not.
+        batches: Training batches; each a mapping that the model takes as keyword arguments, with labels.
+        proxy: ``"constant"``, ``"random"``, ``"grad_norm"``, ``"snip"`` or ``"synflow"``.
+        score_on: ``"weight"`` or ``"factors"``.
+        compute_loss: Called with (model, batch), for losses that the model does not compute itself.
+        autocast: Makes the context of each forward pass, for training in mixed precision.
+        mode: ``"eval"`` scores without dropout, ``"train"`` with it.
+        sketch: Columns of the random sketch for ``grad_norm`` on the weight; None for exact.
+        synflow_loss: ``"logits"`` or ``"loss"`` (of the first batch).
+        seed: Seeds ``random`` and the sketch.
+        adapter: The adapter to score; the active one if left out.
+
+    Raises:
+        ValueError: A name is not allowed, there are no batches, or the model returns no loss.
+    """
+    from rankwise.config import CHOICES
+    from rankwise.errors import check_choice
+
+    check_choice("proxy", proxy, PROXIES)
+    check_choice("score_on", score_on, CHOICES["score_on"])
+    check_choice("mode", mode, CHOICES["probe_mode"])
+    return probe(
+        model,
+        path_set(model, adapter),
+        batches,
+        proxy=proxy,
+        score_on=score_on,
+        compute_loss=compute_loss or model_loss,
+        autocast=autocast,
+        mode=mode,
+        sketch=sketch,
+        synflow_loss=synflow_loss,
+        seed=seed,
+    ).values
+
+
+def probe(
+    model: nn.Module,
+    paths: PathSet,
+    batches: Iterable[Batch],
+    *,
+    proxy: str,
+    score_on: str,
+    compute_loss: ComputeLoss,
+    autocast: Autocast,
+    mode: str,
+    sketch: int | str | None,
+    synflow_loss: str,
+    seed: int,
+) -> Scores:
+    """Score a path set; see ``score_paths``."""
+    candidates, needs = paths.paths, PROXIES[proxy].needs
+    if needs == "nothing":
+        return score_without_data(proxy, list(candidates), seed)
+    if needs == "flow":
+        return _probe_flow(model, paths, batches, score_on, synflow_loss, compute_loss)
+    statistic = gradient_statistic(proxy, score_on, candidates.values(), sketch=sketch, seed=seed)
+    with untouched(model), recording(paths, statistic, probing=True) as recorder, torch.enable_grad():
+        model.train(mode == "train")
+        for batch in batches:
+            with autocast():
+                loss = compute_loss(model, batch)
+            collect(recorder, loss)
+        if not recorder.steps:
+            raise ValueError(f"proxy={proxy!r} needs training batches, got none")
+        return score_from_means(proxy, candidates, recorder.means())
+
+
+def _probe_flow(
+    model: nn.Module,
+    paths: PathSet,
+    batches: Iterable[Batch],
+    score_on: str,
+    synflow_loss: str,
+    compute_loss: ComputeLoss,
+) -> Scores:
+    """Push ones through the network of absolute values in float64: ``inputs_embeds`` 1 x 8 x width."""
+    statistic: Statistic = FactorGradients() if score_on == "factors" else WeightFlow()
+    with ExitStack() as stack:
+        stack.enter_context(untouched(model))
+        recorder = stack.enter_context(recording(paths, statistic, probing=True))
+        stack.enter_context(torch.enable_grad())
+        batch = next(iter(batches), None) if synflow_loss == "loss" else None
+        if synflow_loss == "loss" and batch is None:
+            raise ValueError("synflow_loss='loss' needs a training batch, got none")
+        stack.enter_context(absolute_float64(model))
+        model.eval()
+        if batch is not None:
+            loss = compute_loss(model, batch)
+        else:
+            embedding = model.get_input_embeddings().weight  # type: ignore[operator]
+            ones = torch.ones(1, FLOW_TOKENS, embedding.shape[1], dtype=torch.float64, device=embedding.device)
+            loss = model(inputs_embeds=ones).logits.sum()
+        collect(recorder, loss)
+        return score_from_means("synflow", paths.paths, recorder.means())
+
+
+@contextmanager
+def absolute_float64(model: nn.Module) -> Iterator[None]:
+    """Replace every floating parameter by its absolute value in float64, and floating buffers by float64."""
+    parameters = [(p, p.data, p.grad) for p in model.parameters() if p.is_floating_point()]
+    buffers = [(b, b.data) for b in model.buffers() if b.is_floating_point()]
+    try:
+        for parameter, data, _ in parameters:
+            parameter.grad = None
+            parameter.data = data.abs().double()
+        for buffer, data in buffers:
+            buffer.data = data.double()
+        yield
+    finally:
+        for parameter, data, grad in parameters:
+            parameter.data = data
+            parameter.grad = grad
+        for buffer, data in buffers:
+            buffer.data = data
