@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from safetensors import SafetensorError
 
 RUN_FAILED, USER_ERROR = 1, 2
 
@@ -41,10 +42,10 @@ def _explained(debug: bool) -> Iterator[None]:
     """Turn an error into one red line and an exit code: 2 for the user's mistake, 1 for a run that failed."""
     try:
         yield
-    except (ValueError, FileNotFoundError, NotADirectoryError, KeyboardInterrupt, RuntimeError, OSError) as error:
+    except (ValueError, SafetensorError, OSError, RuntimeError, KeyboardInterrupt) as error:
         if debug:
             raise
-        mistake = isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError))
+        mistake = isinstance(error, (ValueError, SafetensorError, FileNotFoundError, NotADirectoryError))
         interrupted = isinstance(error, KeyboardInterrupt)
         text = "interrupted; what was saved stays, --resume continues" if interrupted else str(error)
         errors.print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True, highlight=False)
@@ -81,7 +82,8 @@ def demo(
 
 
 @app.command(
-    epilog="Examples:\n\n[bold]rankwise train recipes/minilm/mrpc-grad-norm-dynamic.yaml --set data.data_dir=data[/]\n\n"
+    epilog="Examples:\n\n"
+    "[bold]rankwise train recipes/minilm/mrpc-grad-norm-dynamic.yaml --set data.data_dir=data[/]\n\n"
     "[bold]rankwise train my.yaml --out runs/mine --set training.epochs=1 --set seed=13[/]\n\n"
     "[bold]rankwise train my.yaml --out runs/mine --resume[/]"
 )
@@ -121,7 +123,9 @@ def train(
         console.print(f"adapter, metrics and checkpoints: [bold]{escape(str(folder))}[/]")
 
 
-@app.command(epilog="Example: [bold]rankwise score recipes/minilm/mrpc-grad-norm-static.yaml --set data.data_dir=data[/]")
+@app.command(
+    epilog="Example: [bold]rankwise score recipes/minilm/mrpc-grad-norm-static.yaml --set data.data_dir=data[/]"
+)
 def score(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
     """Search once, before training: every path's score, its cost, and which ones fit the budget."""
     with _explained(debug):

@@ -9,6 +9,7 @@ from aenum import extend_enum
 from peft import PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
+from safetensors import SafetensorError
 
 NAME = "HETEROLORA"
 
@@ -56,7 +57,12 @@ def wrap_peft_model(before_saving: Any, after_saving: Any, after_loading: Any) -
 
     @functools.wraps(load)
     def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-        result = load(self, model_id, adapter_name, *args, **kwargs)
+        try:
+            result = load(self, model_id, adapter_name, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{model_id} holds an adapter_model.safetensors that is not whole ({error}); copy or train it again"
+            ) from error
         after_loading(self, model_id, adapter_name)
         return result
 

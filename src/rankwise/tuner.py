@@ -18,11 +18,12 @@ from rankwise.errors import nearest
 from rankwise.paths.driver import DRIVERS
 from rankwise.paths.gate import Gate
 from rankwise.paths.low_rank_path import LowRankPath
-from rankwise.paths.path_set import PathSet
+from rankwise.paths.path_set import PathSet, PathSets
 from rankwise.paths.state import AllocationState, Status
 from rankwise.seeds import stable_seed
 
 WEIGHTS = (".lora_A.", ".lora_B.")
+NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 
 class HeteroLoraModel(LoraModel):
@@ -43,6 +44,7 @@ class HeteroLoraModel(LoraModel):
         config = self.peft_config[adapter_name]
         assert isinstance(config, HeteroLoraConfig)
         _check_targets(model, config)
+        self._check_kinds(model, config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._build_paths(model, adapter_name, config)
 
@@ -57,18 +59,22 @@ class HeteroLoraModel(LoraModel):
         **kwargs: Any,
     ) -> None:
         """Draw initial values from a generator seeded by (seed, module name); the global one stays where it was."""
-        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if isinstance(base, (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)):
-            raise ValueError(
-                f"target_modules matches {current_key!r}, a {type(base).__name__}; a path runs along a linear "
-                "projection: target linear layers only"
-            )
         before = torch.get_rng_state()
         try:
             torch.default_generator.manual_seed(stable_seed(lora_config.seed, current_key))
             super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, current_key, **kwargs)
         finally:
             torch.set_rng_state(before)
+
+    def _check_kinds(self, model: nn.Module, config: HeteroLoraConfig) -> None:
+        """Refuse targets that are no linear map, before anything is built."""
+        for name, module in model.named_modules():
+            base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+            if isinstance(base, NOT_LINEAR) and self._check_target_module_exists(config, name):
+                raise ValueError(
+                    f"target_modules matches {name!r}, a {type(base).__name__}; a path runs along a linear "
+                    "projection: target linear layers only"
+                )
 
     def _build_paths(self, model: nn.Module, adapter: str, config: HeteroLoraConfig) -> None:
         hosts = {
@@ -84,8 +90,7 @@ class HeteroLoraModel(LoraModel):
             [LowRankPath(names[module], "linear", module, host, adapter) for module, host in hosts.items()],
         )
         if "rankwise_paths" not in model.__dict__:
-            model.rankwise_paths = {}
-            model.register_forward_pre_hook(_before_forward)
+            model.rankwise_paths = PathSets(model.register_forward_pre_hook(_before_forward))
         copied_from = _structure_of(model, config)
         first = _first_allocation(paths)
         for path in paths.paths.values():
@@ -119,6 +124,16 @@ class HeteroLoraModel(LoraModel):
                 driver.forget(paths)
             for path in paths.paths.values():
                 path.state.remove(adapter_name)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Take the paths off the model, merged or not, and every trace of their searches."""
+        model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)
+        sets: PathSets = model.__dict__.pop("rankwise_paths")
+        sets.hook.remove()
+        for paths in sets.values():
+            for driver in DRIVERS:
+                driver.forget(paths)
+        return model
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -170,7 +185,8 @@ def _before_forward(module: nn.Module, args: Any) -> None:
     if not (module.training and torch.is_grad_enabled()):
         return
     for paths in module.rankwise_paths.values():
-        if paths.allocator is None and paths.config.mode != "off" and paths.trains:
+        idle = paths.allocator is None or not paths.allocator.begun
+        if idle and paths.config.mode != "off" and paths.trains and not paths.probing:
             _wake(module, paths)
 
 

@@ -37,7 +37,7 @@ class Allocator:
     the paths' parameters, and Trainer's callback makes one that knows epochs. Make it yourself to say what a bare loop
     can't tell::
 
-        allocator = rankwise.Allocator(model, optimizer, batches=loader, steps_per_epoch=len(loader))
+        rankwise.Allocator(model, optimizer, batches=loader, steps_per_epoch=len(loader))
         for batch in loader: ...  # as before
 
     Args:
@@ -55,6 +55,7 @@ class Allocator:
     Attributes:
         step: Optimizer steps done.
         searches: Searches done.
+        begun: Whether the first forward pass has been seen, or a checkpoint loaded.
 
     Raises:
         ValueError: The model has no rankwise paths, or the config needs something that is not given here.
@@ -83,6 +84,7 @@ class Allocator:
         self.step = 0
         self.searches = 0
         self.tap_seconds = 0.0
+        self.begun = False
         config = self.config
         if config.mode != "off" and config.scoring == "probe" and batches is None and self._needs_batches(config.proxy):
             raise ValueError(
@@ -111,7 +113,7 @@ class Allocator:
         if self.schedule.falls_back:
             logger.info("the length of an epoch is unknown here: searching every %d optimizer steps", FALLBACK_EVERY)
         for driver in DRIVERS:
-            driver.wake(model, self.paths)
+            driver.listen(self.paths)
 
     @property
     def knows_epochs(self) -> bool:
@@ -155,7 +157,11 @@ class Allocator:
         return any(parameter is first for group in optimizer.param_groups for parameter in group["params"])
 
     def begin(self) -> None:
-        """Start a new history, search before the first step if that is due, and open the next search's window."""
+        """Start a new history, search before the first step if that is due, and open the next search's window.
+
+        The first training forward does it, unless it was done before.
+        """
+        self.begun = True
         self.paths.history.clear()
         self._search_if_due()
 
@@ -304,6 +310,7 @@ class Allocator:
         self.step, self.searches = state["step"], state["searches"]
         self.tap_seconds = state["tap_seconds"]
         self.paths.history[:] = state["history"]
+        self.begun = True
         self.paths.recorder = None
         self._open_window()
         recorder = self.paths.recorder
@@ -328,3 +335,16 @@ def head_parameters(model: nn.Module, paths: PathSet) -> int:
     """Return how many parameters train beside the paths: heads and ``modules_to_save``."""
     own = {id(parameter) for path in paths.paths.values() for parameter in path.parameters}
     return sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in own)
+
+
+def warn_if_idle(paths: PathSet) -> None:
+    """Warn if a search was asked for and training began, but none ever ran."""
+    allocator = paths.allocator
+    if allocator is not None and paths.config.mode != "off" and not paths.history:
+        warnings.warn(
+            f"mode={paths.config.mode!r} asked for a search of adapter {paths.adapter!r}, but none ran in "
+            f"{allocator.step} optimizer steps (the first is due before step {allocator.schedule.first}): the allocation "
+            "is still the random one drawn at the start. If steps were taken, the optimizer does not own the paths' "
+            "parameters; if training is short, lower score_batches or give rankwise.Allocator(..., batches=...)",
+            stacklevel=2,
+        )

@@ -9,6 +9,7 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor, nn
 
+from rankwise.allocation.allocator import warn_if_idle
 from rankwise.distributed import rank
 from rankwise.files import write_json_atomic, write_text_atomic
 from rankwise.paths.path_set import PathSet, path_set
@@ -78,6 +79,8 @@ def after_saving(model: PeftModel, folder: str | Path) -> None:
     """Write the history and the allocation of each saved adapter beside its tensors."""
     for adapter, paths in _own(model).items():
         place = paths.folder = Path(folder) if adapter == "default" else Path(folder) / adapter
+        if paths.allocator is not None and not paths.allocator.knows_epochs:
+            warn_if_idle(paths)
         if rank() != 0 or not place.is_dir():
             continue
         write_json_atomic(place / ALLOCATION, {**_listed(paths), "parameters": paths.counts()})

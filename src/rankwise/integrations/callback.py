@@ -17,11 +17,10 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 
-from rankwise.allocation.allocator import Allocator
+from rankwise.allocation.allocator import Allocator, warn_if_idle
 from rankwise.allocation.checkpoint import load_search, save_search
 from rankwise.config import HeteroLoraConfig
 from rankwise.distributed import rank, world_size
-from rankwise.integrations.optimizer import warn_if_idle
 from rankwise.paths.path_set import PathSet, path_sets
 from rankwise.scores.probe import Batch, ComputeLoss
 from rankwise.seeds import stable_seed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import warnings
 import weakref
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from rankwise.allocation.allocator import Allocator
+from rankwise.allocation.allocator import Allocator, warn_if_idle
 from rankwise.paths.driver import DRIVERS
 from rankwise.paths.path_set import PathSet, path_sets
 
@@ -28,8 +27,8 @@ class OptimizerDriver:
         self._depth = 0
         self._stepped: weakref.WeakSet[PathSet] = weakref.WeakSet()
 
-    def wake(self, model: nn.Module, paths: PathSet) -> None:
-        """Start listening for a path set, making its allocator if it has none."""
+    def listen(self, paths: PathSet) -> None:
+        """Start listening for a path set."""
         if not self._handles:
             self._handles = [
                 register_optimizer_step_pre_hook(self._before),
@@ -37,8 +36,12 @@ class OptimizerDriver:
             ]
         self._listening.add(paths)
         self._depth = 0  # a step that raised left its mark
-        if paths.allocator is None:
-            Allocator(model, adapter=paths.adapter).begin()
+
+    def wake(self, model: nn.Module, paths: PathSet) -> None:
+        """Begin a path set's search, making its allocator if it has none."""
+        allocator = paths.allocator or Allocator(model, adapter=paths.adapter)
+        if not allocator.begun:
+            allocator.begin()
 
     def forget(self, paths: PathSet) -> None:
         """Stop listening for a path set; the last one takes the hooks along."""
@@ -76,19 +79,6 @@ class OptimizerDriver:
         """Warn of every model that was trained, asked for a search, and never got one."""
         for paths in list(self._listening):
             warn_if_idle(paths)
-
-
-def warn_if_idle(paths: PathSet) -> None:
-    """Warn if a search was asked for and training began, but none ever ran."""
-    allocator = paths.allocator
-    if allocator is not None and paths.config.mode != "off" and not paths.history:
-        warnings.warn(
-            f"mode={paths.config.mode!r} asked for a search of adapter {paths.adapter!r}, but none ran in "
-            f"{allocator.step} optimizer steps (the first is due before step {allocator.schedule.first}): the allocation "
-            "is still the random one drawn at the start. If steps were taken, the optimizer does not own the paths' "
-            "parameters; if training is short, lower score_batches or give rankwise.Allocator(..., batches=...)",
-            stacklevel=2,
-        )
 
 
 DRIVER = OptimizerDriver()

@@ -16,8 +16,12 @@ from rankwise.paths.path_set import PathSet
 class Driver(Protocol):
     """What the tuner asks of the search."""
 
-    def wake(self, model: nn.Module, paths: PathSet) -> None:
+    def listen(self, paths: PathSet) -> None:
         """Start listening to the optimizer that owns the paths' parameters."""
+        ...
+
+    def wake(self, model: nn.Module, paths: PathSet) -> None:
+        """See to it that a search has begun: a training forward of the model is about to happen."""
         ...
 
     def update_and_allocate(self, paths: PathSet) -> None:

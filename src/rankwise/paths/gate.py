@@ -42,7 +42,7 @@ class Gate(LoraVariant):
             result = result + F.linear(F.linear(x, path.lora_A.detach()), path.lora_B.detach()) * path.scaling
         if paths.tied and not path.enabled and torch.is_grad_enabled():
             result = Tie.apply(result, *path.parameters)
-        if paths.recorder is not None and torch.is_grad_enabled():
+        if paths.recorder is not None and torch.is_grad_enabled() and (module.training or paths.probing):
             result = paths.recorder.tap(path, x, result)
         return result
 

@@ -83,19 +83,23 @@ class LowRankPath:
         """The scale s."""
         return self.host.scaling[self.adapter]
 
-    def delta_weight(self) -> Tensor:
-        """Return ``s B A``, o x i."""
-        return self.scaling * (self.lora_B @ self.lora_A)
-
     def base_weight(self) -> Tensor:
         """Return ``W0``, o x i, dequantised where the base is quantised."""
         weight = dequantize_module_weight(self.host.get_base_layer())
         return weight.T if self.host.fan_in_fan_out else weight
 
     @torch.no_grad()
-    def effective_weight(self) -> Tensor:
-        """Return the matrix that the path makes: ``W0 + s B A``, o x i, in the dtype of ``B``."""
-        return self.base_weight().to(self.lora_B.dtype) + self.delta_weight()
+    def effective_weight(self, *, absolute: bool = False) -> Tensor:
+        """Return the matrix that the path makes: ``W0 + s B A``, o x i, in the dtype of ``B``.
+
+        Args:
+            absolute: Take ``|W0| + s |B| |A|`` instead.
+        """
+        a, b = self.lora_A, self.lora_B
+        base = self.base_weight().to(b.dtype)
+        if absolute:
+            a, b, base = a.abs(), b.abs(), base.abs()
+        return base + self.scaling * (b @ a)
 
     def set_(self, *, enabled: bool, contributing: bool) -> None:
         """Switch the path; ``rankwise.apply_`` is the way to do it from outside."""

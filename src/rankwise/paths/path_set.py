@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from rankwise.config import HeteroLoraConfig
 from rankwise.paths.low_rank_path import LowRankPath
@@ -92,6 +93,18 @@ class PathSet:
             "resident": sum(path.num_parameters for path in paths),
             "frozen": sum(path.num_parameters for path in paths if path.contributing and not path.enabled),
         }
+
+
+class PathSets(dict[str, PathSet]):
+    """The path sets of a model by adapter, and the hook that wakes their searches.
+
+    Args:
+        hook: The handle of the model's forward pre-hook.
+    """
+
+    def __init__(self, hook: RemovableHandle) -> None:
+        super().__init__()
+        self.hook = hook
 
 
 def path_sets(model: nn.Module) -> dict[str, PathSet]:

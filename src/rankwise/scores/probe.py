@@ -5,12 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
+from rankwise.config import CHOICES
+from rankwise.errors import check_choice
 from rankwise.paths.path_set import PathSet, path_set
 from rankwise.scores.proxies import PROXIES, Scores, score_from_means, score_without_data
 from rankwise.scores.recorder import StatisticRecorder
@@ -119,9 +124,6 @@ def score_paths(
     Raises:
         ValueError: A name is not allowed, there are no batches, or the model returns no loss.
     """
-    from rankwise.config import CHOICES
-    from rankwise.errors import check_choice
-
     check_choice("proxy", proxy, PROXIES)
     check_choice("score_on", score_on, CHOICES["score_on"])
     check_choice("mode", mode, CHOICES["probe_mode"])
@@ -203,7 +205,11 @@ def _probe_flow(
 
 @contextmanager
 def absolute_float64(model: nn.Module) -> Iterator[None]:
-    """Replace every floating parameter by its absolute value in float64, and floating buffers by float64."""
+    """Replace every floating parameter by its absolute value in float64, and floating buffers by float64.
+
+    A quantised linear layer computes with its dequantised absolute weight, one layer at a time.
+    """
+    quantised = [m for m in model.modules() if isinstance(m, nn.Linear) and not m.weight.is_floating_point()]
     parameters = [(p, p.data, p.grad) for p in model.parameters() if p.is_floating_point()]
     buffers = [(b, b.data) for b in model.buffers() if b.is_floating_point()]
     try:
@@ -212,10 +218,19 @@ def absolute_float64(model: nn.Module) -> Iterator[None]:
             parameter.data = data.abs().double()
         for buffer, data in buffers:
             buffer.data = data.double()
+        for module in quantised:
+            module.forward = partial(_absolute_linear, module)  # type: ignore[method-assign]
         yield
     finally:
+        for module in quantised:
+            module.__dict__.pop("forward", None)
         for parameter, data, grad in parameters:
             parameter.data = data
             parameter.grad = grad
         for buffer, data in buffers:
             buffer.data = data
+
+
+def _absolute_linear(module: nn.Linear, x: Tensor) -> Tensor:
+    weight = dequantize_module_weight(module).abs().to(x.dtype)
+    return F.linear(x, weight, module.bias)

@@ -71,11 +71,11 @@ class FactorGradients:
 
 
 class WeightFlow:
-    """``sum over tokens of g . (W x)`` (a number): ``sum theta * gradient`` of the effective matrix, without ``G``."""
+    """``sum over tokens of g . (W x)`` (a number) with ``W = |W0| + s |B| |A|``: ``sum W * G``, without ``G``."""
 
     def contribution(self, path: LowRankPath, x: Tensor, g: Tensor) -> tuple[Tensor, ...]:
         """Return (sum W * G,)."""
-        return ((g * (x @ path.effective_weight().to(x.dtype).T)).sum(),)
+        return ((g * (x @ path.effective_weight(absolute=True).to(x.dtype).T)).sum(),)
 
 
 def gradient_statistic(

@@ -1,0 +1,133 @@
+"""A probe leaves no trace, whatever happens inside it."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+import rankwise
+from rankwise.paths.path_set import path_set
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+        )
+        base = BertForSequenceClassification(config)
+        base.register_buffer("running", torch.zeros(2))
+    adapter = rankwise.HeteroLoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
+    return get_peft_model(base, adapter)
+
+
+def batch() -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.arange(1, 9).reshape(2, 4), "labels": torch.tensor([0, 1])}
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Everything that a pass could touch."""
+    return {
+        "state": copy.deepcopy(dict(model.state_dict())),
+        "grads": {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()},
+        "flags": {name: (p.requires_grad, p.dtype) for name, p in model.named_parameters()},
+        "modes": [module.training for module in model.modules()],
+        "hooks": [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()],
+        "allocation": {name: (path.enabled, path.contributing) for name, path in rankwise.named_paths(model).items()},
+        "search": [path_set(model).recorder, path_set(model).probing, path_set(model).allocator],
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state()[1],
+        "python": random.getstate(),
+    }
+
+
+def assert_same(before: Any, after: Any) -> None:
+    if isinstance(before, dict):
+        assert before.keys() == after.keys()
+        for key in before:
+            assert_same(before[key], after[key])
+    elif isinstance(before, torch.Tensor):
+        assert torch.equal(before, after)
+    elif isinstance(before, np.ndarray):
+        assert (before == after).all()
+    else:
+        assert before == after
+
+
+class Broken(RuntimeError):
+    """The user's own error."""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("proxy", ["grad_norm", "snip", "synflow"])
+def test_nothing_is_left_behind(model: nn.Module, proxy: str, mode: str, fails: bool) -> None:
+    model.train()
+    model.base_model.model.bert.encoder.layer[0].eval()
+    model(**batch()).loss.backward()  # gradients of a step under way
+
+    def loss_that_touches_everything(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        torch.rand(3), random.random(), np.random.random()  # noqa: B018, NPY002
+        model.base_model.model.running += 1
+        loss = model(**batch).loss
+        if fails:
+            raise Broken
+        return loss
+
+    def batches() -> Iterator[dict[str, torch.Tensor]]:
+        for _ in range(3):
+            torch.rand(1)
+            yield batch()
+
+    before = snapshot(model)
+    options: dict[str, Any] = {"proxy": proxy, "mode": mode, "synflow_loss": "loss"}
+    if fails:
+        with pytest.raises(Broken):
+            rankwise.score_paths(model, batches(), compute_loss=loss_that_touches_everything, **options)
+    else:
+        rankwise.score_paths(model, batches(), compute_loss=loss_that_touches_everything, **options)
+    assert_same(before, snapshot(model))
+
+
+def test_scoring_with_dropout_does_not_start_a_search(model: nn.Module) -> None:
+    rankwise.score_paths(model, [batch()], mode="train")
+    assert path_set(model).allocator is None
+
+
+def test_a_probe_inside_a_window_keeps_the_window(model: nn.Module) -> None:
+    """A second search's probe must not swallow what the first has collected."""
+    paths = path_set(model)
+    marker = object()
+    paths.recorder = marker  # type: ignore[assignment]
+    rankwise.score_paths(model, [batch()])
+    assert paths.recorder is marker
+
+
+def test_no_batches_and_no_labels_are_errors_that_say_so(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match="needs training batches, got none"):
+        rankwise.score_paths(model, [])
+    with pytest.raises(ValueError, match="add labels, or pass compute_loss"):
+        rankwise.score_paths(model, [{"input_ids": batch()["input_ids"]}])
+
+
+def test_unknown_words_name_the_nearest(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match="proxy='gradnorm' is not one of .* did you mean 'grad_norm'"):
+        rankwise.score_paths(model, [batch()], proxy="gradnorm")
+    with pytest.raises(ValueError, match="score_on='weights'"):
+        rankwise.score_paths(model, [batch()], score_on="weights")
+
+
+def test_scores_are_the_same_in_bfloat16_autocast_up_to_its_precision(model: nn.Module) -> None:
+    exact = rankwise.score_paths(model, [batch()])
+    half = rankwise.score_paths(model, [batch()], autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    assert half == pytest.approx(exact, rel=0.1)

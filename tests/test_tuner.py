@@ -1,0 +1,366 @@
+"""The tuner: what PEFT promises holds with paths switched on and off."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import rankwise
+from rankwise.paths.path_set import path_set
+from tests.models import (
+    adapted,
+    class_batches,
+    fill_,
+    keep_only_,
+    logits,
+    text_batches,
+    tiny_bert,
+    tiny_llama,
+    tiny_opt,
+    tokens,
+)
+
+FAMILIES: dict[str, tuple[Any, str, list[str]]] = {
+    "bert": (tiny_bert, "SEQ_CLS", ["query", "value"]),
+    "llama": (tiny_llama, "CAUSAL_LM", ["q_proj", "v_proj", "down_proj"]),
+    "opt": (tiny_opt, "CAUSAL_LM", ["q_proj", "v_proj", "fc1"]),
+}
+
+
+def made(family: str, **fields: Any) -> PeftModel:
+    build, task, targets = FAMILIES[family]
+    return adapted(build(), task_type=task, target_modules=targets, **fields)
+
+
+def status(model: nn.Module) -> dict[str, tuple[bool, bool]]:
+    return {name: (path.enabled, path.contributing) for name, path in rankwise.named_paths(model).items()}
+
+
+def half_on(model: nn.Module) -> None:
+    keep_only_(model, *list(rankwise.named_paths(model))[::2])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_model_starts_as_the_base_model(family: str) -> None:
+    build = FAMILIES[family][0]
+    assert torch.equal(logits(made(family)), logits(build()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_path_that_is_off_is_not_there(family: str) -> None:
+    """Against PEFT itself: zeroing B of the paths that are off gives the same logits, to the bit."""
+    model, twin = made(family), made(family)
+    for each in (model, twin):
+        fill_(each)
+    half_on(model)
+    with torch.no_grad():
+        for name, path in rankwise.named_paths(twin).items():
+            if not rankwise.named_paths(model)[name].enabled:
+                path.lora_B.zero_()
+    assert torch.equal(logits(model), logits(twin))
+    keep_only_(model)
+    assert torch.equal(logits(model), logits(FAMILIES[family][0]()))
+
+
+def test_gradients_equal_those_of_peft() -> None:
+    model = made("bert")
+    fill_(model)
+    half_on(model)
+    (batch,) = class_batches(1)
+    model(**batch).loss.backward()
+    for path in rankwise.named_paths(model).values():
+        assert (path.lora_A.grad is not None) == path.enabled
+        assert (path.lora_B.grad is not None) == path.enabled
+        assert path.lora_A.requires_grad
+
+
+def test_initial_values_depend_on_seed_and_name_alone() -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = rankwise.named_paths(made("bert", seed=5))
+    assert torch.equal(torch.get_rng_state(), state), "the global generator is not ours"
+    torch.manual_seed(2)
+    fewer = rankwise.named_paths(adapted(tiny_bert(), task_type="SEQ_CLS", target_modules=["value"], seed=5))
+    other = rankwise.named_paths(made("bert", seed=6))
+    for name, path in fewer.items():
+        assert torch.equal(path.lora_A, first[name].lora_A)
+        assert not torch.equal(path.lora_A, other[name].lora_A)
+        assert not path.lora_B.any()
+        bound = 1 / path.lora_A.shape[1] ** 0.5  # kaiming-uniform with a = sqrt 5
+        assert 0.5 * bound < path.lora_A.abs().max() <= bound
+
+
+@pytest.mark.parametrize("budget", [0, 0.0, 0.3, 1.0, 100])
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_the_first_allocation_obeys_the_budget(mode: str, budget: float) -> None:
+    model = made("llama", mode=mode, budget=budget)
+    counts, plan = path_set(model).counts(), rankwise.plan(model)
+    assert counts["enabled"] <= plan.budget
+    if budget == 1.0:
+        assert counts["enabled"] == counts["resident"]
+    first = status(model)
+    assert status(made("llama", mode=mode, budget=budget)) == first
+    differ = [status(made("llama", mode=mode, budget=budget, seed=seed)) != first for seed in range(1, 5)]
+    assert any(differ) == (budget in (0.3, 100))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("enabled_only", [False, True])
+def test_saved_and_loaded_it_is_the_same(family: str, enabled_only: bool, tmp_path: Path) -> None:
+    model = made(family)
+    fill_(model)
+    half_on(model)
+    expected = logits(model)
+    model.save_pretrained(tmp_path, enabled_only=enabled_only)
+    build = FAMILIES[family][0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        loaded = PeftModel.from_pretrained(build(), tmp_path)
+    assert torch.equal(logits(loaded), expected)
+    assert status(loaded) == status(model)
+    plain = build()
+    plain.load_adapter(str(tmp_path))
+    assert torch.equal(logits(plain), expected) or enabled_only  # transformers warns of what is left out, and copes
+    assert status(plain) == status(model)
+    lean = load_file(tmp_path / "adapter_model.safetensors")
+    weights = [key for key in lean if ".lora_A." in key]
+    assert len(weights) == len([p for p in rankwise.named_paths(model).values() if p.enabled or not enabled_only])
+
+
+def test_low_memory_loading_restores_the_allocation(tmp_path: Path) -> None:
+    model = made("llama")
+    fill_(model)
+    half_on(model)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path, low_cpu_mem_usage=True)
+    assert status(loaded) == status(model)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_the_allocation_survives_what_peft_users_do(tmp_path: Path) -> None:
+    model = made("llama")
+    fill_(model)
+    half_on(model)
+    expected, on = logits(model), status(model)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), logits(tiny_llama()))
+    assert torch.equal(logits(model), expected)
+    config = rankwise.HeteroLoraConfig(task_type="CAUSAL_LM", r=3, target_modules=["k_proj", "v_proj"], mode="off")
+    model.add_adapter("other", config)
+    model.set_adapter("other")
+    assert all(path.enabled for path in rankwise.named_paths(model).values())
+    assert torch.equal(logits(model), logits(tiny_llama()))
+    model.set_adapter("default")
+    assert torch.equal(logits(model), expected)
+    assert status(model) == on
+    for path in rankwise.named_paths(model).values():
+        path.host.set_scale("default", 2.0)
+        path.host.unscale_layer()
+    assert torch.equal(logits(model), expected)
+    twin = copy.deepcopy(model)
+    keep_only_(twin)
+    assert status(model) == on, "a copy has switches of its own"
+    assert torch.equal(logits(model), expected)
+    model.delete_adapter("other")
+    assert torch.equal(logits(model), expected)
+    model.save_pretrained(tmp_path)
+    keep_only_(model)
+    model.load_adapter(tmp_path, "default")
+    assert status(model) == on
+    assert torch.equal(logits(model), expected)
+
+
+def test_an_adapter_from_the_same_config_object_takes_over_the_structure() -> None:
+    """DPO makes its reference adapter this way and copies parameters only."""
+    model = made("bert", mode="dynamic", budget=0.5)
+    half_on(model)
+    model.add_adapter("reference", model.peft_config["default"])
+    assert status(model) == {
+        name: (path.enabled, path.contributing) for name, path in rankwise.named_paths(model, "reference").items()
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merging_merges_what_contributes(family: str) -> None:
+    model = made(family)
+    fill_(model)
+    half_on(model)
+    expected = logits(model)
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model), expected)
+    model.unmerge_adapter()
+    torch.testing.assert_close(logits(model), expected)
+    merged = model.merge_and_unload(safe_merge=True)
+    torch.testing.assert_close(logits(merged), expected)
+    assert "rankwise_paths" not in merged.__dict__
+    assert not merged._forward_pre_hooks
+
+
+def test_a_frozen_path_contributes_without_training() -> None:
+    model = made("bert", on_disable="freeze")
+    fill_(model)
+    expected = logits(model)
+    half_on(model)
+    assert torch.equal(logits(model), expected)
+    (batch,) = class_batches(1)
+    model(**batch).loss.backward()
+    for path in rankwise.named_paths(model).values():
+        assert path.contributing
+        assert (path.lora_B.grad is not None) == path.enabled
+    counts = path_set(model).counts()
+    assert counts["frozen"] == counts["contributing"] - counts["enabled"] > 0
+
+
+def test_only_enabled_paths_and_the_head_move() -> None:
+    model = made("bert", mode="dynamic", budget=0.5, search_every=2, score_batches=2).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    for batch in class_batches(8):
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        on = [name for name, path in rankwise.named_paths(model).items() if path.enabled]
+        assert path_set(model).counts()["enabled"] <= rankwise.plan(model).budget
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+        paths = rankwise.named_paths(model)
+        ids = {id(p) for name in on for p in paths[name].parameters}
+        head = {name for name, p in model.named_parameters() if "modules_to_save" in name}
+        expected = {name for name, p in model.named_parameters() if id(p) in ids} | head
+        zero_at_first = {name for name in expected if "lora_A" in name}  # no gradient while B is 0, decay only
+        assert moved - expected == set()
+        assert expected - moved <= zero_at_first
+    assert len({tuple(record["chosen"]) for record in rankwise.history(model)}) >= 1
+
+
+def test_generation_token_by_token_equals_all_at_once() -> None:
+    model = made("llama")
+    fill_(model)
+    half_on(model)
+    ids = tokens(1)
+    whole = logits(model, ids)
+    cached = model(input_ids=ids[:, :3], use_cache=True)
+    steps = [cached.logits]
+    for position in range(3, ids.shape[1]):
+        cached = model(input_ids=ids[:, position : position + 1], past_key_values=cached.past_key_values)
+        steps.append(cached.logits)
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole)
+    assert model.generate(input_ids=ids, max_new_tokens=3, do_sample=False).shape == (1, ids.shape[1] + 3)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients_and_scores(reentrant: bool) -> None:
+    found: list[tuple[list[torch.Tensor | None], dict[str, float]]] = []
+    for checkpointing in (False, True):
+        model = made("llama", mode="dynamic", budget=0.5, search_every=1, score_batches=1).double().train()
+        fill_(model)
+        half_on(model)
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+        model(**text_batches(1)[0]).loss.backward()
+        gradients = [path.lora_B.grad for path in rankwise.named_paths(model).values()]
+        optimizer.step()
+        found.append((gradients, rankwise.history(model)[0]["scores"]))
+    for plain, recomputed in zip(found[0][0], found[1][0], strict=True):
+        assert (plain is None) == (recomputed is None)
+        if plain is not None:
+            torch.testing.assert_close(recomputed, plain, rtol=1e-12, atol=0)
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-12)
+
+
+def test_bfloat16_and_autocast() -> None:
+    exact = made("llama")
+    fill_(exact)
+    half_on(exact)
+    expected = logits(exact)
+    half = adapted(tiny_llama().bfloat16(), task_type="CAUSAL_LM", target_modules=FAMILIES["llama"][2])
+    fill_(half)
+    half_on(half)
+    assert logits(half).dtype == torch.bfloat16
+    torch.testing.assert_close(logits(half).float(), expected, rtol=0.1, atol=0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(logits(exact).float(), expected, rtol=0.1, atol=0.5)
+
+
+def test_a_compiled_model_follows_twelve_reallocations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 32)
+    model = made("bert", mode="dynamic", budget=0.5, proxy="constant", search_every=1, scoring="online")
+    fill_(model)
+    compiled = torch.compile(model, backend="aot_eager").train()  # type: ignore[union-attr]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for batch in class_batches(12):
+        loss = compiled(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.eval()
+        torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits)
+        model.train()
+    assert len(rankwise.history(model)) >= 12
+    torch._dynamo.reset()
+
+
+def test_targets_that_match_nothing_name_the_nearest_and_build_nothing() -> None:
+    base = tiny_bert()
+    names = [name for name, _ in base.named_modules()]
+    with pytest.raises(ValueError, match=r"names 'querry'.* did you mean 'query'.*linear layers are .*value"):
+        adapted(base, target_modules=["querry", "value"])
+    with pytest.raises(ValueError, match="a path runs along a linear projection"):
+        adapted(base, target_modules=["word_embeddings", "query"])
+    with pytest.raises(ValueError, match="leaves nothing to search"):
+        adapted(base, target_modules=[])
+    assert [name for name, _ in base.named_modules()] == names
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    model = made("llama")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"tensors that this model has no place for.*another model"):
+        PeftModel.from_pretrained(tiny_llama(blocks=1), tmp_path)
+    with pytest.raises(ValueError, match=r"lacks 3 of this model's paths.*another model"):
+        PeftModel.from_pretrained(tiny_llama(blocks=3), tmp_path)
+    with pytest.raises(ValueError, match=r"v_proj.* is \(8, 2\) but this model's is \(16, 2\)"):
+        PeftModel.from_pretrained(tiny_llama(gqa=False), tmp_path)
+    with pytest.raises(ValueError, match="did you mean|matches no module"):
+        PeftModel.from_pretrained(tiny_bert(), tmp_path)
+
+
+def test_files_that_are_no_adapter_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"adapter_config\.json"):
+        PeftModel.from_pretrained(tiny_llama(), tmp_path)
+    model = made("llama")
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="is not whole"):
+        PeftModel.from_pretrained(tiny_llama(), tmp_path)
+    tensors = {key: value for key, value in load_file_bytes(whole).items() if "layers.0" not in key}
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="of this model's paths"):
+        PeftModel.from_pretrained(tiny_llama(), tmp_path)
+
+
+def load_file_bytes(data: bytes) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load
+
+    return load(data)
+
+
+def test_enabled_only_is_for_models_with_paths(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    plain = get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="has no rankwise paths"):
+        plain.save_pretrained(str(tmp_path), enabled_only=True)
+    with pytest.raises(ValueError, match="has no rankwise paths; make some with"):
+        rankwise.named_paths(plain)
