@@ -117,6 +117,7 @@ def train(
         command = shlex.join(["rankwise", *sys.argv[1:]])
         folder = out or Path("runs") / f"{recipe.stem}-seed{checked.seed}"
         result = run(checked, folder, resume=resume, overwrite=overwrite, console=console, command=command)
+        console.quiet = not result.main_process
         if not result.trained:
             console.print(f"{folder} is finished already; nothing to resume")
         console.print(result_table(result.metrics))

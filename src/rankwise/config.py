@@ -29,6 +29,7 @@ UNSUPPORTED: dict[str, str] = {
     "use_dora": "a DoRA layer rescales W0, so switching it off would not give the base model back",
     "use_bdlora": "block-diagonal factors are not one A and one B",
     "lora_bias": "a path is B A alone",
+    "use_qalora": "QA-LoRA pools the path's input",
     "layer_replication": "replicated layers share their base weights",
     "target_parameters": "bare parameters have no input to score a path by",
     "alora_invocation_tokens": "an activated LoRA is on for part of a sequence only",
@@ -161,10 +162,14 @@ class HeteroLoraConfig(LoraConfig):
             "warmup_searches": (self.warmup_searches, 0),
             "total_steps": (self.total_steps, 1),
         }
+        optional = ("search_every", "total_steps")
         for name, (value, least) in lowest.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            if value is None and name in optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
         if not 0.0 < self.stop_searching_at <= 1.0:
             raise ValueError(f"stop_searching_at={self.stop_searching_at!r} must lie in (0, 1]")
-        if self.sketch not in ("auto", None) and (not isinstance(self.sketch, int) or self.sketch < 1):
+        columns = self.sketch
+        if columns not in ("auto", None) and (isinstance(columns, bool) or not isinstance(columns, int) or columns < 1):
             raise ValueError(f"sketch={self.sketch!r} must be 'auto', None (exact) or a number of columns >= 1")

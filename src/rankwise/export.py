@@ -19,12 +19,14 @@ from rankwise.paths.path_set import path_set
 PREFIX = "base_model.model."
 
 
-def export_lora(model: PeftModel, folder: str | Path, *, rank_pattern: bool = False, adapter: str | None = None) -> None:
+def export_lora(
+    model: PeftModel, folder: str | Path, *, rank_pattern: bool = False, adapter: str | None = None
+) -> None:
     """Write the contributing paths as an ordinary ``peft_type: LORA`` adapter.
 
-    The config names exactly the contributing modules, by full name. By default it has one ``r`` and one
-    ``lora_alpha``: smaller ranks are padded with zeros to the largest and other scales are folded into ``B``, because
-    servers that batch adapters read no patterns. The logits are those of the model here.
+    The config names exactly the contributing modules (enabled, or frozen with ``B`` not zero), by full name. By
+    default it has one ``r`` and one ``lora_alpha``: smaller ranks are padded with zeros to the largest and other
+    scales are folded into ``B``, because servers that batch adapters read no patterns. The logits stay the same.
 
     Args:
         model: A model made by ``peft.get_peft_model`` with rankwise paths.
@@ -36,7 +38,7 @@ def export_lora(model: PeftModel, folder: str | Path, *, rank_pattern: bool = Fa
         ValueError: The model has no rankwise paths, or none contributes.
     """
     paths = path_set(model, adapter)
-    live = [path for path in paths.paths.values() if path.contributing]
+    live = [path for path in paths.paths.values() if path.enabled or (path.contributing and path.lora_B.any())]
     if not live:
         raise ValueError("no path contributes, so there is nothing to export: the adapter equals the base model")
     rank = max(path.r for path in live)
@@ -65,7 +67,7 @@ def write_adapter(folder: str | Path, config: LoraConfig, tensors: dict[str, Ten
 
 def _other_tensors(model: PeftModel, adapter: str) -> dict[str, Tensor]:
     """Return the head's and ``modules_to_save``'s tensors, under the names of a saved adapter."""
-    state: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=adapter)
+    state: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     return {key: value for key, value in state.items() if ".lora_" not in key}
 
 
@@ -76,15 +78,14 @@ def plain_config(config: LoraConfig, modules: Iterable[str], **fields: Any) -> L
         base_model_name_or_path=config.base_model_name_or_path,
         lora_dropout=config.lora_dropout,
         modules_to_save=config.modules_to_save,
+        trainable_token_indices=config.trainable_token_indices,
         fan_in_fan_out=config.fan_in_fan_out,
         target_modules=list(modules),
         **fields,
     )
 
 
-def _config(
-    config: LoraConfig, live: list[LowRankPath], rank: int, scaling: float, rank_pattern: bool
-) -> LoraConfig:
+def _config(config: LoraConfig, live: list[LowRankPath], rank: int, scaling: float, rank_pattern: bool) -> LoraConfig:
     ranks = {path.module: path.r for path in live if path.r != rank}
     alphas = {path.module: _whole(path.scaling * path.r) for path in live if path.scaling * path.r != scaling * rank}
     exported = plain_config(
@@ -101,4 +102,3 @@ def _config(
 
 def _whole(value: float) -> Any:
     return int(value) if float(value).is_integer() else value
-

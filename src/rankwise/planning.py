@@ -13,7 +13,10 @@ from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -23,13 +26,16 @@ from rankwise.allocation.budget import resolve_budget
 from rankwise.allocation.policy import Policy
 from rankwise.config import HeteroLoraConfig
 from rankwise.export import plain_config
-from rankwise.paths.path_set import PathSet, path_set
+from rankwise.paths.path_set import PathSet, has_adapter, path_set
 from rankwise.scores.probe import Batch, ComputeLoss, score_paths
 from rankwise.scores.statistics import AUTO_COLUMNS, EXACT_BYTES
 
 AUTO_CLASSES: dict[str | None, Any] = {
     "SEQ_CLS": AutoModelForSequenceClassification,
     "CAUSAL_LM": AutoModelForCausalLM,
+    "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
+    "TOKEN_CLS": AutoModelForTokenClassification,
+    "QUESTION_ANS": AutoModelForQuestionAnswering,
 }
 BYTES = 4  # adapters and their optimizer states are float32
 
@@ -102,7 +108,8 @@ def _hollow(model_or_config: nn.Module | PreTrainedConfig, config: HeteroLoraCon
             hollow: PreTrainedModel = make.from_config(copy.deepcopy(model_or_config))
             return hollow
     raise ValueError(
-        f"plan() takes a transformers model or config, or a model with rankwise paths, got {type(model_or_config).__name__}"
+        "plan() takes a transformers model or config, or a model with rankwise paths, got "
+        f"{type(model_or_config).__name__}"
     )
 
 
@@ -181,8 +188,12 @@ def plan_lora(
         ValueError: A value is outside what is allowed, there are no batches where they are needed, or nothing fits
             into the budget.
     """
-    config = HeteroLoraConfig(
-        task_type=task_type,
+    if has_adapter(model):
+        raise ValueError(
+            "plan_lora() plans for a base model, and this one has an adapter: give the model without it, or score the "
+            "adapter's own paths with rankwise.score_paths(model, batches)"
+        )
+    config = HeteroLoraConfig(  # without the task type, for which PEFT would replace the head by a copy
         r=r,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
@@ -198,9 +209,7 @@ def plan_lora(
     wrapped = get_peft_model(model, config)
     try:
         paths = path_set(wrapped)
-        values = score_paths(
-            wrapped, batches, proxy=proxy, score_on=score_on, compute_loss=compute_loss, seed=seed
-        )
+        values = score_paths(wrapped, batches, proxy=proxy, score_on=score_on, compute_loss=compute_loss, seed=seed)
         policy = Policy(proxy, 0, budget, budget_unit, "combined", seed)
         chosen = policy.choose(values, paths.costs(), 0) or set()
         modules = [path.module for name, path in paths.paths.items() if name in chosen]
@@ -210,4 +219,5 @@ def plan_lora(
             parameter.requires_grad = trainable[name]
     if not modules:
         raise ValueError(f"budget={budget!r} leaves room for no path of r={r}: raise the budget or lower r")
+    config.task_type = task_type
     return plain_config(config, modules, r=r, lora_alpha=lora_alpha)

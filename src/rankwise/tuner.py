@@ -48,7 +48,7 @@ class HeteroLoraModel(LoraModel):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._build_paths(model, adapter_name, config)
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]
         self,
         lora_config: Any,
         adapter_name: str,
@@ -76,8 +76,8 @@ class HeteroLoraModel(LoraModel):
                     "projection: target linear layers only"
                 )
 
-    def _build_paths(self, model: nn.Module, adapter: str, config: HeteroLoraConfig) -> None:
-        hosts = {
+    def _build_paths(self, model: Any, adapter: str, config: HeteroLoraConfig) -> None:
+        hosts: dict[str, Any] = {
             name: module
             for name, module in model.named_modules()
             if isinstance(module, LoraLayer) and adapter in module.lora_A
@@ -125,9 +125,9 @@ class HeteroLoraModel(LoraModel):
             for path in paths.paths.values():
                 path.state.remove(adapter_name)
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
         """Take the paths off the model, merged or not, and every trace of their searches."""
-        model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)
+        model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
         sets: PathSets = model.__dict__.pop("rankwise_paths")
         sets.hook.remove()
         for paths in sets.values():
@@ -169,8 +169,8 @@ def _check_same_names(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
         )
     if missing:
         raise ValueError(
-            f"the adapter lacks {len(missing)} of this model's paths, the first {missing[0]!r}; it was made for another "
-            "model or with other target_modules, or the file is not whole"
+            f"the adapter lacks {len(missing)} of this model's paths, the first {missing[0]!r}; it was made for "
+            "another model or with other target_modules, or the file is not whole"
         )
     if shapes:
         key = shapes[0]
@@ -180,7 +180,7 @@ def _check_same_names(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
         )
 
 
-def _before_forward(module: nn.Module, args: Any) -> None:
+def _before_forward(module: Any, args: Any) -> None:
     """Wake the search of each adapter at its first training forward."""
     if not (module.training and torch.is_grad_enabled()):
         return
@@ -196,7 +196,7 @@ def _wake(model: nn.Module, paths: PathSet) -> None:
         driver.wake(model, paths)
 
 
-def _structure_of(model: nn.Module, config: HeteroLoraConfig) -> dict[str, Status]:
+def _structure_of(model: Any, config: HeteroLoraConfig) -> dict[str, Status]:
     """Return the structure of a present adapter built from the very same config object, if there is one.
 
     DPO makes its reference adapter that way and copies parameters only.
@@ -216,9 +216,7 @@ def _first_allocation(paths: PathSet) -> set[str]:
     budget = resolve_budget(config.budget, costs, unit)
     per_path = costs if unit == "parameters" else dict.fromkeys(costs, 1)
     generator = np.random.default_rng(stable_seed(config.seed, "first"))
-    return allocate(
-        dict.fromkeys(costs, 1.0), per_path, budget, allocation=config.allocation, generator=generator
-    )
+    return allocate(dict.fromkeys(costs, 1.0), per_path, budget, allocation=config.allocation, generator=generator)
 
 
 def _check_targets(model: nn.Module, config: HeteroLoraConfig) -> None:

@@ -12,33 +12,32 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
+from tests.models import adapted, class_batches, fill_, keep_only_, tiny_bert
 from torch.optim import Optimizer
 
 import rankwise
 from rankwise.allocation.allocator import Allocator
 from rankwise.integrations.optimizer import DRIVER
 from rankwise.paths.path_set import path_set
-from tests.models import adapted, class_batches, fill_, keep_only_, tiny_bert
 
 
-def searching(**fields: Any) -> PeftModel:
+def searching(**fields: Any) -> Any:
     options = {"mode": "dynamic", "budget": 0.5, "search_every": 2, "score_batches": 2, **fields}
     return adapted(tiny_bert(), task_type="SEQ_CLS", target_modules=["query", "value"], **options).train()
 
 
-def trainable(model: PeftModel) -> list[torch.nn.Parameter]:
+def trainable(model: Any) -> list[torch.nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def steps(model: PeftModel, optimizer: Optimizer, count: int) -> None:
+def steps(model: Any, optimizer: Optimizer, count: int) -> None:
     for batch in class_batches(count):
         model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
 
-def searched_at(model: PeftModel) -> list[int]:
+def searched_at(model: Any) -> list[int]:
     return [record["step"] for record in rankwise.history(model)]
 
 

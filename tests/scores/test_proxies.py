@@ -15,17 +15,18 @@ import rankwise
 from rankwise.paths.path_set import path_set
 from rankwise.scores.probe import FLOW_TOKENS
 from rankwise.scores.proxies import PROXIES, score_from_means
+from rankwise.scores.recorder import Sums
 
 PROXIES_WITH_ORACLE = ("constant", "random", "grad_norm", "snip", "synflow")
 BATCHES = 3
 
 
-def bert() -> nn.Module:
+def bert() -> Any:
     config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
     return BertForSequenceClassification(config)
 
 
-def llama() -> nn.Module:
+def llama() -> Any:
     """Grouped-query attention: q and v have different sizes."""
     config = LlamaConfig(
         vocab_size=50,
@@ -41,7 +42,7 @@ def llama() -> nn.Module:
 TARGETS = {bert: ["query", "value", "output.dense"], llama: ["q_proj", "v_proj", "down_proj"]}
 
 
-def adapted(family: Any, **fields: Any) -> nn.Module:
+def adapted(family: Any, **fields: Any) -> Any:
     """A float64 model with paths of all sizes whose B are not zero."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -65,17 +66,20 @@ def batches(family: Any) -> list[dict[str, Tensor]]:
     return made
 
 
-def turn_on_all(model: nn.Module) -> None:
+def base_weight(path: rankwise.LowRankPath) -> Tensor:
+    """W0, made trainable."""
+    layer: Any = path.host.get_base_layer()
+    return layer.weight.requires_grad_()
+
+
+def turn_on_all(model: Any) -> None:
     rankwise.apply_(model, [rankwise.Enable(name) for name in rankwise.named_paths(model)])
 
 
-def mean_gradients(model: nn.Module, data: list[dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+def mean_gradients(model: Any, data: list[dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """The gradients of W0, A and B of each path, by autograd, averaged over batches."""
     paths = rankwise.named_paths(model)
-    tensors = {
-        name: {"W": path.host.get_base_layer().weight, "A": path.lora_A, "B": path.lora_B}
-        for name, path in paths.items()
-    }
+    tensors = {name: {"W": base_weight(path), "A": path.lora_A, "B": path.lora_B} for name, path in paths.items()}
     flat = [tensor.requires_grad_() for group in tensors.values() for tensor in group.values()]
     total = [torch.zeros_like(tensor) for tensor in flat]
     for batch in data:
@@ -85,11 +89,11 @@ def mean_gradients(model: nn.Module, data: list[dict[str, Tensor]]) -> dict[str,
     return {name: {key: next(rest) for key in group} for name, group in tensors.items()}
 
 
-def oracle(model: nn.Module, data: list[dict[str, Tensor]], proxy: str, score_on: str) -> dict[str, float]:
+def oracle(model: Any, data: list[dict[str, Tensor]], proxy: str, score_on: str) -> dict[str, float]:
     gradients = mean_gradients(model, data)
     scores = {}
     for name, path in rankwise.named_paths(model).items():
-        weight = path.host.get_base_layer().weight + path.scaling * path.lora_B @ path.lora_A
+        weight = base_weight(path) + path.scaling * path.lora_B @ path.lora_A
         thetas = {"W": weight} if score_on == "weight" else {"A": path.lora_A, "B": path.lora_B}
         per_matrix = [(theta, gradients[name][key]) for key, theta in thetas.items()]
         if proxy == "grad_norm":
@@ -122,7 +126,7 @@ def test_synflow_equals_autograd_through_a_network_of_absolute_values(family: An
         for parameter in model.parameters():
             parameter.abs_()
     paths = rankwise.named_paths(model)
-    bases = {name: path.host.get_base_layer().weight.requires_grad_() for name, path in paths.items()}
+    bases = {name: base_weight(path) for name, path in paths.items()}
     width = model.get_input_embeddings().weight.shape[1]
     flow = model(inputs_embeds=torch.ones(1, FLOW_TOKENS, width, dtype=torch.float64)).logits.sum()
     values = {}
@@ -174,13 +178,11 @@ def test_online_scores_equal_autograd_at_the_current_point(family: Any, proxy: s
     assert record["scores"] == pytest.approx(expected, rel=1e-10)
 
 
-def oracle_of_scaled_factors(
-    model: nn.Module, data: list[dict[str, Tensor]], proxy: str, score_on: str
-) -> dict[str, float]:
+def oracle_of_scaled_factors(model: Any, data: list[dict[str, Tensor]], proxy: str, score_on: str) -> dict[str, float]:
     """As ``oracle``, with gA = s B^T G and gB = s G A^T, which paths that are off have too."""
     gradients: dict[str, Tensor] = {}
     paths = rankwise.named_paths(model)
-    weights = {name: path.host.get_base_layer().weight.requires_grad_() for name, path in paths.items()}
+    weights = {name: base_weight(path) for name, path in paths.items()}
     for batch in data:
         halves = [{key: value[i : i + 2] for key, value in batch.items()} for i in (0, 2)]
         loss = sum(model(**half).loss / 2 for half in halves)
@@ -189,10 +191,8 @@ def oracle_of_scaled_factors(
     scores = {}
     for name, path in paths.items():
         a, b, s, g = path.lora_A, path.lora_B, path.scaling, gradients[name]
-        if score_on == "weight":
-            pairs = [(weights[name] + s * b @ a, g)]
-        else:
-            pairs = [(a, s * b.T @ g), (b, s * g @ a.T)]
+        on_factors = [(a, s * b.T @ g), (b, s * g @ a.T)]
+        pairs = [(weights[name] + s * b @ a, g)] if score_on == "weight" else on_factors
         norm, product = (lambda t, g: (g**2).sum().sqrt()), (lambda t, g: (t * g).abs().sum())
         scores[name] = sum((norm if proxy == "grad_norm" else product)(t.detach(), g).item() for t, g in pairs)
     return scores
@@ -239,9 +239,14 @@ def test_a_path_whose_b_is_zero_gets_the_median_and_is_marked(proxy: str) -> Non
         nn.init.zeros_(paths.paths[name].lora_B)
     from rankwise.scores.probe import model_loss, probe
 
-    common: dict[str, Any] = dict(
-        compute_loss=model_loss, autocast=torch.enable_grad, mode="eval", sketch=None, synflow_loss="logits", seed=0
-    )
+    common: dict[str, Any] = {
+        "compute_loss": model_loss,
+        "autocast": torch.enable_grad,
+        "mode": "eval",
+        "sketch": None,
+        "synflow_loss": "logits",
+        "seed": 0,
+    }
     scores = probe(model, paths, batches(bert), proxy=proxy, score_on="factors", **common)
     assert scores.unscored == tuple(names[:2])
     others = sorted(scores.values[name] for name in names[2:])
@@ -260,7 +265,7 @@ def test_all_paths_unscored_is_a_tie() -> None:
 def test_a_path_without_a_finite_score_is_last_and_named() -> None:
     paths = path_set(adapted(bert)).paths
     names = list(paths)
-    means = {name: (torch.ones(2, 2),) for name in names[1:]}
+    means: Sums = {name: (torch.ones(2, 2),) for name in names[1:]}
     means[names[1]] = (torch.tensor([math.nan]),)
     with pytest.warns(UserWarning, match=f"no finite score for {names[0]}, {names[1]}: chosen last"):
         scores = score_from_means("grad_norm", paths, means)

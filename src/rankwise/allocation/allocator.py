@@ -86,10 +86,11 @@ class Allocator:
         self.tap_seconds = 0.0
         self.begun = False
         config = self.config
-        if config.mode != "off" and config.scoring == "probe" and batches is None and self._needs_batches(config.proxy):
+        probes = config.mode != "off" and config.scoring == "probe" and self._needs_batches(config.proxy)
+        if probes and batches is None:
             raise ValueError(
-                f"scoring='probe' with proxy={config.proxy!r} needs training batches: train with transformers' Trainer, "
-                "pass rankwise.Allocator(..., batches=...), or set scoring='online'"
+                f"scoring='probe' with proxy={config.proxy!r} needs training batches: train with transformers' "
+                "Trainer, pass rankwise.Allocator(..., batches=...), or set scoring='online'"
             )
         self.policy = Policy(
             config.proxy,
@@ -194,22 +195,26 @@ class Allocator:
     def _last_search_step(self) -> int | None:
         return self.paths.history[-1]["step"] if self.searches and self.paths.history else None
 
-    def _open_window(self) -> None:
+    def _open_window(self) -> StatisticRecorder | None:
         """Record the ``score_batches`` steps before the next search, where they are what it scores by."""
         proxy = self.policy.proxy_of(self.searches)
         due = self.schedule.next_search(self.step + 1 if self._last_search_step() == self.step else self.step)
         online = self.config.scoring == "online" and self._needs_batches(proxy)
         if due is None or not online or due - self.step > self.config.score_batches:
             self.paths.recorder = None
-        elif self.paths.recorder is None:
-            statistic = gradient_statistic(
-                proxy,
-                self.config.score_on,
-                self.paths.paths.values(),
-                sketch=self.config.sketch,
-                seed=self.config.seed,
-            )
-            self.paths.recorder = StatisticRecorder(statistic)
+            return None
+        if isinstance(self.paths.recorder, StatisticRecorder):
+            return self.paths.recorder
+        statistic = gradient_statistic(
+            proxy,
+            self.config.score_on,
+            self.paths.paths.values(),
+            sketch=self.config.sketch,
+            seed=self.config.seed,
+        )
+        recorder = StatisticRecorder(statistic)
+        self.paths.recorder = recorder
+        return recorder
 
     @torch.no_grad()
     def search(self) -> dict[str, Any]:
@@ -230,7 +235,9 @@ class Allocator:
             )
             chosen = before
         names = [name for name in self.paths.paths if name in chosen]
-        check_same_everywhere(names, f"the allocation at step {self.step}", next(iter(self.paths.paths.values())).lora_A.device)
+        check_same_everywhere(
+            names, f"the allocation at step {self.step}", next(iter(self.paths.paths.values())).lora_A.device
+        )
         apply_to_paths_(self.paths, switches(before, chosen), self.optimizer)
         record = self._record(how, scores, names, before, time.perf_counter() - began)
         self.paths.history.append(record)
@@ -271,9 +278,7 @@ class Allocator:
             )
         return "probe", scores
 
-    def _record(
-        self, how: str, scores: Scores, chosen: list[str], before: set[str], seconds: float
-    ) -> dict[str, Any]:
+    def _record(self, how: str, scores: Scores, chosen: list[str], before: set[str], seconds: float) -> dict[str, Any]:
         tap_seconds, self.tap_seconds = self.tap_seconds, 0.0
         return {
             "step": self.step,
@@ -312,9 +317,8 @@ class Allocator:
         self.paths.history[:] = state["history"]
         self.begun = True
         self.paths.recorder = None
-        self._open_window()
-        recorder = self.paths.recorder
-        if isinstance(recorder, StatisticRecorder):
+        recorder = self._open_window()
+        if recorder is not None:
             devices = {name: path.lora_A.device for name, path in self.paths.paths.items()}
             recorder.restore(state["sums"], state["window_steps"], devices)
 
@@ -343,8 +347,9 @@ def warn_if_idle(paths: PathSet) -> None:
     if allocator is not None and paths.config.mode != "off" and not paths.history:
         warnings.warn(
             f"mode={paths.config.mode!r} asked for a search of adapter {paths.adapter!r}, but none ran in "
-            f"{allocator.step} optimizer steps (the first is due before step {allocator.schedule.first}): the allocation "
-            "is still the random one drawn at the start. If steps were taken, the optimizer does not own the paths' "
-            "parameters; if training is short, lower score_batches or give rankwise.Allocator(..., batches=...)",
+            f"{allocator.step} optimizer steps (the first is due before step {allocator.schedule.first}): the "
+            "allocation is still the random one drawn at the start. If steps were taken, the optimizer does not own "
+            "the paths' parameters; if training is short, lower score_batches or give rankwise.Allocator(..., "
+            "batches=...)",
             stacklevel=2,
         )

@@ -60,8 +60,8 @@ def allocate(
         scores: The score of each path; higher is more worth having.
         costs: The cost of each path, a positive whole number, with the same keys.
         budget: The largest allowed total cost.
-        allocation: ``"combined"``, or ``"separated"``: linear paths and shortcuts each get the budget times their
-            share of the total cost, rounded down.
+        allocation: ``"combined"``, or ``"separated"``: linear paths get the budget times their share of the total
+            cost, rounded down, and shortcuts the rest.
         generator: Draws among ties; seeded with 0 if left out.
 
     Raises:
@@ -75,11 +75,11 @@ def allocate(
     draw = generator if generator is not None else np.random.default_rng(0)
     if allocation == "combined":
         return _allocate(list(scores), scores, costs, budget, draw)
-    total, chosen = sum(costs.values()), set[str]()
-    for group in ([n for n in scores if not is_shortcut(n)], [n for n in scores if is_shortcut(n)]):
-        share = budget * sum(costs[name] for name in group) // max(total, 1)
-        chosen |= _allocate(group, scores, costs, share, draw)
-    return chosen
+    linear = [name for name in scores if not is_shortcut(name)]
+    shortcuts = [name for name in scores if is_shortcut(name)]
+    share = budget * sum(costs[name] for name in linear) // max(sum(costs.values()), 1)
+    chosen = _allocate(linear, scores, costs, share, draw)
+    return chosen | _allocate(shortcuts, scores, costs, budget - share, draw)
 
 
 def _allocate(

@@ -46,7 +46,9 @@ def load_search(allocator: Allocator, folder: str | Path) -> None:
     try:
         state["sums"] = load_file(Path(folder) / SUMS)
     except SafetensorError as error:
-        raise ValueError(f"{Path(folder) / SUMS} is not a whole safetensors file ({error}); use another checkpoint") from error
+        raise ValueError(
+            f"{Path(folder) / SUMS} is not a whole safetensors file ({error}); use another checkpoint"
+        ) from error
     if rank() != 0:  # the sums of all processes are in the file, so one of them takes them back
         state["sums"] = {}
     names = {key.partition("/")[2] for key in state["sums"]}

@@ -86,6 +86,8 @@ def after_saving(model: PeftModel, folder: str | Path) -> None:
         write_json_atomic(place / ALLOCATION, {**_listed(paths), "parameters": paths.counts()})
         if paths.history:
             write_text_atomic(place / HISTORY, "".join(json.dumps(record) + "\n" for record in paths.history))
+        else:  # another run's, left in a folder that is used again
+            (place / HISTORY).unlink(missing_ok=True)
 
 
 def _listed(paths: PathSet) -> dict[str, list[str]]:
@@ -106,5 +108,3 @@ def after_loading(model: PeftModel, folder: str | Path, adapter: str) -> None:
     file = Path(folder) / HISTORY
     if file.is_file():
         paths.history[:] = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-

@@ -162,7 +162,7 @@ def probe_batches(
 
 def _has_labels(batches: Any) -> bool:
     with torch.random.fork_rng(devices=[]):
-        batch = next(iter(batches(0)), {})
+        batch: Batch = next(iter(batches(0)), {})
     return any(key in batch for key in ("labels", "label", "start_positions"))
 
 
@@ -176,5 +176,6 @@ def _checkpoint_folder(args: Any, state: Any) -> Path:
 
 def register_with_trainer() -> None:
     """Give every Trainer made from now on an ``AutomaticAllocationCallback``, once."""
-    if AutomaticAllocationCallback not in DEFAULT_CALLBACKS:
-        DEFAULT_CALLBACKS.append(AutomaticAllocationCallback)
+    callbacks: list[type[TrainerCallback]] = DEFAULT_CALLBACKS  # type: ignore[assignment]
+    if AutomaticAllocationCallback not in callbacks:
+        callbacks.append(AutomaticAllocationCallback)

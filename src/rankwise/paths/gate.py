@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor
 
@@ -31,7 +30,7 @@ class Gate(LoraVariant):
         self.paths = paths
 
     def forward(  # type: ignore[override]
-        self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
+        self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
         """Return the projection's output with the path's contribution; ``x`` is (.., i), ``result`` (.., o)."""
         path, paths = self.path, self.paths

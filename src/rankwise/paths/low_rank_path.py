@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from rankwise.paths.state import AllocationState
+
+
+def dequantised_weight(module: nn.Module) -> Tensor:
+    """Return a module's weight, dequantised where it is quantised."""
+    weight: Tensor = dequantize_module_weight(module)
+    return weight
 
 
 @dataclass(eq=False)
@@ -29,7 +35,7 @@ class LowRankPath:
     name: str
     kind: str
     module: str
-    host: LoraLayer
+    host: Any  # PEFT's layers are a mixin beside nn.Module, which a type can't say
     adapter: str
 
     @property
@@ -85,7 +91,7 @@ class LowRankPath:
 
     def base_weight(self) -> Tensor:
         """Return ``W0``, o x i, dequantised where the base is quantised."""
-        weight = dequantize_module_weight(self.host.get_base_layer())
+        weight = dequantised_weight(self.host.get_base_layer())
         return weight.T if self.host.fan_in_fan_out else weight
 
     @torch.no_grad()
@@ -95,7 +101,8 @@ class LowRankPath:
         Args:
             absolute: Take ``|W0| + s |B| |A|`` instead.
         """
-        a, b = self.lora_A, self.lora_B
+        a: Tensor = self.lora_A
+        b: Tensor = self.lora_B
         base = self.base_weight().to(b.dtype)
         if absolute:
             a, b, base = a.abs(), b.abs(), base.abs()

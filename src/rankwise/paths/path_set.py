@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -76,7 +76,7 @@ class PathSet:
         return self.adapter in self.host.active_adapters and next(iter(self.paths.values())).lora_A.requires_grad
 
     @property
-    def host(self) -> LoraLayer:
+    def host(self) -> Any:
         """A module that knows which adapters are active; all agree."""
         return next(iter(self.paths.values())).host
 
@@ -105,6 +105,11 @@ class PathSets(dict[str, PathSet]):
     def __init__(self, hook: RemovableHandle) -> None:
         super().__init__()
         self.hook = hook
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Tell whether a model has an adapter of any PEFT method."""
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 def path_sets(model: nn.Module) -> dict[str, PathSet]:

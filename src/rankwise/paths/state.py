@@ -43,7 +43,7 @@ class AllocationState(BufferDict):
         """Set the status of an adapter's path; ``device`` is where a new tensor is made."""
         values = torch.tensor([int(value) for value in status], dtype=torch.int64)
         if adapter in self:
-            self._buffers[adapter].copy_(values)
+            self[adapter].copy_(values)
         else:
             self[adapter] = values.to(device if device is not None and device.type != "meta" else "cpu")
         self.status[adapter] = status
@@ -54,8 +54,8 @@ class AllocationState(BufferDict):
         del self.status[adapter]
 
     def _read(self) -> None:
-        for adapter, values in self._buffers.items():
-            enabled, contributing, first, last = values.tolist()
+        for adapter in self:
+            enabled, contributing, first, last = self[adapter].tolist()
             self.status[adapter] = Status(bool(enabled), bool(contributing), first, last)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from rankwise.config import CHOICES
 from rankwise.errors import check_choice
+from rankwise.paths.low_rank_path import dequantised_weight
 from rankwise.paths.path_set import PathSet, path_set
 from rankwise.scores.proxies import PROXIES, Scores, score_from_means, score_without_data
 from rankwise.scores.recorder import StatisticRecorder
@@ -53,14 +53,14 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Put back the generators' states, the modes of all modules and all buffers, whatever happens inside."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's, kept as it is
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(numpy)
+            np.random.set_state(numpy)  # noqa: NPY002
             for module, mode in modes:
                 module.training = mode
             with torch.no_grad():
@@ -232,5 +232,5 @@ def absolute_float64(model: nn.Module) -> Iterator[None]:
 
 
 def _absolute_linear(module: nn.Linear, x: Tensor) -> Tensor:
-    weight = dequantize_module_weight(module).abs().to(x.dtype)
+    weight = dequantised_weight(module).abs().to(x.dtype)
     return F.linear(x, weight, module.bias)

@@ -112,7 +112,9 @@ def score_from_means(proxy: str, paths: Mapping[str, LowRankPath], means: Sums) 
     """
     row = PROXIES[proxy]
     assert row.score is not None
-    unscored = tuple(name for name in paths if name in means and row.blind_at_zero and _is_zero(paths[name], means[name]))
+    unscored = tuple(
+        name for name in paths if name in means and row.blind_at_zero and _is_zero(paths[name], means[name])
+    )
     values = {
         name: row.score(path, means[name]) if name in means else math.nan
         for name, path in paths.items()

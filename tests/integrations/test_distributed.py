@@ -1,0 +1,96 @@
+"""Two processes under DistributedDataParallel stay replicas and choose what one process would choose."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.models import adapted, class_batches, tiny_bert
+
+import rankwise
+
+STEPS = 8
+
+
+def model(find_unused: bool | None, **fields: Any) -> Any:
+    made = adapted(
+        tiny_bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+        task_type="SEQ_CLS",
+        target_modules=["query", "value"],
+        mode="dynamic",
+        budget=0.5,
+        search_every=2,
+        score_batches=2,
+        **fields,
+    ).train()
+    if find_unused is None:
+        return made
+    return torch.nn.parallel.DistributedDataParallel(made, find_unused_parameters=find_unused)
+
+
+def train(wrapped: Any, share: slice) -> dict[str, Any]:
+    """Train on a share of each batch; report what is on, what moved while off, and every number."""
+    optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], 1e-2, weight_decay=0.1)
+    drift = 0.0
+    for batch in class_batches(STEPS):
+        wrapped(**{key: value[share] for key, value in batch.items()}).loss.backward()
+        off = [p for path in rankwise.named_paths(wrapped).values() if not path.enabled for p in path.parameters]
+        before = [parameter.detach().clone() for parameter in off]
+        optimizer.step()
+        optimizer.zero_grad()
+        drift = max([drift, *((a - b).abs().max().item() for a, b in zip(off, before, strict=True))])
+    paths = rankwise.named_paths(wrapped)
+    return {
+        "chosen": [record["chosen"] for record in rankwise.history(wrapped)],
+        "scores": [record["scores"] for record in rankwise.history(wrapped)],
+        "weights": [path.lora_B.flatten().tolist() + path.lora_A.flatten().tolist() for path in paths.values()],
+        "drift": drift,
+    }
+
+
+def worker(find_unused: bool, out: str, fields: dict[str, Any]) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    found = train(model(find_unused, **fields), slice(2 * rank, 2 * rank + 2))
+    (Path(out) / f"{rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("find_unused", "fields"),
+    [(False, {}), (True, {"sketch": 4}), (False, {"proxy": "constant"})],
+    ids=["exact", "sketch", "constant"],
+)
+def test_two_processes_are_replicas_and_agree_with_one(
+    find_unused: bool, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    code = f"from tests.integrations.test_distributed import worker; worker({find_unused}, {str(tmp_path)!r}, {fields})"
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=environment(), cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first["drift"] == 0.0
+    assert len(first["chosen"]) >= 3
+    alone = train(model(None, **fields), slice(0, 4))
+    assert alone["chosen"] == first["chosen"]
+    for one, two in zip(alone["scores"], first["scores"], strict=True):
+        assert two == pytest.approx(one, rel=1e-3)
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}

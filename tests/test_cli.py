@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from rankwise.cli import RUN_FAILED, USER_ERROR, app
+from rankwise.run.dryrun import stand_in
+from rankwise.run.recipe import parse_recipe
+
+COMMANDS = ("demo", "train", "score", "plan", "export")
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    method = {"name": "heterolora", "r": 4, "target_modules": ["query", "value"], "budget": 0.5}
+    full = {"model": {"name": "FacebookAI/roberta-base"}, "data": {"task": "rte"}, "method": method}
+    path = tmp_path / "small.yaml"
+    path.write_text(stand_in(parse_recipe(full), tmp_path / "room").to_yaml())
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str) -> None:
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert f"rankwise {command}" in result.output.replace("\n", " ")
+
+
+def test_help_and_version() -> None:
+    assert all(command in call("--help").output for command in COMMANDS)
+    assert call("--version").output.startswith("rankwise ")
+
+
+def test_train_score_plan_export(recipe: Path, tmp_path: Path) -> None:
+    run, plain = tmp_path / "run", tmp_path / "plain"
+    trained = call("train", recipe, "--out", run, "--set", "seed=3")
+    assert trained.exit_code == 0, trained.output
+    assert "dev_selected" in trained.output
+    assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 3
+    again = call("train", recipe, "--out", run, "--set", "seed=3", "--resume")
+    assert again.exit_code == 0
+    assert "finished already" in again.output
+    assert "layers.1.value" in call("score", recipe).output
+    assert "optimizer bytes" in call("plan", recipe).output
+    assert call("export", run, plain).exit_code == 0
+    assert (plain / "adapter_config.json").is_file()
+
+
+def test_the_default_folder_is_named_after_the_recipe(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("train", recipe).exit_code == 0
+    assert (tmp_path / "runs" / "small-seed0" / "metrics.json").is_file()
+
+
+def test_a_dry_run_keeps_nothing(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("train", recipe, "--dry-run").exit_code == 0
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "gone.yaml"), "no recipe at gone.yaml"),
+        (("train", "RECIPE", "--set", "training.epoch=3"), "did you mean 'epochs'?"),
+        (("train", "RECIPE", "--set", "training"), "must look like key=value"),
+        (("train", "RECIPE", "--set", "method.proxy=grad_nrom"), "did you mean 'grad_norm'?"),
+        (("train", "RECIPE", "--set", "method.budget=1.5"), "budget=1.5"),
+        (("train", "RECIPE", "--set", "method.target_modules=[valeu]"), "value"),
+        (("train", "RECIPE", "--out", "OUT", "--resume"), "holds no run"),
+        (("score", "RECIPE", "--set", "data.data_dir=gone"), "gone"),
+        (("plan", "RECIPE", "--set", "model.name=./gone"), "no such folder"),
+        (("export", "gone", "OUT"), "holds no run"),
+    ],
+)
+def test_mistakes_give_one_line_and_exit_code_2(
+    recipe: Path, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    places = {"RECIPE": str(recipe), "OUT": str(tmp_path / "out")}
+    result = call(*(places.get(argument, argument) for argument in arguments))
+    assert result.exit_code == USER_ERROR, result.output
+    assert words in result.output
+    assert result.output.startswith("Error: ")
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_run_must_be_asked_for(recipe: Path, tmp_path: Path) -> None:
+    assert call("train", recipe, "--out", tmp_path / "run").exit_code == 0
+    refused = call("train", recipe, "--out", tmp_path / "run")
+    assert refused.exit_code == USER_ERROR
+    assert "--resume" in refused.output
+    assert call("train", recipe, "--out", tmp_path / "run", "--overwrite").exit_code == 0
+
+
+def test_a_run_that_fails_gives_exit_code_1(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("rankwise.run.train.train", broken)
+    result = call("train", recipe, "--out", tmp_path / "run")
+    assert result.exit_code == RUN_FAILED
+    assert result.output == "Error: out of memory\n"
+
+
+def test_debug_shows_where(recipe: Path) -> None:
+    result = call("train", recipe, "--set", "sede=1", "--debug")
+    assert isinstance(result.exception, ValueError)
+
+
+@pytest.mark.slow
+def test_the_module_runs_as_a_process() -> None:
+    done = subprocess.run([sys.executable, "-m", "rankwise.cli", "plan", "gone.yaml"], capture_output=True, text=True)
+    assert done.returncode == USER_ERROR
+    assert "no recipe at gone.yaml" in done.stderr
