@@ -1,0 +1,59 @@
+# Every target installs what it needs into .venv once: the pinned packages of requirements.lock, then rankwise itself.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CODE := src tests
+TORCH := 2.13.0
+WORKERS ?= 2
+
+# Nothing below the install needs a network. One thread a process: the test workers share the cores.
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
+
+.PHONY: help install demo test lint format bench lock clean
+.DEFAULT_GOAL := help
+
+help:  ## Show the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+install: $(INSTALLED)  ## Install the pinned packages and rankwise into .venv
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: install  ## Dynamic HeteroLoRA against uniform LoRA: no network, no GPU, a few minutes
+	$(OFFLINE) $(BIN)/rankwise demo --out demo-run --overwrite
+
+test: lint  ## Lint, types and every test that needs no accelerator
+	$(OFFLINE) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+		$(BIN)/python -m pytest -n $(WORKERS) -m "not gpu" $(ARGS)
+
+lint: install  ## Formatting, lint and types, nothing changed
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy $(CODE)
+
+format: install  ## Format and apply safe fixes
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+bench: install  ## Run every script in benchmarks/; each prints a ratio
+	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(OFFLINE) $(BIN)/python "$$script"; done
+
+# Resolve the ranges of pyproject.toml anew and pin the outcome. A CPU build's local version ("+cpu") is left out, so
+# that pip takes whichever build of that release a machine provides; so are the CUDA packages, which torch pins itself.
+lock:  ## Resolve the dependencies anew into requirements.lock
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" torch==$(TORCH)
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation ".[dev]"
+	{ sed -n '/^#/p' requirements.lock; \
+	  build/lock/bin/python -m pip freeze --all --exclude pip --exclude rankwise \
+	  | sed -E 's/\+[a-z0-9.]+$$//' | grep -viE '^(nvidia|cuda|triton)'; } > build/requirements.lock
+	mv build/requirements.lock requirements.lock
+
+clean:  ## Remove what the other targets made
+	rm -rf $(VENV) build dist demo-run .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
