@@ -1,0 +1,9 @@
+"""Tasks by name, files of the user's own and the demo's docstrings, ready for ``transformers.Trainer``."""
+
+from rankwise.tasks.data import TaskData
+from rankwise.tasks.load import load_docstrings, load_task
+from rankwise.tasks.losses import choice_loss
+from rankwise.tasks.registry import TASKS, Task
+from rankwise.tasks.spec import DataSpec
+
+__all__ = ["TASKS", "DataSpec", "Task", "TaskData", "choice_loss", "load_docstrings", "load_task"]
