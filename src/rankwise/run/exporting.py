@@ -1,0 +1,38 @@
+"""From a run folder to a plain LoRA adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peft import PeftModel
+
+import rankwise
+from rankwise.run.folder import RunFolder
+from rankwise.run.models import load_base
+from rankwise.run.progress import quiet
+
+
+def export_run(run: str | Path, out: str | Path, *, rank_pattern: bool = False) -> Path:
+    """Write a run's adapter as ``peft_type: LORA``, which loads without rankwise.
+
+    Args:
+        run: The folder of a finished run.
+        out: Where the plain adapter goes.
+        rank_pattern: Keep each module's own rank (for PEFT only; others mis-scale it).
+
+    Raises:
+        FileNotFoundError: There is no run.
+        ValueError: It is not finished, its method needs no export, or ``out`` has an adapter already.
+    """
+    folder, target = RunFolder(Path(run)), Path(out)
+    recipe = folder.recipe()
+    metrics = folder.figures()
+    if recipe.method.name != "heterolora":
+        what = "a whole model" if recipe.method.name == "full" else "a plain LoRA adapter already"
+        raise ValueError(f"{folder.adapter} is {what}: there is nothing to export")
+    if (target / "adapter_config.json").exists():
+        raise ValueError(f"{target} holds an adapter already: give another folder, or delete it")
+    with quiet():
+        base = load_base(recipe, task_type=metrics["task_type"], arguments=metrics["model_arguments"])
+        rankwise.export_lora(PeftModel.from_pretrained(base, str(folder.adapter)), target, rank_pattern=rank_pattern)
+    return target

@@ -1,0 +1,140 @@
+"""A recipe made real: model, data and a Trainer that writes into a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations.integration_utils import TensorBoardCallback
+
+import rankwise
+from rankwise.errors import nearest
+from rankwise.run.folder import RunFolder
+from rankwise.run.models import adapt, load_base, load_tokenizer
+from rankwise.run.recipe import Recipe
+from rankwise.tasks import TaskData, choice_loss, load_task
+
+FIELDS = {field.name for field in fields(TrainingArguments)}
+CHECKPOINTING = "activation_checkpointing"  # transformers' name for it
+if CHECKPOINTING not in FIELDS:
+    CHECKPOINTING = "gradient_checkpointing"
+# Recipe key -> field of TrainingArguments, where one is the other's value unchanged.
+SAME = {
+    "epochs": "num_train_epochs",
+    "max_steps": "max_steps",
+    "learning_rate": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "accumulation": "gradient_accumulation_steps",
+    "schedule": "lr_scheduler_type",
+    "warmup": "warmup_steps",
+    "weight_decay": "weight_decay",
+    "max_grad_norm": "max_grad_norm",
+    "gradient_checkpointing": CHECKPOINTING,
+    "bf16": "bf16",
+    "keep_checkpoints": "save_total_limit",
+    "logging_steps": "logging_steps",
+    "workers": "dataloader_num_workers",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a recipe builds; ``model`` is a ``PeftModel`` unless the method is ``full``."""
+
+    recipe: Recipe
+    data: TaskData
+    model: Any
+
+    @property
+    def searched(self) -> bool:
+        """Whether the method allocates a budget."""
+        return self.recipe.method.name == "heterolora"
+
+
+def build(recipe: Recipe, data: TaskData | None = None) -> Job:
+    """Load the data and the model and put the method on it, from the recipe's seed.
+
+    Raises:
+        ValueError: Something named in the recipe is not there or does not fit.
+    """
+    set_seed(recipe.seed)
+    data = data or load_task(recipe.data, load_tokenizer(recipe.model))
+    set_seed(recipe.seed)  # the head's values must not depend on what loading the data drew
+    model = load_base(recipe, task_type=data.task_type, arguments=data.model_arguments())
+    return Job(recipe, data, adapt(model, recipe, data.task_type))
+
+
+def training_arguments(recipe: Recipe, data: TaskData, output: Path) -> TrainingArguments:
+    """Translate the recipe's ``training`` for the Trainer.
+
+    Raises:
+        ValueError: ``extra`` names no field of ``TrainingArguments``, or one that the recipe has a key for.
+    """
+    training = recipe.training
+    rhythm = {"epoch": "epoch", "steps": "steps", "never": "no"}[training.evaluate]
+    given: dict[str, Any] = {name: getattr(training, key) for key, name in SAME.items()}
+    given |= {
+        "output_dir": str(output),
+        "seed": recipe.seed,
+        "eval_strategy": rhythm,
+        "save_strategy": "epoch" if rhythm == "no" else rhythm,
+        "metric_for_best_model": None if rhythm == "no" else f"eval_{data.headline}",
+        "greater_is_better": data.greater_is_better,
+        "report_to": [name for name in training.report_to if name != "tensorboard"],  # that one gets its own folder
+        "disable_tqdm": True,
+        "use_cpu": not torch.accelerator.is_available(),  # said aloud, bf16 is allowed there
+        "label_names": ["labels"],
+    }
+    if training.every is not None:
+        given |= {"eval_steps": training.every, "save_steps": training.every}
+    check_extra(training.extra, given)
+    return TrainingArguments(**given, **training.extra)
+
+
+def check_extra(extra: dict[str, Any], given: dict[str, Any]) -> None:
+    """Refuse keys that ``TrainingArguments`` doesn't have, and those that would say a thing twice."""
+    own = {name: f"training.{key}" for key, name in SAME.items()} | {"seed": "seed"}
+    for key in extra:
+        if key not in FIELDS:
+            raise ValueError(f"training.extra.{key}: TrainingArguments has no such field{nearest(key, FIELDS)}")
+        if key in given:
+            raise ValueError(f"training.extra.{key}: say it as {own.get(key, 'training.evaluate')} instead")
+
+
+def loss_function(data: TaskData) -> Any:
+    """Return the loss that Trainer computes from the logits; none where the model's own is right.
+
+    BERT, RoBERTa and OPT classifiers return a mean per micro-batch, which Trainer takes for one over the optimizer
+    step: k micro-batches or processes would multiply loss and gradient by k. Over the columns of the logits,
+    ``choice_loss`` is the cross entropy of a classification too.
+    """
+    return choice_loss if data.kind == "classification" else data.loss_func
+
+
+def make_trainer(
+    job: Job, arguments: TrainingArguments, folder: RunFolder, callbacks: Sequence[TrainerCallback]
+) -> Trainer:
+    """Return a Trainer for the job, with TensorBoard and the search's callback."""
+    more: list[TrainerCallback] = []
+    if job.searched:
+        compute_loss = job.data.loss if job.data.loss_func is not None else None
+        more.append(rankwise.AllocationCallback(compute_loss=compute_loss))
+    if "tensorboard" in job.recipe.training.report_to:
+        board = TensorBoardCallback()
+        board.logging_dir = str(folder.tensorboard)
+        more.append(board)
+    trainer = Trainer(
+        model=job.model,
+        args=arguments,
+        train_dataset=job.data.train,
+        eval_dataset=job.data.dev,
+        callbacks=[*more, *callbacks],
+        **{**job.data.trainer_arguments(), "compute_loss_func": loss_function(job.data)},
+    )
+    trainer.remove_callback(PrinterCallback)  # what Trainer puts in place of the bars it was told to leave out
+    return trainer

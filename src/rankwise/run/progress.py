@@ -1,0 +1,77 @@
+"""Progress of a Trainer on a rich console, and the silence around it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class RichProgress(TrainerCallback):
+    """One bar for the optimizer steps, with the last loss and the last dev figure beside it."""
+
+    def __init__(self, console: Console, headline: str) -> None:
+        """Print to ``console`` and show ``eval_<headline>``."""
+        self.headline = headline
+        self.figures: dict[str, str] = {}
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+        )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show the bar."""
+        if state.is_world_process_zero:
+            self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, figures="")
+            self.bar.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar."""
+        if state.is_world_process_zero:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Take over the loss and the headline metric."""
+        logs = kwargs["logs"]
+        for key, label in (("loss", "loss"), (f"eval_{self.headline}", f"dev {self.headline}")):
+            if key in logs:
+                self.figures[label] = f"{label} {float(logs[key]):.4f}"
+        if state.is_world_process_zero and self.bar.live.is_started:
+            self.bar.update(self.task, figures=" ".join(self.figures.values()))
+
+    def close(self) -> None:
+        """Take the bar off the screen's live part; also after an error."""
+        self.bar.stop()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the loaders' and the Trainer's notices off the screen, and put the verbosity back afterwards."""
+    verbosity = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity(logging.ERROR)
+    transformers.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # Written for authors of loops, not of recipes: no memory to pin on a CPU, PEFT's use of an old name.
+            warnings.filterwarnings("ignore", message=".*pin_memory.*")
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()

@@ -1,0 +1,77 @@
+"""Static search only: what a run's first search would see and choose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch.utils.data import DataLoader
+
+import rankwise
+from rankwise.run.job import Job, build
+from rankwise.run.progress import quiet
+from rankwise.run.recipe import Recipe
+from rankwise.tasks import TaskData
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """One search over an untrained model.
+
+    Args:
+        scores: Each path's score; none where it was not finite.
+        costs: Each path's parameters.
+        chosen: The paths that fit the budget.
+        record: The whole record, as in a run's history.
+    """
+
+    scores: dict[str, float | None]
+    costs: dict[str, int]
+    chosen: list[str]
+    record: dict[str, Any]
+
+
+def score(recipe: Recipe, *, data: TaskData | None = None) -> ScoreTable:
+    """Score every path on training batches by the recipe's proxy and choose under its budget; nothing is trained.
+
+    Raises:
+        ValueError: The method has no search.
+    """
+    if recipe.method.name != "heterolora":
+        raise ValueError(f"method.name={recipe.method.name!r} has no paths to choose among: score needs 'heterolora'")
+    method = recipe.method.model_copy(update={"mode": "static", "warmup_searches": 0, "scoring": "probe"})
+    with quiet():
+        job = build(recipe.model_copy(update={"method": method}), data)
+        job.model.to(PartialState().device)
+        compute_loss = job.data.loss if job.data.loss_func is not None else None
+        allocator = rankwise.Allocator(job.model, batches=training_batches(job), compute_loss=compute_loss)
+        record = allocator.search()
+        costs = {name: path.num_parameters for name, path in rankwise.named_paths(job.model).items()}
+        rankwise.detach(job.model)
+    return ScoreTable(record["scores"], costs, record["chosen"], record)
+
+
+class _Batches(Iterable[Any]):
+    """Shuffled training batches; the same ones each time it is iterated."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def __iter__(self) -> Iterator[Any]:
+        loader = DataLoader(
+            self.job.data.train,
+            batch_size=self.job.recipe.training.batch_size,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(self.job.recipe.seed),
+            collate_fn=self.job.data.collator,
+        )
+        for batch in loader:
+            yield {name: value.to(self.job.model.device) for name, value in batch.items()}
+
+
+def training_batches(job: Job) -> Iterable[Any]:
+    """Return the job's training batches, to be iterated any number of times."""
+    return _Batches(job)

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from rankwise.run.recipe import Recipe
+from rankwise.run.score import score
+
+Make = Callable[..., Recipe]
+
+
+@pytest.mark.parametrize("task", ["mrpc", "copa", "text"])
+def test_scores_and_choice_of_the_first_search(make: Make, task: str) -> None:
+    found = score(make("heterolora", task, method={"warmup_searches": 2}))
+    assert len(found.scores) == len(found.costs) == 4
+    assert found.record["how"] == "probe"
+    assert found.record["proxy"] == "grad_norm"
+    ranked = sorted(found.scores, key=lambda name: -(found.scores[name] or 0.0))
+    assert set(found.chosen) == set(ranked[:2])
+    assert score(make("heterolora", task)).scores == found.scores
+
+
+def test_only_a_search_can_be_scored(make: Make) -> None:
+    with pytest.raises(ValueError, match=r"method\.name='lora' has no paths to choose among"):
+        score(make("lora"))
