@@ -127,7 +127,15 @@ def train(
 @app.command(
     epilog="Example: [bold]rankwise score recipes/minilm/mrpc-grad-norm-static.yaml --set data.data_dir=data[/]"
 )
-def score(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
+def score(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the choice as an untrained plain LoRA adapter to this folder.", show_default=False),
+    ] = None,
+    debug: Debug = False,
+) -> None:
     """Search once, before training: every path's score, its cost, and which ones fit the budget."""
     with _explained(debug):
         from rankwise.run.recipe import load_recipe
@@ -136,7 +144,9 @@ def score(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False)
         from rankwise.run.score import score as search
         from rankwise.run.tables import score_table
 
-        console.print(score_table(search(checked)))
+        console.print(score_table(search(checked, out=out)))
+        if out is not None:
+            console.print(f"untrained plain LoRA adapter: [bold]{escape(str(out))}[/]")
 
 
 @app.command(epilog="Example: [bold]rankwise plan recipes/opt-350m/mrpc-heterolora-dynamic.yaml[/]")

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from peft import LoraConfig
+from safetensors.torch import load_file
 
 from rankwise.run.recipe import Recipe
 from rankwise.run.score import score
@@ -24,3 +27,15 @@ def test_scores_and_choice_of_the_first_search(make: Make, task: str) -> None:
 def test_only_a_search_can_be_scored(make: Make) -> None:
     with pytest.raises(ValueError, match=r"method\.name='lora' has no paths to choose among"):
         score(make("lora"))
+
+
+def test_the_choice_can_be_written_as_an_untrained_plain_lora(make: Make, tmp_path: Path) -> None:
+    found = score(make("heterolora"), out=tmp_path)
+    config = LoraConfig.from_pretrained(str(tmp_path))
+    assert config.peft_type == "LORA"
+    assert len(config.target_modules or ()) == len(found.chosen)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    assert not any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
+    assert all(tensor.any() for name, tensor in tensors.items() if "lora_A" in name)
+    with pytest.raises(ValueError, match="holds an adapter already"):
+        score(make("heterolora"), out=tmp_path)

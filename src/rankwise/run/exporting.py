@@ -30,9 +30,14 @@ def export_run(run: str | Path, out: str | Path, *, rank_pattern: bool = False) 
     if recipe.method.name != "heterolora":
         what = "a whole model" if recipe.method.name == "full" else "a plain LoRA adapter already"
         raise ValueError(f"{folder.adapter} is {what}: there is nothing to export")
-    if (target / "adapter_config.json").exists():
-        raise ValueError(f"{target} holds an adapter already: give another folder, or delete it")
+    check_no_adapter(target)
     with quiet():
         base = load_base(recipe, task_type=metrics["task_type"], arguments=metrics["model_arguments"])
         rankwise.export_lora(PeftModel.from_pretrained(base, str(folder.adapter)), target, rank_pattern=rank_pattern)
     return target
+
+
+def check_no_adapter(folder: str | Path) -> None:
+    """Raise a ``ValueError`` if a folder holds an adapter: nothing is written over."""
+    if (Path(folder) / "adapter_config.json").exists():
+        raise ValueError(f"{folder} holds an adapter already: give another folder, or delete it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 
 import rankwise
+from rankwise.run.exporting import check_no_adapter
 from rankwise.run.job import Job, build
 from rankwise.run.progress import quiet
 from rankwise.run.recipe import Recipe
@@ -34,12 +36,19 @@ class ScoreTable:
     record: dict[str, Any]
 
 
-def score(recipe: Recipe, *, data: TaskData | None = None) -> ScoreTable:
+def score(recipe: Recipe, *, data: TaskData | None = None, out: str | Path | None = None) -> ScoreTable:
     """Score every path on training batches by the recipe's proxy and choose under its budget; nothing is trained.
 
+    Args:
+        recipe: Names the model, the data and the search.
+        data: Prepared data in place of what ``recipe.data`` names.
+        out: Where to write the choice as an untrained plain LoRA adapter, for tools that take a folder to start from.
+
     Raises:
-        ValueError: The method has no search.
+        ValueError: The method has no search, or ``out`` has an adapter already.
     """
+    if out is not None:
+        check_no_adapter(out)
     if recipe.method.name != "heterolora":
         raise ValueError(f"method.name={recipe.method.name!r} has no paths to choose among: score needs 'heterolora'")
     method = recipe.method.model_copy(update={"mode": "static", "warmup_searches": 0, "scoring": "probe"})
@@ -51,6 +60,8 @@ def score(recipe: Recipe, *, data: TaskData | None = None) -> ScoreTable:
         record = allocator.search()
         costs = {name: path.num_parameters for name, path in rankwise.named_paths(job.model).items()}
         rankwise.detach(job.model)
+        if out is not None:
+            rankwise.export_lora(job.model, out)
     return ScoreTable(record["scores"], costs, record["chosen"], record)
 
 
