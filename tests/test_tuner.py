@@ -365,3 +365,73 @@ def test_enabled_only_is_for_models_with_paths(tmp_path: Path) -> None:
         plain.save_pretrained(str(tmp_path), enabled_only=True)
     with pytest.raises(ValueError, match="has no rankwise paths; make some with"):
         rankwise.named_paths(plain)
+
+
+def test_adapters_whose_names_are_parts_of_others_load_beside_them(tmp_path: Path) -> None:
+    model = made("bert")
+    fill_(model)
+    half_on(model)
+    model.save_pretrained(str(tmp_path))
+    for name in ("def", "layer"):
+        model.load_adapter(str(tmp_path), name)
+        assert [p.enabled for p in rankwise.named_paths(model, name).values()] == [p.enabled for p in paths_of(model)]
+
+
+def paths_of(model: nn.Module) -> list[rankwise.LowRankPath]:
+    return list(rankwise.named_paths(model, "default").values())
+
+
+def test_a_merged_adapter_cannot_be_edited() -> None:
+    model = made("bert")
+    fill_(model)
+    expected = logits(model)
+    model.merge_adapter()
+    with pytest.raises(ValueError, match=r"merged into the base; call unmerge_adapter\(\) first"):
+        keep_only_(model)
+    model.unmerge_adapter()
+    torch.testing.assert_close(logits(model), expected)
+
+
+def test_enabled_only_filters_a_given_state_dict_too(tmp_path: Path) -> None:
+    model = made("bert")
+    half_on(model)
+    model.save_pretrained(str(tmp_path), state_dict=model.state_dict(), enabled_only=True)
+    kept = [key for key in load_file(tmp_path / "adapter_model.safetensors") if ".lora_A." in key]
+    assert len(kept) == sum(path.enabled for path in paths_of(model))
+
+
+def test_a_budget_that_no_path_fits_into_says_so() -> None:
+    with pytest.warns(UserWarning, match=r"budget=10 is 10 parameters, but the cheapest path costs 64"):
+        made("bert", mode="dynamic", budget=10)
+
+
+def test_a_layer_without_a_switch_is_refused() -> None:
+    """Some of PEFT's quantised layers sum every adapter themselves; a stand-in for those that need a GPU to load."""
+    from peft.tuners.lora import Linear
+
+    class EetqLoraLinear(Linear):
+        pass
+
+    config = rankwise.HeteroLoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], mode="off")
+    config._register_custom_module({nn.Linear: EetqLoraLinear})
+    from peft import get_peft_model
+
+    with pytest.raises(ValueError, match=r"became PEFT's EetqLoraLinear, whose LoRA can't be switched"):
+        get_peft_model(tiny_bert(), config)
+
+
+def test_a_head_of_another_size_is_refused(tmp_path: Path) -> None:
+    made("bert").save_pretrained(str(tmp_path))
+    with pytest.raises(ValueError, match=r"classifier.* is \(2, 16\) but .* \(3, 16\).* another number of labels"):
+        PeftModel.from_pretrained(tiny_bert(num_labels=3), tmp_path)
+
+
+def test_a_regular_expression_that_matches_nothing_names_the_linear_layers() -> None:
+    with pytest.raises(ValueError, match=r"regular expression that matches no module .* linear layers are .*query"):
+        adapted(tiny_bert(), target_modules=r".*\.querry")
+
+
+def test_adapters_are_not_summed_by_weights() -> None:
+    model = made("bert")
+    with pytest.raises(ValueError, match="would bring back paths that are off"):
+        model.add_weighted_adapter(["default"], [1.0], "sum")

@@ -39,7 +39,7 @@ UNSUPPORTED: dict[str, str] = {
     "kasa_config": "KaSA truncates W0 while building",
     "megatron_config": "Megatron's parallel layers are not supported",
 }
-INITS = (True, False, "gaussian", "orthogonal", "eva")
+INITS = (True, False, "gaussian", "orthogonal")
 
 
 @dataclass
@@ -130,7 +130,7 @@ class HeteroLoraConfig(LoraConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} can't be searched: {reason}; leave {name} out")
         if self.init_lora_weights not in INITS:
             raise ValueError(
-                f"init_lora_weights={self.init_lora_weights!r} changes W0, so a path that is off would not be a no-op; "
+                f"init_lora_weights={self.init_lora_weights!r} changes W0 or the ranks after the paths are built; "
                 f"use one of {', '.join(map(repr, INITS))}"
             )
 
@@ -168,7 +168,7 @@ class HeteroLoraConfig(LoraConfig):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
-        if not 0.0 < self.stop_searching_at <= 1.0:
+        if not isinstance(self.stop_searching_at, (int, float)) or not 0.0 < self.stop_searching_at <= 1.0:
             raise ValueError(f"stop_searching_at={self.stop_searching_at!r} must lie in (0, 1]")
         columns = self.sketch
         if columns not in ("auto", None) and (isinstance(columns, bool) or not isinstance(columns, int) or columns < 1):

@@ -54,7 +54,7 @@ def apply_(
         adapter: The adapter to edit; the active one if left out.
 
     Raises:
-        ValueError: An edit names a path that the model does not have.
+        ValueError: An edit names a path that the model does not have, or the adapter is merged into the base.
     """
     apply_to_paths_(path_set(model, adapter), list(edits), optimizer)
 
@@ -66,6 +66,10 @@ def apply_to_paths_(paths: PathSet, edits: list[Edit], optimizer: Optimizer | No
             raise ValueError(
                 f"{edit!r} names no path of adapter {paths.adapter!r}{nearest(edit.path, paths.paths)}; "
                 "rankwise.named_paths(model) lists them"
+            )
+        if paths.adapter in paths.paths[edit.path].host.merged_adapters:
+            raise ValueError(
+                f"{edit!r}: adapter {paths.adapter!r} is merged into the base; call unmerge_adapter() first"
             )
     for edit in edits:
         path = paths.paths[edit.path]

@@ -54,7 +54,7 @@ class Plan:
         base: Parameters of the frozen model.
         budget: The limit, in ``budget_unit``.
         budget_unit: ``"parameters"`` or ``"paths"``.
-        optimizer_bytes: AdamW's two moments of what trains, in float32.
+        optimizer_bytes: AdamW's two moments of what trains, or ever may have in a dynamic search, in float32.
         gradient_bytes: Gradients of what trains, in float32.
         window_bytes: The largest sums held while scores are collected.
         flops_per_token: Forward FLOPs per token that the enabled paths add: two per parameter.
@@ -121,6 +121,8 @@ def _sizes(model: nn.Module, paths: PathSet, *, planned: bool = False) -> Plan:
         counts["enabled"] = counts["contributing"] = min(most, counts["resident"])
     head = head_parameters(model, paths)
     trained = counts["enabled"] + head
+    # A path that is switched off keeps its moments unless it is reset, and each may have been on once.
+    moments = counts["resident"] + head if config.mode == "dynamic" and config.on_disable != "reset" else trained
     return Plan(
         candidates=len(costs),
         **counts,
@@ -128,7 +130,7 @@ def _sizes(model: nn.Module, paths: PathSet, *, planned: bool = False) -> Plan:
         base=sum(p.numel() for p in model.parameters()) - counts["resident"] - head,
         budget=limit,
         budget_unit=config.budget_unit,
-        optimizer_bytes=2 * BYTES * trained,
+        optimizer_bytes=2 * BYTES * moments,
         gradient_bytes=BYTES * trained,
         window_bytes=_window_bytes(paths),
         flops_per_token=2 * counts["contributing"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,11 @@ from rankwise.paths.path_set import PathSet, PathSets
 from rankwise.paths.state import AllocationState, Status
 from rankwise.seeds import stable_seed
 
-WEIGHTS = (".lora_A.", ".lora_B.")
+FACTORS = ("lora_A", "lora_B")
+# PEFT's layers that ask a gate in their forward pass; the others would train a path that is off. By name: the
+# quantised ones exist only where their library does.
+GATED_LAYERS = ("Linear", "Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "HqqLoraLinear", "TorchaoLoraLinear")
+UNGATED_MERGE = ("GPTQLoraLinear", "TorchaoLoraLinear")
 NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 
@@ -82,6 +88,12 @@ class HeteroLoraModel(LoraModel):
             for name, module in model.named_modules()
             if isinstance(module, LoraLayer) and adapter in module.lora_A
         }
+        for name, host in hosts.items():
+            if type(host).__name__ not in GATED_LAYERS:
+                raise ValueError(
+                    f"target {name!r} became PEFT's {type(host).__name__}, whose LoRA can't be switched; load the base "
+                    "unquantised or with bitsandbytes, GPTQ, HQQ or torchao"
+                )
         bare = (name.replace(".base_layer", "") for name, _ in model.named_modules() if ".lora_" not in name)
         names = path_names(hosts, bare)
         paths = PathSet(
@@ -104,6 +116,17 @@ class HeteroLoraModel(LoraModel):
             path.host.lora_variant[adapter] = Gate(path, paths)
         model.rankwise_paths[adapter] = paths
 
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: PEFT would sum the weights of paths that are off into the new adapter.
+
+        Raises:
+            ValueError: Always; says what to do instead.
+        """
+        raise ValueError(
+            "add_weighted_adapter() would bring back paths that are off: write each adapter with rankwise.export_lora "
+            "and combine those"
+        )
+
     def update_and_allocate(self, global_step: int) -> None:
         """Do what is due after an optimizer step; harmless where the search already ran by itself.
 
@@ -124,6 +147,21 @@ class HeteroLoraModel(LoraModel):
                 driver.forget(paths)
             for path in paths.paths.values():
                 path.state.remove(adapter_name)
+
+    def _check_merge_allowed(self) -> None:
+        """Refuse to merge where PEFT's layer would merge paths that are off.
+
+        Raises:
+            ValueError: Names the first such path.
+        """
+        super()._check_merge_allowed()
+        for paths in self.model.rankwise_paths.values():
+            for path in paths.paths.values():
+                if type(path.host).__name__ in UNGATED_MERGE and not path.contributing:
+                    raise ValueError(
+                        f"{path.name} is off, and PEFT's {type(path.host).__name__} would merge it all the same: "
+                        "export the adapter with rankwise.export_lora, load that on the base, and merge it there"
+                    )
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
         """Take the paths off the model, merged or not, and every trace of their searches."""
@@ -146,22 +184,27 @@ class HeteroLoraModel(LoraModel):
         """
         loaded = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         suffix = f".{adapter_name}"
-        own = {key: value for key, value in model.state_dict().items() if _is_path_tensor(key, suffix)}
-        given = {key: value for key, value in loaded.items() if _is_path_tensor(key, "")}
+        present = model.state_dict()
+        own = {key: value for key, value in present.items() if _is_path_tensor(key, adapter_name)}
+        given = {key: value for key, value in loaded.items() if _is_path_tensor(key, adapter_name)}
         _check_same_names(own, given)
+        _check_same_shapes(present, loaded)
         off = {key for key in own if key not in given and not key.endswith(f"lora_allocation{suffix}")}
         return {**loaded, **{key: own[key] for key in off}}
 
 
-def _is_path_tensor(key: str, suffix: str) -> bool:
-    return any(part in key and suffix in key for part in (*WEIGHTS, ".lora_allocation."))
+def _is_path_tensor(key: str, adapter: str) -> bool:
+    """Tell whether a tensor belongs to a path; one that the model has no place for still lacks the adapter's name."""
+    *_, host, owner, last = ("", "", *key.split("."))
+    if owner == "lora_allocation":
+        return last == adapter
+    return owner in FACTORS or (host in FACTORS and owner == adapter)
 
 
 def _check_same_names(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-    """Refuse names that the model lacks, a path without its record, and tensors of another shape."""
+    """Refuse names that the model lacks, and a path without its record."""
     unknown = sorted(set(given) - set(own))
     missing = sorted(key for key in own if ".lora_allocation." in key and key not in given)
-    shapes = sorted(key for key in set(own) & set(given) if own[key].shape != given[key].shape)
     if unknown:
         raise ValueError(
             f"the adapter holds {len(unknown)} tensors that this model has no place for, the first {unknown[0]!r}"
@@ -172,22 +215,36 @@ def _check_same_names(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
             f"the adapter lacks {len(missing)} of this model's paths, the first {missing[0]!r}; it was made for "
             "another model or with other target_modules, or the file is not whole"
         )
-    if shapes:
-        key = shapes[0]
+
+
+def _check_same_shapes(present: dict[str, Tensor], loaded: dict[str, Tensor]) -> None:
+    """Refuse tensors of another shape, heads included."""
+    differing = sorted(key for key in set(present) & set(loaded) if present[key].shape != loaded[key].shape)
+    if differing:
+        key = differing[0]
         raise ValueError(
-            f"the adapter's {key!r} is {tuple(given[key].shape)} but this model's is {tuple(own[key].shape)} "
-            f"({len(shapes)} tensors differ); it was made for another model or another r"
+            f"the adapter's {key!r} is {tuple(loaded[key].shape)} but this model's is {tuple(present[key].shape)} "
+            f"({len(differing)} tensors differ); it was made for another model, another r or another number of labels"
         )
 
 
 def _before_forward(module: Any, args: Any) -> None:
-    """Wake the search of each adapter at its first training forward."""
+    """Wake the search of each adapter at its first training forward, and notice a step that was skipped."""
     if not (module.training and torch.is_grad_enabled()):
         return
     for paths in module.rankwise_paths.values():
+        if paths.recorder is not None and not paths.probing and not torch.compiler.is_compiling():
+            _drop_skipped_step(paths)
         idle = paths.allocator is None or not paths.allocator.begun
         if idle and paths.config.mode != "off" and paths.trains and not paths.probing:
             _wake(module, paths)
+
+
+def _drop_skipped_step(paths: PathSet) -> None:
+    """Forget what was recorded of gradients that were cleared without an optimizer step, as gradient scalers do."""
+    enabled = paths.enabled
+    if paths.recorder is not None and enabled and all(path.lora_B.grad is None for path in enabled):
+        paths.recorder.drop()
 
 
 @torch.compiler.disable
@@ -216,19 +273,31 @@ def _first_allocation(paths: PathSet) -> set[str]:
     budget = resolve_budget(config.budget, costs, unit)
     per_path = costs if unit == "parameters" else dict.fromkeys(costs, 1)
     generator = np.random.default_rng(stable_seed(config.seed, "first"))
-    return allocate(dict.fromkeys(costs, 1.0), per_path, budget, allocation=config.allocation, generator=generator)
+    first = allocate(dict.fromkeys(costs, 1.0), per_path, budget, allocation=config.allocation, generator=generator)
+    if budget > 0 and not first:
+        warnings.warn(
+            f"budget={config.budget!r} is {budget} {unit}, but the cheapest path costs {min(per_path.values())}: no "
+            "path will ever train; raise the budget or lower r",
+            stacklevel=2,
+        )
+    return first
 
 
 def _check_targets(model: nn.Module, config: HeteroLoraConfig) -> None:
     """Refuse a target that names no module, naming the nearest projections that exist."""
     targets = config.target_modules
-    if not isinstance(targets, (list, set, tuple)):
+    if targets is None or targets == "all-linear":
         return
     names = [name.replace(".base_layer", "") for name, module in model.named_modules() if name]
     linear = {
         name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, (nn.Linear, Linear))
     }
-    for target in sorted(targets):
+    if isinstance(targets, str) and not any(re.fullmatch(targets, name) for name in names):
+        raise ValueError(
+            f"target_modules={targets!r} is a regular expression that matches no module of {type(model).__name__}"
+            f"{nearest(targets, linear)}; its linear layers are {', '.join(sorted(linear - {'base_layer'}))}"
+        )
+    for target in [] if isinstance(targets, str) else sorted(targets):
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise ValueError(
                 f"target_modules names {target!r}, which matches no module of {type(model).__name__}"

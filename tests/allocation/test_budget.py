@@ -256,3 +256,10 @@ def test_the_same_seed_draws_the_same_and_no_global_generator_moves() -> None:
 def test_a_mistake_is_named(scores: dict[str, float], costs: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         allocate(scores, costs, 1)
+
+
+@pytest.mark.parametrize(("budget", "paths", "expected"), [(0.29, 100, 29), (0.57, 100, 57), (0.1, 30, 3)])
+def test_a_fraction_is_the_decimal_that_was_written(budget: float, paths: int, expected: int) -> None:
+    costs = {f"layers.{i}.q": 1000 for i in range(paths)}
+    assert resolve_budget(budget, costs) == 1000 * expected
+    assert resolve_budget(budget, costs, "paths") == expected

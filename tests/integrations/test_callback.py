@@ -221,6 +221,17 @@ def test_a_moved_search_can_be_named(tmp_path: Path) -> None:
     assert [step for step, _ in searched_at(model)] == [0, 3, 6]
 
 
+def test_a_callback_that_saves_elsewhere_does_not_lead_the_search_astray(tmp_path: Path) -> None:
+    class SaveBeside(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            model.save_pretrained(str(tmp_path / "best"))
+
+    trainer(searching(search_every=3), tmp_path, SaveBeside(), StopAt(4)).train()
+    resumed = searching(search_every=3)
+    trainer(resumed, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert [step for step, _ in searched_at(resumed)] == [0, 3, 6]
+
+
 def test_the_saved_folder_tells_the_story(tmp_path: Path) -> None:
     model = searching(search_every=4)
     trainer(model, tmp_path / "run").train()
@@ -299,6 +310,50 @@ def test_trl_fine_tunes_through_the_config_alone(tmp_path: Path, shared: Path) -
     assert len(costs) == 2, "grouped-query attention: q and v cost differently"
     for record in rankwise.history(model):
         assert record["counts"]["enabled"] <= rankwise.plan(model).budget
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # what TRL still says
+def test_dpo_searches_online_and_its_reference_stays_the_base_model(
+    tmp_path: Path, shared: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    folder = str(shared / "models" / "stories260k")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    pair = {"prompt": "Once upon a time", "chosen": " there was a girl.", "rejected": " cats dogs."}
+    arguments = DPOConfig(
+        str(tmp_path),
+        max_steps=5,
+        per_device_train_batch_size=2,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+    )
+    run = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(folder),
+        args=arguments,
+        train_dataset=Dataset.from_list([pair] * 16),
+        processing_class=tokenizer,
+        peft_config=rankwise.HeteroLoraConfig(
+            task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], search_every=2, score_batches=2
+        ),
+    )
+    with caplog.at_level("WARNING", logger="rankwise"):
+        run.train()
+    model: Any = run.model
+    assert "no labels that the model takes, so the first search can't probe" in caplog.text
+    assert searched_at(model) == [(2, "online"), (4, "online")]
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad(), model.disable_adapter():
+        assert torch.equal(
+            model(input_ids=ids).logits, AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits
+        )
 
 
 def test_a_causal_model_with_accumulation_and_bf16(tmp_path: Path) -> None:

@@ -130,3 +130,23 @@ def test_scores_are_the_same_in_bfloat16_autocast_up_to_its_precision(model: Any
     exact = rankwise.score_paths(model, [batch()])
     half = rankwise.score_paths(model, [batch()], autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
     assert half == pytest.approx(exact, rel=0.1)
+
+
+def test_reentrant_checkpointing_does_not_hide_paths_from_a_probe_with_dropout(model: Any) -> None:
+    plain = rankwise.score_paths(model, [batch()], mode="train")
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    functions = [module.__dict__.get("_gradient_checkpointing_func") for module in model.modules()]
+    assert rankwise.score_paths(model, [batch()], mode="train").keys() == plain.keys()
+    assert all(np.isfinite(list(rankwise.score_paths(model, [batch()], mode="train").values())))
+    assert functions == [module.__dict__.get("_gradient_checkpointing_func") for module in model.modules()]
+
+
+def test_synflow_of_an_encoder_and_a_decoder() -> None:
+    from tests.models import adapted, build
+    from transformers.models.t5 import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    model = adapted(build(T5ForConditionalGeneration, config), task_type="SEQ_2_SEQ_LM", target_modules=["q", "v"])
+    scores = rankwise.score_paths(model, proxy="synflow")
+    assert len(scores) == 12
+    assert all(np.isfinite(list(scores.values())))

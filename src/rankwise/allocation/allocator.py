@@ -177,6 +177,10 @@ class Allocator:
             if not path.enabled:
                 for parameter in path.parameters:
                     parameter.grad = None
+        self.fold()
+
+    def fold(self) -> None:
+        """Take the statistics of the step that is being made."""
         recorder = self.paths.recorder
         if isinstance(recorder, StatisticRecorder):
             recorder.fold(self._loss_scale() if self._loss_scale is not None else 1.0)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import numpy as np
 
-Number = int | float
+from rankwise.errors import check_choice
 
 
-def resolve_budget(budget: Number, costs: Mapping[str, int], unit: str = "parameters") -> int:
+def resolve_budget(budget: float | int, costs: Mapping[str, int], unit: str = "parameters") -> int:
     """Return the budget as a whole number: parameters, or paths for ``unit="paths"``.
 
     A float is a fraction of the candidates. In parameters it is rounded down. In paths it reproduces the paper
@@ -28,10 +29,11 @@ def resolve_budget(budget: Number, costs: Mapping[str, int], unit: str = "parame
     """
     if isinstance(budget, int):
         return budget
+    share = Fraction(str(budget))  # 0.29 of 100 is 29, which the nearest binary fraction just misses
     if unit == "parameters":
-        return math.floor(budget * sum(costs.values()))
+        return math.floor(share * sum(costs.values()))
     shortcuts = sum(is_shortcut(name) for name in costs)
-    return math.floor(budget * (len(costs) - shortcuts)) + round(budget * shortcuts)
+    return math.floor(share * (len(costs) - shortcuts)) + round(share * shortcuts)
 
 
 BLOCK_KINDS = ("res1", "res2", "in", "cut", "layer")
@@ -67,6 +69,7 @@ def allocate(
     Raises:
         ValueError: The keys differ, or a cost is not positive.
     """
+    check_choice("allocation", allocation, ("combined", "separated"))
     if set(scores) != set(costs):
         differing = sorted(set(scores) ^ set(costs))
         raise ValueError(f"scores and costs name different paths: {', '.join(differing[:5])}")

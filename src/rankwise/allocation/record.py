@@ -59,12 +59,12 @@ def before_saving(model: PeftModel, kwargs: dict[str, Any]) -> dict[str, Any]:
         for name, paths in sets.items()
         if (asked if asked is not None else paths.config.mode == "static" and bool(paths.history))
     }
-    if leave_out and kwargs.get("state_dict") is None:
-        kwargs["state_dict"] = _without_idle_paths(model, leave_out)
+    if leave_out:
+        kwargs["state_dict"] = _without_idle_paths(kwargs.get("state_dict") or model.state_dict(), leave_out)
     return kwargs
 
 
-def _without_idle_paths(model: PeftModel, sets: dict[str, PathSet]) -> dict[str, Tensor]:
+def _without_idle_paths(state: dict[str, Tensor], sets: dict[str, PathSet]) -> dict[str, Tensor]:
     idle = {
         f"{path.module}.{factor}.{path.adapter}."
         for paths in sets.values()
@@ -72,7 +72,7 @@ def _without_idle_paths(model: PeftModel, sets: dict[str, PathSet]) -> dict[str,
         if not path.contributing
         for factor in ("lora_A", "lora_B")
     }
-    return {key: value for key, value in model.state_dict().items() if not any(part in key for part in idle)}
+    return {key: value for key, value in state.items() if not any(part in key for part in idle)}
 
 
 def after_saving(model: PeftModel, folder: str | Path) -> None:

@@ -36,7 +36,10 @@ class Schedule:
     total_steps: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a fraction of an unknown whole."""
+        """Refuse lengths that are none, and a fraction of an unknown whole."""
+        for name, length in (("steps_per_epoch", self.steps_per_epoch), ("total_steps", self.total_steps)):
+            if length is not None and length < 1:
+                raise ValueError(f"{name}={length!r} must be at least 1, or left out where it is unknown")
         if self.mode == "dynamic" and self.stop_at < 1.0 and self.total_steps is None:
             raise ValueError(
                 f"stop_searching_at={self.stop_at} is a fraction of training, but its length is unknown here: set "

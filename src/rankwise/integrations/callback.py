@@ -53,6 +53,11 @@ class AllocationCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Claim the model's searches; one given by the user goes before the automatic one."""
+        if args.n_gpu > 1 and self._searchable(model):
+            raise ValueError(
+                f"{args.n_gpu} GPUs in one process would run torch.nn.DataParallel, whose replicas can't be searched: "
+                "start with accelerate launch or torchrun, or show this process one GPU"
+            )
         for paths in self._searchable(model):
             if self.required or paths not in CLAIMS:
                 CLAIMS[paths] = self
@@ -63,7 +68,7 @@ class AllocationCallback(TrainerCallback):
             if paths.allocator is None or not paths.allocator.knows_epochs:
                 allocator = self._allocator(args, state, model, paths, **kwargs)
                 if state.global_step:
-                    load_search(allocator, self.resume_from or paths.folder or _checkpoint_folder(args, state))
+                    load_search(allocator, self.resume_from or _checkpoint_folder(args, state, paths))
                 else:
                     allocator.begin()
 
@@ -78,7 +83,7 @@ class AllocationCallback(TrainerCallback):
         """Write the search beside the checkpoint's adapter."""
         for paths in self._claimed(model):
             if paths.allocator is not None:
-                save_search(paths.allocator, paths.folder or _checkpoint_folder(args, state))
+                save_search(paths.allocator, _checkpoint_folder(args, state, paths))
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Say loudly if no search ever ran, and end each search."""
@@ -170,8 +175,13 @@ def _has(model: Any, paths: PathSet) -> bool:
     return any(paths is own for own in path_sets(model).values())
 
 
-def _checkpoint_folder(args: Any, state: Any) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+def _checkpoint_folder(args: Any, state: Any, paths: PathSet) -> Path:
+    """Return the folder of this step's checkpoint: where the adapter was last read or written, if that is one."""
+    name = f"checkpoint-{state.global_step}"
+    if paths.folder is not None and name in paths.folder.parts:
+        return paths.folder
+    folder = Path(args.output_dir) / name
+    return folder if paths.adapter == "default" else folder / paths.adapter
 
 
 def register_with_trainer() -> None:

@@ -54,6 +54,7 @@ class OptimizerDriver:
     def update_and_allocate(self, paths: PathSet) -> None:
         """Count a step that the hooks did not see, from an optimizer that is not torch's."""
         if paths.allocator is not None and paths not in self._stepped:
+            paths.allocator.fold()
             paths.allocator.after_step()
         self._stepped.discard(paths)
 

@@ -21,6 +21,10 @@ class Recorder(Protocol):
         """Return ``result`` with a tap on it."""
         ...
 
+    def drop(self) -> None:
+        """Forget the step under way."""
+        ...
+
 
 class PathSet:
     """The paths of one adapter of one model.

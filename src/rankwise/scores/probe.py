@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rankwise.config import CHOICES
 from rankwise.errors import check_choice
@@ -43,22 +44,40 @@ def model_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def to_device(batch: Batch, model: nn.Module) -> Batch:
-    """Return the batch with its tensors on the device of the model's first parameter."""
+    """Return the batch with its tensors on the device of the model's first parameter.
+
+    Raises:
+        ValueError: The batch is no mapping.
+    """
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            f"a training batch must be a mapping that the model takes as keyword arguments, got {type(batch).__name__}; "
+            "for others pass compute_loss=lambda model, batch: ..."
+        )
     device = next(model.parameters()).device
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back the generators' states, the modes of all modules and all buffers, whatever happens inside."""
+    """Put back the generators' states, the modes of all modules and all buffers, whatever happens inside.
+
+    Reentrant checkpointing, which hides its region from a backward pass to given points, becomes non-reentrant.
+    """
+    reentrant: list[Any] = [module for module in model.modules() if _is_reentrant(module)]
+    functions = [module._gradient_checkpointing_func for module in reentrant]
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's, kept as it is
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         try:
+            for module in reentrant:
+                module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
             yield
         finally:
+            for module, function in zip(reentrant, functions, strict=True):
+                module._gradient_checkpointing_func = function
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
             for module, mode in modes:
@@ -66,6 +85,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)
+
+
+def _is_reentrant(module: nn.Module) -> bool:
+    function = module.__dict__.get("_gradient_checkpointing_func")
+    return isinstance(function, partial) and bool(function.keywords.get("use_reentrant", True))
 
 
 @contextmanager
@@ -127,6 +151,8 @@ def score_paths(
     check_choice("proxy", proxy, PROXIES)
     check_choice("score_on", score_on, CHOICES["score_on"])
     check_choice("mode", mode, CHOICES["probe_mode"])
+    if isinstance(sketch, int) and sketch < 1:
+        raise ValueError(f"sketch={sketch!r} must be a number of columns >= 1, 'auto' or None (exact)")
     return probe(
         model,
         path_set(model, adapter),
@@ -198,7 +224,8 @@ def _probe_flow(
         else:
             embedding = model.get_input_embeddings().weight  # type: ignore[operator]
             ones = torch.ones(1, FLOW_TOKENS, embedding.shape[1], dtype=torch.float64, device=embedding.device)
-            loss = model(inputs_embeds=ones).logits.sum()
+            decoder = {"decoder_inputs_embeds": ones} if model.config.is_encoder_decoder else {}  # type: ignore[union-attr]
+            loss = model(inputs_embeds=ones, **decoder).logits.sum()
         collect(recorder, loss)
         return score_from_means("synflow", paths.paths, recorder.means())
 
@@ -210,6 +237,7 @@ def absolute_float64(model: nn.Module) -> Iterator[None]:
     A quantised linear layer computes with its dequantised absolute weight, one layer at a time.
     """
     quantised = [m for m in model.modules() if isinstance(m, nn.Linear) and not m.weight.is_floating_point()]
+    forwards = [module.__dict__.get("forward") for module in quantised]
     parameters = [(p, p.data, p.grad) for p in model.parameters() if p.is_floating_point()]
     buffers = [(b, b.data) for b in model.buffers() if b.is_floating_point()]
     try:
@@ -222,8 +250,10 @@ def absolute_float64(model: nn.Module) -> Iterator[None]:
             module.forward = partial(_absolute_linear, module)  # type: ignore[method-assign]
         yield
     finally:
-        for module in quantised:
+        for module, forward in zip(quantised, forwards, strict=True):
             module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.__dict__["forward"] = forward
         for parameter, data, grad in parameters:
             parameter.data = data
             parameter.grad = grad

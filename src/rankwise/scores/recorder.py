@@ -20,8 +20,8 @@ Sums = dict[str, tuple[Tensor, ...]]
 class StatisticRecorder:
     """Sums a statistic over the micro-batches of a step, then over steps.
 
-    A step's sum is kept apart until ``fold`` adds it, path by path, if it is finite: a step that a gradient scaler
-    skipped leaves no trace in the scores.
+    A step's sum is kept apart until ``fold`` adds it, path by path, if it is finite; ``drop`` forgets it. A step that
+    a gradient scaler skipped therefore leaves no trace in the scores.
 
     Args:
         statistic: What is summed.
@@ -48,10 +48,15 @@ class StatisticRecorder:
     def _record(self, path: LowRankPath, x: Tensor, g: Tensor) -> None:
         began = time.perf_counter()
         wide = torch.float64 if torch.float64 in (x.dtype, g.dtype) else torch.float32
-        added = self.statistic.contribution(path, x.to(wide), g.to(wide))
+        with torch.autocast(x.device.type, enabled=False):
+            added = self.statistic.contribution(path, x.to(wide), g.to(wide))
         staged = self.staged.get(path.name)
         self.staged[path.name] = added if staged is None else tuple(a + b for a, b in zip(staged, added, strict=True))
         self.seconds += time.perf_counter() - began
+
+    def drop(self) -> None:
+        """Forget what was collected since the last fold: the step was skipped."""
+        self.staged = {}
 
     def fold(self, loss_scale: float = 1.0) -> None:
         """Add the step's sums, divided by the factor that the loss was scaled by, where they are finite."""
