@@ -145,7 +145,7 @@ def test_synflow_of_an_encoder_and_a_decoder() -> None:
     from tests.models import adapted, build
     from transformers.models.t5 import T5Config, T5ForConditionalGeneration
 
-    config = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    config = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
     model = adapted(build(T5ForConditionalGeneration, config), task_type="SEQ_2_SEQ_LM", target_modules=["q", "v"])
     scores = rankwise.score_paths(model, proxy="synflow")
     assert len(scores) == 12

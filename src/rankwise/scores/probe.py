@@ -51,8 +51,8 @@ def to_device(batch: Batch, model: nn.Module) -> Batch:
     """
     if not isinstance(batch, Mapping):
         raise ValueError(
-            f"a training batch must be a mapping that the model takes as keyword arguments, got {type(batch).__name__}; "
-            "for others pass compute_loss=lambda model, batch: ..."
+            f"a training batch must be a mapping that the model takes as keyword arguments, got {type(batch).__name__}"
+            "; for others pass compute_loss=lambda model, batch: ..."
         )
     device = next(model.parameters()).device
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
