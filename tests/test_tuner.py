@@ -422,7 +422,9 @@ def test_a_layer_without_a_switch_is_refused() -> None:
 
 def test_a_head_of_another_size_is_refused(tmp_path: Path) -> None:
     made("bert").save_pretrained(str(tmp_path))
-    with pytest.raises(ValueError, match=r"classifier.* is \(2,\) but this model's is \(3,\).* another number of labels"):
+    with pytest.raises(
+        ValueError, match=r"classifier.* is \(2,\) but this model's is \(3,\).* another number of labels"
+    ):
         PeftModel.from_pretrained(tiny_bert(num_labels=3), tmp_path)
 
 
