@@ -94,17 +94,17 @@ def config(**fields: Any) -> rankwise.HeteroLoraConfig:
         (llama_config(2), {"target_modules": ["q_proj"], "budget": 0}, {"enabled": 0, "flops_per_token": 0}),
         (
             llama_config(2),
-            {"task_type": "CAUSAL_LM", "target_modules": ["v_proj"], "score_on": "factors"},
+            {"task_type": "CAUSAL_LM", "target_modules": ["v_proj"], "score_on": "factors", "budget": 0.5},
             {"window_bytes": 2 * 48 * 4},
         ),
         (
             llama_config(2),
-            {"task_type": "CAUSAL_LM", "target_modules": ["v_proj"], "sketch": 5},
+            {"task_type": "CAUSAL_LM", "target_modules": ["v_proj"], "sketch": 5, "budget": 0.5},
             {"window_bytes": 2 * 8 * 5 * 4},
         ),
         (
             llama_config(2),
-            {"task_type": "CAUSAL_LM", "target_modules": ["v_proj"], "sketch": 5, "proxy": "snip"},
+            {"task_type": "CAUSAL_LM", "target_modules": ["v_proj"], "sketch": 5, "proxy": "snip", "budget": 0.5},
             {"window_bytes": 2 * 8 * 16 * 4},  # snip is exact whatever the sketch says
         ),
         (
@@ -175,7 +175,7 @@ T5 = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_head
     ],
 )
 def test_a_plan_knows_the_heads_of_other_tasks(task_type: str, of: PreTrainedConfig, target: str, head: int) -> None:
-    assert rankwise.plan(of, config(task_type=task_type, target_modules=[target])).head == head
+    assert rankwise.plan(of, config(task_type=task_type, target_modules=[target], budget=0.5)).head == head
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def plan_lora(
         budget_unit=budget_unit,
         proxy=proxy,
         score_on=score_on,
-        mode="static",
+        mode="off",  # nothing is trained, so no first allocation has to fit
         seed=seed,
     )
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}

@@ -270,7 +270,7 @@ def test_a_run_that_ends_before_its_first_search_says_so(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # what TRL still says
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing.* is deprecated:FutureWarning")  # what TRL still says
 def test_trl_fine_tunes_through_the_config_alone(tmp_path: Path, shared: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.trainer.sft_config import SFTConfig
@@ -313,7 +313,7 @@ def test_trl_fine_tunes_through_the_config_alone(tmp_path: Path, shared: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # what TRL still says
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing.* is deprecated:FutureWarning")  # what TRL still says
 def test_dpo_searches_online_and_its_reference_stays_the_base_model(
     tmp_path: Path, shared: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
