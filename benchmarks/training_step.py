@@ -33,14 +33,16 @@ def base() -> Any:
     return AutoModelForSequenceClassification.from_pretrained(f"{spec.submodule_search_locations[0]}/model")
 
 
-def stepper(model: Any, statistic: Statistic | None = None) -> Callable[[], None]:
+def stepper(model: Any, device: str, statistic: Statistic | None = None) -> Callable[[], None]:
     """Return a function that makes one training step, with a scoring window open if there is a statistic."""
+    model.to(device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
     generator = torch.Generator().manual_seed(0)
     batch = {
         "input_ids": torch.randint(1000, 30000, (16, 64), generator=generator),
         "labels": torch.arange(16) % 2,
     }
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
 
     def step() -> None:
         if statistic is not None:
@@ -48,21 +50,23 @@ def stepper(model: Any, statistic: Statistic | None = None) -> Callable[[], None
         model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if device != "cpu":
+            torch.accelerator.synchronize()
 
     return step
 
 
-def variants() -> dict[str, Callable[[], None]]:
+def variants(device: str) -> dict[str, Callable[[], None]]:
     searched = {"r": 32, "lora_alpha": 64, "search_every": 10**6, "proxy": "constant", **COMMON}
 
     def hetero() -> Any:
         return get_peft_model(base(), rankwise.HeteroLoraConfig(**searched)).train()
 
     return {
-        "PEFT LoRA r=8": stepper(get_peft_model(base(), LoraConfig(r=8, lora_alpha=16, **COMMON)).train()),
-        "HeteroLoRA, no window": stepper(hetero()),
-        "HeteroLoRA, window, exact": stepper(hetero(), WeightGradient()),
-        "HeteroLoRA, window, 16-column sketch": stepper(hetero(), SketchedGradient(16, seed=0)),
+        "PEFT LoRA r=8": stepper(get_peft_model(base(), LoraConfig(r=8, lora_alpha=16, **COMMON)).train(), device),
+        "HeteroLoRA, no window": stepper(hetero(), device),
+        "HeteroLoRA, window, exact": stepper(hetero(), device, WeightGradient()),
+        "HeteroLoRA, window, 16-column sketch": stepper(hetero(), device, SketchedGradient(16, seed=0)),
     }
 
 
@@ -70,10 +74,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
-    steps = variants()
+    steps = variants(arguments.device)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(arguments.rounds + 2):
         for name, step in steps.items():
