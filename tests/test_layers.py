@@ -24,7 +24,16 @@ LAYERS: list[set[str]] = [
     {"cli", "__main__"},
 ]
 # Importable from everywhere, so they themselves import nothing above each other ...
-BASE = {"errors", "files", "seeds", "distributed", "allocation.budget", "allocation.policy", "allocation.schedule"}
+BASE = {
+    "errors",
+    "files",
+    "kinds",
+    "seeds",
+    "distributed",
+    "allocation.budget",
+    "allocation.policy",
+    "allocation.schedule",
+}
 # ... and all but the one that talks to other processes are free of torch.
 PURE = BASE - {"distributed"}
 

@@ -9,6 +9,7 @@ from typing import Any
 from peft import LoraConfig, PeftType
 
 from rankwise.errors import check_choice
+from rankwise.kinds import BLOCK_KINDS
 
 PROXIES = ("constant", "random", "grad_norm", "snip", "synflow")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -20,6 +21,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "probe_mode": ("eval", "train"),
     "budget_unit": ("parameters", "paths"),
     "allocation": ("combined", "separated"),
+    "shortcut_norm": ("inside", "reapply"),
+    "rank_shape": ("same", "shortcuts"),
     "cost": ("parameters",),
     "on_disable": ("keep", "reset", "freeze"),
     "synflow_loss": ("logits", "loss"),
@@ -44,11 +47,21 @@ INITS = (True, False, "gaussian", "orthogonal")
 
 @dataclass
 class HeteroLoraConfig(LoraConfig):
-    """LoRA modules switched on and off under a budget by zero-cost saliency proxies (HeteroLoRA).
+    """LoRA modules and shortcuts, switched on and off under a budget by zero-cost saliency proxies (HeteroLoRA).
 
-    Every targeted projection gets a candidate path ``s B A x`` with ``s = lora_alpha / r``; at any time the enabled
-    paths cost at most ``budget``. Paper: "Unlocking the Global Synergies in Low-Rank Adapters", arXiv 2406.14956.
-    On top of the fields of ``peft.LoraConfig``, which size the paths:
+    Every targeted projection gets a candidate path ``s B A x`` with ``s = lora_alpha / r``, and every block one for
+    each kind in ``shortcuts``; at any time the enabled paths cost at most ``budget``. Paper: "Unlocking the Global
+    Synergies in Low-Rank Adapters", arXiv 2406.14956. On top of the fields of ``peft.LoraConfig``, which size the
+    linear paths (``target_modules=[]`` has none, where there are shortcuts):
+
+    The shortcuts. ``"res1"`` runs from the block's input to the attention's residual sum, ``"res2"`` from mid (the
+    feed-forward's input on the residual stream) to the feed-forward's sum, ``"in"`` from the block's input to its
+    output, ``"cut"`` from the mid of the block before to this block's, ``"layer"`` from the block's input to its output
+    after the last norm (LoR2C). ``layers_to_transform`` limits them to some blocks, as it does the linear paths.
+
+    The ranks. ``rank_budget=2_359_296`` computes the ranks, so that all candidates together have at most that many
+    parameters: ``rank_shape="same"`` gives linear paths and shortcuts the same largest rank; ``"shortcuts"`` keeps
+    ``r`` and gives the rest to the shortcuts (the two shapes of the paper's Table 3).
 
     The budget. ``budget=0.25`` is a quarter of the candidates' parameters, ``budget=100_000`` that many parameters,
     ``budget_unit="paths"`` counts paths instead. Heads and ``modules_to_save`` always train and never count.
@@ -58,7 +71,15 @@ class HeteroLoraConfig(LoraConfig):
     otherwise every 50 steps. ``mode="static"`` searches once; ``mode="off"`` enables every path and never searches.
 
     Args:
-        shortcuts: Block paths to add beside the linear ones; none exist for this model family yet.
+        shortcuts: The kinds of block path: ``"res1"``, ``"res2"``, ``"in"``, ``"cut"``, ``"layer"``.
+        shortcut_r: Rank of the shortcuts; ``r`` if left out.
+        shortcut_alpha: Alpha of the shortcuts; ``lora_alpha / 4`` if left out.
+        shortcut_dropout: Dropout in front of the shortcuts.
+        shortcut_norm: ``"inside"`` adds ``in`` and ``cut`` to the sum that the block's own norm takes in, so that the
+            model starts as the base model; ``"reapply"`` adds them after that norm and runs the norm again, as in the
+            paper (models with norms after the sums only; the start is not the base model).
+        rank_budget: Number of parameters of all candidates that the ranks are computed from.
+        rank_shape: ``"same"`` rank everywhere, or ``"shortcuts"`` take what ``r`` leaves.
         mode: ``"dynamic"`` searches again and again, ``"static"`` once before training, ``"off"`` never.
         proxy: The score of a path: ``"constant"``, ``"random"``, ``"grad_norm"``, ``"snip"`` or ``"synflow"``.
         score_on: ``"weight"`` scores the effective matrix ``W0 + s B A``; it does not depend on ``s``.
@@ -90,6 +111,12 @@ class HeteroLoraConfig(LoraConfig):
     """
 
     shortcuts: list[str] = field(default_factory=list)
+    shortcut_r: int | None = None
+    shortcut_alpha: float | None = None
+    shortcut_dropout: float = 0.0
+    shortcut_norm: str = "inside"
+    rank_budget: int | None = None
+    rank_shape: str = "same"
     mode: str = "dynamic"
     proxy: str = "grad_norm"
     score_on: str = "weight"
@@ -135,10 +162,36 @@ class HeteroLoraConfig(LoraConfig):
             )
 
     def _check_shortcuts(self) -> None:
-        if self.shortcuts:
+        given: Any = self.shortcuts
+        if isinstance(given, str):
+            raise ValueError(f"shortcuts={given!r} must be a list: shortcuts=[{given!r}]")
+        for kind in self.shortcuts:
+            check_choice("shortcuts", kind, BLOCK_KINDS)
+        self.shortcuts = [kind for kind in BLOCK_KINDS if kind in set(self.shortcuts)]  # each once, in one order
+        if self.shortcuts and self.init_lora_weights == "orthogonal":
             raise ValueError(
-                f"shortcuts={self.shortcuts!r}: this version searches linear paths only; leave shortcuts out"
+                "init_lora_weights='orthogonal' sets B from W0, and shortcuts have no W0: use True or 'gaussian', or "
+                "leave shortcuts out"
             )
+        if not isinstance(self.shortcut_dropout, (int, float)) or not 0.0 <= self.shortcut_dropout < 1.0:
+            raise ValueError(f"shortcut_dropout={self.shortcut_dropout!r} must lie in [0, 1)")
+        alpha = self.shortcut_alpha
+        if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or alpha <= 0):
+            raise ValueError(f"shortcut_alpha={alpha!r} must be positive, or None for lora_alpha / 4")
+        if self.rank_budget is not None and (self.rank_pattern or self.alpha_pattern):
+            raise ValueError("rank_budget computes the ranks, so rank_pattern and alpha_pattern can't be given with it")
+        if self.rank_budget is not None and self.rank_shape == "shortcuts" and not self.shortcuts:
+            raise ValueError("rank_shape='shortcuts' gives what r leaves to shortcuts, and there are none: name some")
+
+    @property
+    def shortcut_rank(self) -> int:
+        """The rank of the shortcuts, ``r`` where none is given."""
+        return self.r if self.shortcut_r is None else self.shortcut_r
+
+    @property
+    def shortcut_scale(self) -> float:
+        """The alpha of the shortcuts, a quarter of ``lora_alpha`` where none is given."""
+        return self.lora_alpha / 4 if self.shortcut_alpha is None else self.shortcut_alpha
 
     def _check_budget(self) -> None:
         budget = self.budget
@@ -161,8 +214,10 @@ class HeteroLoraConfig(LoraConfig):
             "search_every": (self.search_every, 1),
             "warmup_searches": (self.warmup_searches, 0),
             "total_steps": (self.total_steps, 1),
+            "shortcut_r": (self.shortcut_r, 1),
+            "rank_budget": (self.rank_budget, 1),
         }
-        optional = ("search_every", "total_steps")
+        optional = ("search_every", "total_steps", "shortcut_r", "rank_budget")
         for name, (value, least) in lowest.items():
             if value is None and name in optional:
                 continue

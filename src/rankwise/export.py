@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rankwise.files import write_atomic, write_text_atomic
 from rankwise.paths.low_rank_path import LowRankPath
-from rankwise.paths.path_set import path_set
+from rankwise.paths.path_set import check_mergeable, path_set
 
 PREFIX = "base_model.model."
 
@@ -35,10 +35,11 @@ def export_lora(
         adapter: The adapter to export; the active one if left out.
 
     Raises:
-        ValueError: The model has no rankwise paths, or none contributes.
+        ValueError: The model has no rankwise paths, none contributes, or block paths are live.
     """
     paths = path_set(model, adapter)
-    live = [path for path in paths.paths.values() if path.enabled or (path.contributing and path.lora_B.any())]
+    check_mergeable(paths)
+    live = [path for path in paths.paths.values() if path.live]
     if not live:
         raise ValueError("no path contributes, so there is nothing to export: the adapter equals the base model")
     rank = max(path.r for path in live)

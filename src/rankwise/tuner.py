@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import init_empty_weights
 from peft import PeftConfig
-from peft.tuners.lora import Linear, LoraLayer, LoraModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora import LoraLayer, LoraModel
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 
 from rankwise.allocation.budget import allocate, resolve_budget
 from rankwise.anatomy import locate, path_names
 from rankwise.config import HeteroLoraConfig
-from rankwise.errors import nearest
+from rankwise.paths.block_host import BlockHost
 from rankwise.paths.driver import DRIVERS
 from rankwise.paths.gate import Gate
+from rankwise.paths.loading import check_same_names, check_same_shapes, is_path_tensor
 from rankwise.paths.low_rank_path import LowRankPath
-from rankwise.paths.path_set import PathSet, PathSets
+from rankwise.paths.path_set import PathSet, PathSets, check_mergeable, live_shortcuts
+from rankwise.paths.ranks import resolve_ranks
 from rankwise.paths.state import AllocationState, Status
+from rankwise.paths.targets import check_targets
+from rankwise.paths.wiring import Wiring
 from rankwise.seeds import stable_seed
 
-FACTORS = ("lora_A", "lora_B")
 # PEFT's layers that ask a gate in their forward pass; the others would train a path that is off. By name: the
 # quantised ones exist only where their library does.
 GATED_LAYERS = ("Linear", "Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "HqqLoraLinear", "TorchaoLoraLinear")
@@ -33,7 +39,7 @@ NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttenti
 
 
 class HeteroLoraModel(LoraModel):
-    """LoRA whose modules are candidate paths, switched on and off under a budget (arXiv 2406.14956).
+    """LoRA modules and shortcuts as candidate paths, switched on and off under a budget (arXiv 2406.14956).
 
     Built by ``peft.get_peft_model(model, rankwise.HeteroLoraConfig(...))``. From the first step on, the enabled paths
     obey the budget: until the first search has scores, a random allocation drawn from the config's seed is live.
@@ -41,18 +47,59 @@ class HeteroLoraModel(LoraModel):
 
     prefix: str = "lora_"
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
         """Build the adapter's paths; see ``peft.tuners.tuners_utils.BaseTuner.inject_adapter``.
 
         Raises:
-            ValueError: A target names no module of the model; the message names the nearest that exist.
+            ValueError: A target names no module of the model (the message names the nearest that exist), or the
+                model can't have the shortcuts asked for.
         """
         config = self.peft_config[adapter_name]
         assert isinstance(config, HeteroLoraConfig)
-        _check_targets(model, config)
+        check_targets(model, config)
         self._check_kinds(model, config)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        self._build_paths(model, adapter_name, config)
+        wiring = _wiring_for(model, config)
+        if config.rank_budget is not None:
+            resolve_ranks(config, self._projections(model, config), wiring)
+        with _no_targets_allowed(config):
+            super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+        context = init_empty_weights if low_cpu_mem_usage else nullcontext
+        with context():
+            block_paths = self._build_block_paths(model, adapter_name, config, wiring)
+        self._build_paths(model, adapter_name, config, wiring, block_paths)
+
+    def _projections(self, model: nn.Module, config: HeteroLoraConfig) -> list[nn.Module]:
+        """Return the modules that get a linear path, PEFT's default for the family where none are named."""
+        self._prepare_adapter_config(config, self.get_model_config(model))
+        _maybe_include_all_linear_layers(config, model)
+        return [
+            module
+            for name, module in model.named_modules()
+            if config.target_modules and self._check_target_module_exists(config, name)
+        ]
+
+    def _build_block_paths(
+        self, model: nn.Module, adapter: str, config: HeteroLoraConfig, wiring: Wiring | None
+    ) -> list[LowRankPath]:
+        """Make the modules of the shortcuts; linear paths are PEFT's to make."""
+        if wiring is None or not config.shortcuts:
+            return []
+        wiring.connect(model)
+        paths = []
+        for name, (kind, block, module) in wiring.names(config).items():
+            host = wiring.host(model, kind, block)
+            with _seeded(config.seed, module):
+                host.add(adapter, config, wiring.like(block))
+            host.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+            paths.append(LowRankPath(name, kind, module, host, adapter))
+        return paths
 
     def _create_and_replace(  # type: ignore[override]
         self,
@@ -65,12 +112,8 @@ class HeteroLoraModel(LoraModel):
         **kwargs: Any,
     ) -> None:
         """Draw initial values from a generator seeded by (seed, module name); the global one stays where it was."""
-        before = torch.get_rng_state()
-        try:
-            torch.default_generator.manual_seed(stable_seed(lora_config.seed, current_key))
+        with _seeded(lora_config.seed, current_key):
             super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, current_key, **kwargs)
-        finally:
-            torch.set_rng_state(before)
 
     def _check_kinds(self, model: nn.Module, config: HeteroLoraConfig) -> None:
         """Refuse targets that are no linear map, before anything is built."""
@@ -82,11 +125,18 @@ class HeteroLoraModel(LoraModel):
                     "projection: target linear layers only"
                 )
 
-    def _build_paths(self, model: Any, adapter: str, config: HeteroLoraConfig) -> None:
+    def _build_paths(
+        self,
+        model: Any,
+        adapter: str,
+        config: HeteroLoraConfig,
+        wiring: Wiring | None,
+        block_paths: list[LowRankPath],
+    ) -> None:
         hosts: dict[str, Any] = {
             name: module
             for name, module in model.named_modules()
-            if isinstance(module, LoraLayer) and adapter in module.lora_A
+            if isinstance(module, LoraLayer) and not isinstance(module, BlockHost) and adapter in module.lora_A
         }
         for name, host in hosts.items():
             if type(host).__name__ not in GATED_LAYERS:
@@ -96,22 +146,19 @@ class HeteroLoraModel(LoraModel):
                 )
         bare = (name.replace(".base_layer", "") for name, _ in model.named_modules() if ".lora_" not in name)
         names = path_names(hosts, bare)
-        paths = PathSet(
-            adapter,
-            config,
-            [LowRankPath(names[module], "linear", module, host, adapter) for module, host in hosts.items()],
-        )
+        linear = [LowRankPath(names[module], "linear", module, host, adapter) for module, host in hosts.items()]
+        paths = PathSet(adapter, config, [*linear, *block_paths])
         if "rankwise_paths" not in model.__dict__:
             model.rankwise_paths = PathSets(model.register_forward_pre_hook(_before_forward))
+        model.rankwise_paths.wiring = wiring or model.rankwise_paths.wiring
         copied_from = _structure_of(model, config)
         first = _first_allocation(paths)
         for path in paths.paths.values():
             on = path.name in first
-            place = locate(path.module)
-            block = place.index if place is not None else -1
+            first_block, last_block = _span(path)
             if "lora_allocation" not in path.host._modules:
                 path.host.lora_allocation = AllocationState()
-            status = copied_from.get(path.name, Status(on, on, block, block))
+            status = copied_from.get(path.name, Status(on, on, first_block, last_block))
             path.state.put(adapter, status, path.host.lora_A[adapter].weight.device)
             path.host.lora_variant[adapter] = Gate(path, paths)
         model.rankwise_paths[adapter] = paths
@@ -148,14 +195,32 @@ class HeteroLoraModel(LoraModel):
             for path in paths.paths.values():
                 path.state.remove(adapter_name)
 
-    def _check_merge_allowed(self) -> None:
-        """Refuse to merge where PEFT's layer would merge paths that are off.
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Refuse batches that mix adapters where a shortcut is live: PEFT splits them at linear layers only.
 
         Raises:
-            ValueError: Names the first such path.
+            ValueError: Names the shortcuts.
+        """
+        if kwargs.get("adapter_names") is not None:
+            live = [name for sets in self.model.rankwise_paths.values() for name in live_shortcuts(sets)]
+            if live:
+                raise ValueError(
+                    f"adapter_names can't be given while shortcuts are live ({', '.join(live[:5])}): run one adapter "
+                    "at a time with set_adapter()"
+                )
+        with super()._enable_peft_forward_hooks(*args, **kwargs):
+            yield
+
+    def _check_merge_allowed(self) -> None:
+        """Refuse to merge what has no weight to merge into, and where PEFT's layer would merge paths that are off.
+
+        Raises:
+            ValueError: Names the paths.
         """
         super()._check_merge_allowed()
         for paths in self.model.rankwise_paths.values():
+            check_mergeable(paths)
             for path in paths.paths.values():
                 if type(path.host).__name__ in UNGATED_MERGE and not path.contributing:
                     raise ValueError(
@@ -163,10 +228,15 @@ class HeteroLoraModel(LoraModel):
                         "export the adapter with rankwise.export_lora, load that on the base, and merge it there"
                     )
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         """Take the paths off the model, merged or not, and every trace of their searches."""
-        model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
-        sets: PathSets = model.__dict__.pop("rankwise_paths")
+        if merge:
+            self._check_merge_allowed()
+        sets: PathSets = self.model.__dict__["rankwise_paths"]
+        if sets.wiring is not None:
+            sets.wiring.remove(self.model)
+        model: Any = super()._unload_and_optionally_merge(merge, *args, **kwargs)
+        del model.__dict__["rankwise_paths"]
         sets.hook.remove()
         for paths in sets.values():
             for driver in DRIVERS:
@@ -185,47 +255,47 @@ class HeteroLoraModel(LoraModel):
         loaded = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         suffix = f".{adapter_name}"
         present = model.state_dict()
-        own = {key: value for key, value in present.items() if _is_path_tensor(key, adapter_name)}
-        given = {key: value for key, value in loaded.items() if _is_path_tensor(key, adapter_name)}
-        _check_same_names(own, given)
-        _check_same_shapes(present, loaded)
+        own = {key: value for key, value in present.items() if is_path_tensor(key, adapter_name)}
+        given = {key: value for key, value in loaded.items() if is_path_tensor(key, adapter_name)}
+        check_same_names(own, given)
+        check_same_shapes(present, loaded)
         off = {key for key in own if key not in given and not key.endswith(f"lora_allocation{suffix}")}
         return {**loaded, **{key: own[key] for key in off}}
 
 
-def _is_path_tensor(key: str, adapter: str) -> bool:
-    """Tell whether a tensor belongs to a path; one that the model has no place for still lacks the adapter's name."""
-    *_, host, owner, last = ("", "", *key.split("."))
-    if owner == "lora_allocation":
-        return last == adapter
-    return owner in FACTORS or (host in FACTORS and owner == adapter)
+@contextmanager
+def _seeded(seed: int, module: str) -> Iterator[None]:
+    """Draw from a generator seeded by (seed, module name) inside; the global one stays where it was."""
+    before = torch.get_rng_state()
+    try:
+        torch.default_generator.manual_seed(stable_seed(seed, module))
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
-def _check_same_names(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-    """Refuse names that the model lacks, and a path without its record."""
-    unknown = sorted(set(given) - set(own))
-    missing = sorted(key for key in own if ".lora_allocation." in key and key not in given)
-    if unknown:
-        raise ValueError(
-            f"the adapter holds {len(unknown)} tensors that this model has no place for, the first {unknown[0]!r}"
-            f"{nearest(unknown[0], own)}; it was made for another model or with other target_modules"
-        )
-    if missing:
-        raise ValueError(
-            f"the adapter lacks {len(missing)} of this model's paths, the first {missing[0]!r}; it was made for "
-            "another model or with other target_modules, or the file is not whole"
-        )
+@contextmanager
+def _no_targets_allowed(config: HeteroLoraConfig) -> Iterator[None]:
+    """Let PEFT build an adapter without a single linear path, where shortcuts are all that is wanted."""
+    if config.target_modules or config.target_modules is None:
+        yield
+        return
+    before = config.target_modules
+    config.target_modules = DUMMY_TARGET_MODULES
+    try:
+        yield
+    finally:
+        config.target_modules = before
 
 
-def _check_same_shapes(present: dict[str, Tensor], loaded: dict[str, Tensor]) -> None:
-    """Refuse tensors of another shape, heads included."""
-    differing = sorted(key for key in set(present) & set(loaded) if present[key].shape != loaded[key].shape)
-    if differing:
-        key = differing[0]
-        raise ValueError(
-            f"the adapter's {key!r} is {tuple(loaded[key].shape)} but this model's is {tuple(present[key].shape)} "
-            f"({len(differing)} tensors differ); it was made for another model, another r or another number of labels"
-        )
+def _wiring_for(model: Any, config: HeteroLoraConfig) -> Wiring | None:
+    """Return what connects a model's shortcuts, checked against the config; None where none are asked for."""
+    if not config.shortcuts:
+        return None
+    present = model.__dict__["rankwise_paths"].wiring if "rankwise_paths" in model.__dict__ else None
+    wiring = present or Wiring(model)
+    wiring.check(config)
+    return wiring
 
 
 def _before_forward(module: Any, args: Any) -> None:
@@ -251,6 +321,16 @@ def _drop_skipped_step(paths: PathSet) -> None:
 def _wake(model: nn.Module, paths: PathSet) -> None:
     for driver in DRIVERS:
         driver.wake(model, paths)
+
+
+def _span(path: LowRankPath) -> tuple[int, int]:
+    """Return the first and last block of a path as built, (-1, -1) outside the blocks."""
+    if path.kind == "layer":
+        block = int(path.module.rpartition(".")[2])
+    else:
+        place = locate(path.module)
+        block = place.index if place is not None else -1
+    return block, block
 
 
 def _structure_of(model: Any, config: HeteroLoraConfig) -> dict[str, Status]:
@@ -281,27 +361,3 @@ def _first_allocation(paths: PathSet) -> set[str]:
             stacklevel=2,
         )
     return first
-
-
-def _check_targets(model: nn.Module, config: HeteroLoraConfig) -> None:
-    """Refuse a target that names no module, naming the nearest projections that exist."""
-    targets = config.target_modules
-    if targets is None or targets == "all-linear":
-        return
-    names = [name.replace(".base_layer", "") for name, module in model.named_modules() if name]
-    linear = {
-        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, (nn.Linear, Linear))
-    }
-    if isinstance(targets, str) and not any(re.fullmatch(targets, name) for name in names):
-        raise ValueError(
-            f"target_modules={targets!r} is a regular expression that matches no module of {type(model).__name__}"
-            f"{nearest(targets, linear)}; its linear layers are {', '.join(sorted(linear - {'base_layer'}))}"
-        )
-    for target in [] if isinstance(targets, str) else sorted(targets):
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise ValueError(
-                f"target_modules names {target!r}, which matches no module of {type(model).__name__}"
-                f"{nearest(target, linear)}; its linear layers are {', '.join(sorted(linear - {'base_layer'}))}"
-            )
-    if not targets:
-        raise ValueError("target_modules=[] leaves nothing to search: name linear layers, such as ['q_proj', 'v_proj']")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from rankwise.allocation.budget import allocate, is_shortcut, resolve_budget
+from rankwise.allocation.budget import allocate, resolve_budget
+from rankwise.kinds import is_shortcut
 
 COSTS = ([4], [2, 3], [8, 12, 6], [5, 7, 9, 11], [1, 3, 4, 9, 10])
 

@@ -13,14 +13,15 @@ from fractions import Fraction
 import numpy as np
 
 from rankwise.errors import check_choice
+from rankwise.kinds import is_shortcut
 
 
 def resolve_budget(budget: float | int, costs: Mapping[str, int], unit: str = "parameters") -> int:
     """Return the budget as a whole number: parameters, or paths for ``unit="paths"``.
 
     A float is a fraction of the candidates. In parameters it is rounded down. In paths it reproduces the paper
-    (arXiv 2406.14956): ``floor(p n_linear) + round(p n_shortcut)``; here every key is a linear path unless it ends in
-    the name of a block kind.
+    (arXiv 2406.14956): ``floor(p n_linear) + round(p n_shortcut)``; here a shortcut is what is named like a block path
+    (``layers.3.res1``).
 
     Args:
         budget: A fraction in [0, 1] or a count.
@@ -34,14 +35,6 @@ def resolve_budget(budget: float | int, costs: Mapping[str, int], unit: str = "p
         return math.floor(share * sum(costs.values()))
     shortcuts = sum(is_shortcut(name) for name in costs)
     return math.floor(share * (len(costs) - shortcuts)) + round(share * shortcuts)
-
-
-BLOCK_KINDS = ("res1", "res2", "in", "cut", "layer")
-
-
-def is_shortcut(name: str) -> bool:
-    """Tell whether a path's name is that of a block path (``layers.3.res1``)."""
-    return name.rpartition(".")[2] in BLOCK_KINDS
 
 
 def allocate(

@@ -1,4 +1,4 @@
-"""The switch in front of a linear path: what PEFT's LoRA layer runs instead of its own sum."""
+"""The switch in front of a path: what PEFT's LoRA layer runs instead of its own sum, and what a block path runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rankwise.paths.taps import Tie
 
 
 class Gate(LoraVariant):
-    """Adds ``s B A dropout(x)`` to a projection's output while the path is on, and nothing while it is off.
+    """Adds ``s B A dropout(x)`` to a path's destination while the path is on, and nothing while it is off.
 
     A path that is off is not in the graph: no compute, no gradient, no memory. In distributed training it is tied in,
     see ``Tie``. While a scoring window is open the recorder sees the path's source and destination in either state.
@@ -32,18 +32,31 @@ class Gate(LoraVariant):
     def forward(  # type: ignore[override]
         self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
-        """Return the projection's output with the path's contribution; ``x`` is (.., i), ``result`` (.., o)."""
+        """Return the destination with the path's contribution; ``x`` is (.., i), ``result`` (.., o)."""
         path, paths = self.path, self.paths
         if path.enabled or paths.probing:
             dropped = module.lora_dropout[active_adapter](x)
             result = result + module.lora_B[active_adapter](module.lora_A[active_adapter](dropped)) * path.scaling
         elif path.contributing:
             result = result + F.linear(F.linear(x, path.lora_A.detach()), path.lora_B.detach()) * path.scaling
-        if paths.tied and not path.enabled and torch.is_grad_enabled():
+        if self.ties():
             result = Tie.apply(result, *path.parameters)
-        if paths.recorder is not None and torch.is_grad_enabled() and (module.training or paths.probing):
+        if self._records(module):
+            assert paths.recorder is not None
             result = paths.recorder.tap(path, x, result)
         return result
+
+    def needs_source(self, module: Any) -> bool:
+        """Tell whether the forward pass under way reads the path's source."""
+        return self.path.contributing or self.paths.probing or self._records(module)
+
+    def ties(self) -> bool:
+        """Tell whether the path is off and tied into the graph."""
+        return self.paths.tied and not self.path.enabled and torch.is_grad_enabled()
+
+    def _records(self, module: Any) -> bool:
+        open_window = self.paths.recorder is not None and torch.is_grad_enabled()
+        return open_window and (module.training or self.paths.probing)
 
     def merge_safe(self, module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]
         """Return the weight with the path's contribution added."""

@@ -9,6 +9,7 @@ import torch
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
+from rankwise.kinds import BLOCK_KINDS
 from rankwise.paths.state import AllocationState
 
 
@@ -22,11 +23,13 @@ def dequantised_weight(module: nn.Module) -> Tensor:
 class LowRankPath:
     """A path ``delta(x) = s B A dropout(x)``, seen through the module that holds its weights.
 
-    Letters: ``A`` (r x i) down, ``B`` (o x r) up, ``s = lora_alpha / r``, ``W0`` (o x i) the frozen weight beside it.
+    Letters: ``A`` (r x i) down, ``B`` (o x r) up, ``s = lora_alpha / r``, ``W0`` (o x i) the frozen weight beside it,
+    or the identity or zero that a block path runs along.
 
     Args:
         name: The path's name, unique in the model: ``layers.3.query``.
-        kind: What its end points are: ``"linear"`` runs from the input of a projection to its output.
+        kind: What its end points are: ``"linear"`` runs from the input of a projection to its output; the others are
+            the rows of ``rankwise.kinds``.
         module: Full name of the module it belongs to in the base model.
         host: The module that holds ``A`` and ``B``.
         adapter: The PEFT adapter it belongs to.
@@ -89,8 +92,17 @@ class LowRankPath:
         """The scale s."""
         return self.host.scaling[self.adapter]
 
+    @property
+    def live(self) -> bool:
+        """Whether it makes, or while it trains may make, a difference: enabled, or frozen with ``B`` not zero."""
+        return self.enabled or (self.contributing and bool(self.lora_B.any()))
+
     def base_weight(self) -> Tensor:
-        """Return ``W0``, o x i, dequantised where the base is quantised."""
+        """Return ``W0``, o x i: dequantised where the base is quantised, the identity or zero for a block path."""
+        if self.kind in BLOCK_KINDS:
+            make = torch.eye if BLOCK_KINDS[self.kind].identity else torch.zeros
+            size = self.lora_B.shape[0]
+            return make(size, size, dtype=self.lora_B.dtype, device=self.lora_B.device)
         weight = dequantised_weight(self.host.get_base_layer())
         return weight.T if self.host.fan_in_fan_out else weight
 

@@ -104,11 +104,15 @@ class PathSets(dict[str, PathSet]):
 
     Args:
         hook: The handle of the model's forward pre-hook.
+
+    Attributes:
+        wiring: What connects the model's block paths, if there are any.
     """
 
     def __init__(self, hook: RemovableHandle) -> None:
         super().__init__()
         self.hook = hook
+        self.wiring: Any = None
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -146,8 +150,35 @@ def path_set(model: nn.Module, adapter: str | None = None) -> PathSet:
     return sets[adapter]
 
 
+def live_shortcuts(paths: PathSet) -> list[str]:
+    """Return the names of the block paths that make a difference: enabled, or frozen with ``B`` not zero."""
+    return [name for name, path in paths.paths.items() if path.kind != "linear" and path.live]
+
+
+def check_mergeable(paths: PathSet) -> None:
+    """Refuse to put an adapter into the base's weights where it is more than a change of weights.
+
+    Raises:
+        ValueError: Names the block paths that are live, or says that norms run twice.
+    """
+    crossing = sorted({path.kind for path in paths.paths.values()} & {"in", "cut"})
+    if paths.config.shortcut_norm == "reapply" and crossing:
+        raise ValueError(
+            f"adapter {paths.adapter!r} was built with shortcut_norm='reapply' and {', '.join(crossing)} paths, so the "
+            "model's norms run twice even where those are off, which no change of weights can express: keep the "
+            "adapter as it is (save_pretrained), or train with shortcut_norm='inside'"
+        )
+    live = live_shortcuts(paths)
+    if live:
+        raise ValueError(
+            f"adapter {paths.adapter!r} has {len(live)} live block paths, which run beside the network and have no "
+            f"weight to be merged into: {', '.join(live)}. Keep the adapter as it is (save_pretrained), or switch "
+            "them off first: rankwise.apply_(model, [rankwise.Disable(name), ...])"
+        )
+
+
 def named_paths(model: nn.Module, adapter: str | None = None) -> dict[str, LowRankPath]:
-    """Return the paths of a model's adapter by name, enabled or not, in the order of the model's modules.
+    """Return the paths of a model's adapter by name, enabled or not: linear ones in module order, then shortcuts.
 
     Args:
         model: A model with rankwise paths, wrapped or not.
