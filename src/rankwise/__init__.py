@@ -9,6 +9,7 @@ extend_peft_type()  # before the config, whose class needs the new member
 from rankwise.allocation.allocator import Allocator  # noqa: E402
 from rankwise.allocation.budget import allocate  # noqa: E402
 from rankwise.allocation.record import after_loading, after_saving, before_saving, history  # noqa: E402
+from rankwise.anatomy import Anatomy, register_anatomy  # noqa: E402
 from rankwise.config import HeteroLoraConfig  # noqa: E402
 from rankwise.edits import Disable, Enable, apply_  # noqa: E402
 from rankwise.export import export_lora  # noqa: E402
@@ -27,6 +28,7 @@ register_with_trainer()
 __all__ = [
     "AllocationCallback",
     "Allocator",
+    "Anatomy",
     "Disable",
     "Enable",
     "HeteroLoraConfig",
@@ -41,5 +43,6 @@ __all__ = [
     "named_paths",
     "plan",
     "plan_lora",
+    "register_anatomy",
     "score_paths",
 ]

@@ -205,11 +205,24 @@ OPT_PRE = Anatomy(  # a dropout lies between branch and sum, so the sums themsel
     value="self_attn.v_proj",
 )
 
+
+def _bert(config: Any) -> Anatomy:
+    """Describe a BERT, where its blocks have one mid that is read whole."""
+    if config.chunk_size_feed_forward:
+        raise ValueError(
+            f"chunk_size_feed_forward={config.chunk_size_feed_forward} feeds mid to the feed-forward piece by piece, "
+            "and shortcuts need it whole: set it to 0 in the model's config, or leave shortcuts out"
+        )
+    if config.add_cross_attention:
+        raise ValueError("a block with cross-attention has two mids, so shortcuts are not defined: leave shortcuts out")
+    return BERT
+
+
 Describe = Callable[[Any], Anatomy]
 FAMILIES: dict[str, Anatomy | Describe] = {
-    "bert": BERT,
-    "roberta": BERT,
-    "xlm-roberta": BERT,
+    "bert": _bert,
+    "roberta": _bert,
+    "xlm-roberta": _bert,
     "opt": lambda config: OPT_PRE if config.do_layer_norm_before else OPT_POST,
     "llama": LLAMA,
     "mistral": LLAMA,
