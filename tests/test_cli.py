@@ -11,8 +11,9 @@ from typer.testing import CliRunner, Result
 from rankwise.cli import RUN_FAILED, USER_ERROR, app
 from rankwise.run.dryrun import stand_in
 from rankwise.run.recipe import parse_recipe
+from rankwise.run.reporting import OVER_TIME
 
-COMMANDS = ("demo", "train", "score", "plan", "export")
+COMMANDS = ("demo", "train", "score", "plan", "export", "report")
 
 
 def call(*arguments: object) -> Result:
@@ -82,6 +83,9 @@ def test_a_dry_run_keeps_nothing(recipe: Path, tmp_path: Path, monkeypatch: pyte
         (("score", "RECIPE", "--set", "data.data_dir=gone"), "gone"),
         (("plan", "RECIPE", "--set", "model.name=./gone"), "no such folder"),
         (("export", "gone", "OUT"), "holds no run"),
+        (("report", "gone", "--out", "OUT"), "there is no gone: give a run folder"),
+        (("report", "RECIPE", "--out", "OUT"), "line 1 is not a search"),
+        (("report", "gone", "--out", "OUT", "--format", "jpg"), "format='jpg' is not one of 'png', 'svg'"),
     ],
 )
 def test_mistakes_give_one_line_and_exit_code_2(
@@ -94,6 +98,25 @@ def test_mistakes_give_one_line_and_exit_code_2(
     assert result.output.startswith("Error: ")
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_report_names_its_pictures_and_what_it_left_out(recipe: Path, tmp_path: Path) -> None:
+    for name, options in {"moving": ["method.search_every=1"], "fixed": ["method.mode=static"]}.items():
+        options = [word for option in options for word in ("--set", option)]
+        assert call("train", recipe, "--out", tmp_path / name, *options).exit_code == 0
+    drawn = call("report", tmp_path / "moving", tmp_path / "fixed", "--out", tmp_path / "out", "--format", "svg")
+    assert drawn.exit_code == 0, drawn.output
+    said = [Path(line.rpartition(" ")[2]) for line in drawn.output.splitlines() if line.endswith(".svg")]
+    assert sorted(said) == sorted((tmp_path / "out").iterdir())
+    assert {path.name for path in said} == {f"{n}.svg" for n in ("frequency", *(f"{w}-moving" for w in OVER_TIME))}
+    assert "fixed searched once" in drawn.output
+
+
+def test_a_missing_library_is_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = call("report", tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == USER_ERROR
+    assert result.output == "Error: a picture needs matplotlib: pip install 'rankwise[report]'\n"
 
 
 def test_a_second_run_must_be_asked_for(recipe: Path, tmp_path: Path) -> None:

@@ -42,10 +42,11 @@ def _explained(debug: bool) -> Iterator[None]:
     """Turn an error into one red line and an exit code: 2 for the user's mistake, 1 for a run that failed."""
     try:
         yield
-    except (ValueError, SafetensorError, OSError, RuntimeError, KeyboardInterrupt) as error:
+    except (ValueError, SafetensorError, OSError, RuntimeError, ModuleNotFoundError, KeyboardInterrupt) as error:
         if debug:
             raise
-        mistake = isinstance(error, (ValueError, SafetensorError, FileNotFoundError, NotADirectoryError))
+        mistakes = (ValueError, SafetensorError, FileNotFoundError, NotADirectoryError, ModuleNotFoundError)
+        mistake = isinstance(error, mistakes)
         interrupted = isinstance(error, KeyboardInterrupt)
         text = "interrupted; what was saved stays, --resume continues" if interrupted else str(error)
         errors.print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True, highlight=False)
@@ -176,6 +177,31 @@ def export(
         from rankwise.run.exporting import export_run
 
         console.print(f"plain LoRA adapter: [bold]{escape(str(export_run(run, out, rank_pattern=rank_pattern)))}[/]")
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "[bold]rankwise report demo-run/heterolora[/]\n\n"
+    "[bold]rankwise report runs/mrpc-combined-seed0 runs/mrpc-separated-seed0 --out pictures --format svg[/]"
+)
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Run folders, adapter folders or history files.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("report"),
+    picture_format: Annotated[str, typer.Option("--format", metavar="png|svg", help="Of the pictures.")] = "png",
+    debug: Debug = False,
+) -> None:
+    """Draw what the searches did: how often each path was on, and shares, scores and overlap over time."""
+    with _explained(debug):
+        from rankwise.run.reporting import write_report
+
+        drawn = write_report(runs, out, picture_format=picture_format)
+        for reason in drawn.left_out:
+            console.print(f"[yellow]{escape(reason)}[/]", soft_wrap=True, highlight=False)
+        for picture in drawn.written:
+            console.print(f"{picture.stem}: [bold]{escape(str(picture))}[/]", soft_wrap=True, highlight=False)
 
 
 def main() -> None:

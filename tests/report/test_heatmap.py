@@ -1,125 +1,91 @@
-"""The heat map: counted right, laid out as in the paper, legible without colours, whole on the disk."""
+"""The heat map as a picture: the right cells, one scale for several, legible, whole on the disk."""
 
 from __future__ import annotations
 
-import io
-import json
-import math
 import sys
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
-from rich.console import Console
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
+from tests.report.histories import collisions, mixed_history, paths, real_history, record
 
-from rankwise.report import draw_frequency, frequency, read_history, render_frequency
-
-
-def record(chosen: list[str], candidates: list[str], unscored: tuple[str, ...] = ()) -> dict[str, Any]:
-    scores = {name: 1.0 for name in candidates if name not in unscored}
-    return {"scores": scores, "unscored": list(unscored), "chosen": chosen}
+from rankwise.report import compare_frequency, draw_frequency, frequency, plot_frequency
 
 
-def linear(blocks: int, *projections: str) -> list[str]:
-    return [f"layers.{block}.{name}" for block in range(blocks) for name in projections]
+def meshes(figure: Figure) -> list[QuadMesh]:
+    """The heat maps of a picture; its scale is drawn in the same way, but in an axes of its own."""
+    found = [mesh for axes in figure.axes[:-1] for mesh in axes.collections]
+    assert all(isinstance(mesh, QuadMesh) for mesh in found)
+    return [mesh for mesh in found if isinstance(mesh, QuadMesh)]
 
 
-def shown(history: list[dict[str, Any]]) -> str:
-    console = Console(width=120, color_system=None, record=True, file=io.StringIO())
-    console.print(render_frequency(history))
-    return console.export_text()
+def test_the_cells_hold_the_shares() -> None:
+    history = mixed_history()
+    (mesh,) = meshes(plot_frequency(history))
+    np.testing.assert_array_equal(np.ma.asarray(mesh.get_array()).filled(np.nan), frequency(history).values)
+    assert mesh.get_clim() == (0, 1)
 
 
-def test_the_share_of_searches_that_chose_a_path() -> None:
-    names = linear(2, "value", "query")
-    history = [
-        record(["layers.0.query"], names),
-        record(["layers.0.query", "layers.1.value"], names),
-        record(["layers.1.value"], names, unscored=("layers.1.query",)),
-        record(["layers.1.value"], names),
-    ]
-    rows, columns, values = frequency(history)
-    assert rows == ["query", "value"]
-    assert columns == [0, 1]
-    assert values == [[0.5, 0.0], [0.0, 0.75]]
+def test_the_first_row_is_on_top_and_there_is_no_cut_into_the_first_block() -> None:
+    axes = plot_frequency(mixed_history()).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["query", "value", "res1", "res2", "in", "cut"]
+    assert axes.yaxis_inverted()
+    assert len(axes.texts) == 6 * 6 - 1
 
 
-def test_a_path_that_was_never_scored_or_chosen_has_a_cell_of_its_own() -> None:
-    rows, columns, values = frequency([record([], ["layers.3.q_proj"], unscored=("layers.3.q_proj",))])
-    assert (rows, columns, values) == (["q_proj"], [3], [[0.0]])
+def test_several_histories_share_rows_columns_and_colours() -> None:
+    shortcuts = [record(["layers.1.in"], paths(2, "in", "cut"))]
+    figure = compare_frequency({"combined": mixed_history(4, 3), "separated": shortcuts * 3})
+    first, second = meshes(figure)
+    assert first.get_clim() == second.get_clim() == (0, 1)
+    assert np.ma.asarray(first.get_array()).shape == np.ma.asarray(second.get_array()).shape == (6, 4)
+    one, two = figure.axes[:2]
+    assert [axes.get_title(loc="left") for axes in (one, two)] == ["combined", "separated"]
+    assert one.get_ylim() == two.get_ylim()
+    assert len(two.texts) == 3
 
 
-def test_rows_stand_in_the_papers_order_whatever_the_family_calls_them() -> None:
-    kinds = ["cut", "in", "res2", "res1"]
-    others = ["self_attn.out_proj", "k_proj", "v_proj", "q_proj"]
-    rows, _, _ = frequency([record([], linear(1, *kinds, *others))])
-    assert rows == ["q_proj", "v_proj", "k_proj", "self_attn.out_proj", "res1", "res2", "in", "cut"]
+def test_different_numbers_of_searches_are_said() -> None:
+    figure = compare_frequency({"one": mixed_history(2, 3), "two": mixed_history(2, 1)})
+    assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == ["one (3 searches)", "two (one search)"]
 
 
-def test_a_span_counts_in_each_block_it_runs_across() -> None:
-    rows, columns, values = frequency([record(["layers.1-3.layer"], ["layers.0.layer", "layers.1-3.layer"])])
-    assert (rows, columns, values) == (["layer"], [0, 1, 2, 3], [[0.0, 1.0, 1.0, 1.0]])
+@pytest.mark.parametrize("blocks", [6, 24])
+def test_beside_each_other_where_there_is_room_else_below(blocks: int) -> None:
+    figure = compare_frequency({name: mixed_history(blocks, 2) for name in ("combined", "separated")})
+    first, second = (axes.get_position() for axes in figure.axes[:2])
+    assert bool(first.y0 == second.y0) is (blocks == 6)
+    assert bool(first.x0 == second.x0) is (blocks == 24)
 
 
-def test_blocks_are_ordered_by_number_and_what_lies_outside_comes_last() -> None:
-    names = [*linear(11, "query"), "lm_head"]
-    rows, columns, values = frequency([record(["lm_head"], names)])
-    assert columns == [*range(11), -1]
-    assert rows == ["query", "lm_head"]
-    assert values[1][-1] == 1.0
-    assert all(math.isnan(share) for share in values[1][:-1])
+@pytest.mark.parametrize("blocks", [1, 6, 24, 48])
+@pytest.mark.parametrize("runs", [1, 2])
+def test_no_word_covers_another(blocks: int, runs: int) -> None:
+    names = [f"run {number}" for number in range(runs)]
+    assert collisions(compare_frequency({name: mixed_history(blocks, 100) for name in names})) == []
 
 
-def test_two_stacks_of_blocks_get_rows_of_their_own() -> None:
-    names = ["encoder.block.0.layer.0.SelfAttention.q", "decoder.block.1.layer.0.SelfAttention.q"]
-    rows, columns, _ = frequency([record(names, names)])
-    assert rows == ["decoder.block.layer.0.SelfAttention.q", "encoder.block.layer.0.SelfAttention.q"]
-    assert columns == [0, 1]
+def test_a_real_search_can_be_drawn() -> None:
+    (mesh,) = meshes(plot_frequency(real_history()))
+    assert np.mean(np.ma.asarray(mesh.get_array())) == 0.5
 
 
-def test_a_stored_history_is_read_back(tmp_path: Path) -> None:
-    history = [record(["layers.0.query"], linear(1, "query", "value")), record([], linear(1, "query", "value"))]
-    file = tmp_path / "search_history.jsonl"
-    file.write_text("".join(json.dumps(each) + "\n" for each in history), encoding="utf-8")
-    assert read_history(file) == history
-
-
-@pytest.mark.parametrize("line", ['{"scores": {', '{"scores": {}, "chosen": []}', "[1, 2]"])
-def test_a_line_that_is_no_search_is_named(tmp_path: Path, line: str) -> None:
-    file = tmp_path / "search_history.jsonl"
-    file.write_text(json.dumps(record([], [])) + "\n" + line + "\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="line 2 is not a search"):
-        read_history(file)
-
-
-def test_an_empty_history_is_refused_with_a_reason(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no search"):
-        frequency([])
+def test_nothing_to_draw_is_refused_with_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no history was given"):
+        compare_frequency({})
     with pytest.raises(ValueError, match="holds no search"):
         draw_frequency([], tmp_path / "empty.png")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_terminal_shows_every_share_as_a_number_without_colours() -> None:
-    names = linear(3, "query", "value")
-    text = shown([record(["layers.2.value"], names), record(["layers.2.value", "layers.0.query"], names)])
-    lines = [line.split() for line in text.splitlines() if line.strip()]
-    assert "2 searches" in text
-    assert lines[-3:] == [["block", "0", "1", "2"], ["query", "50%", "0%", "0%"], ["value", "0%", "0%", "100%"]]
-
-
-def test_many_blocks_are_shown_as_shades_that_fit_the_screen() -> None:
-    text = shown([record(["layers.31.query"], linear(32, "query", "value"))])
-    assert max(map(len, text.splitlines())) <= 120
-    assert [line.count("█") for line in text.splitlines() if "query" in line] == [2]
 
 
 @pytest.mark.parametrize("blocks", [1, 6, 48])
 def test_the_picture_is_a_whole_png(tmp_path: Path, blocks: int) -> None:
     from matplotlib.image import imread
 
-    names = linear(blocks, "query", "value")
+    names = paths(blocks, "query", "value")
     path = draw_frequency([record(names[:1], names)], tmp_path / "deep" / "map.png")
     image = imread(path)
     assert min(image.shape[:2]) > 200
@@ -127,7 +93,7 @@ def test_the_picture_is_a_whole_png(tmp_path: Path, blocks: int) -> None:
 
 
 def test_the_svg_is_well_formed_and_holds_the_words(tmp_path: Path) -> None:
-    names = linear(2, "query")
+    names = paths(2, "query")
     path = draw_frequency([record(names, names)], tmp_path / "map.svg", title="Demo")
     assert ElementTree.parse(path).getroot().tag.endswith("svg")
     assert "Demo" in path.read_text(encoding="utf-8")

@@ -1,168 +1,36 @@
-"""How often each path was enabled, block by block: as numbers, in the terminal and as a picture."""
+"""The heat map of enabled paths as a picture: one history, or several on one scale."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
-from rankwise.anatomy import locate
-from rankwise.files import write_atomic
+from rankwise.report.drawing import check_name, figure_class, new_figure, save_figure
+from rankwise.report.enabled import Frequency, aligned, caption, frequency
+from rankwise.report.history import OUTSIDE, History, read_history, searches
+from rankwise.report.terminal import DARK, LABELLED_COLUMNS, render_frequency
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
 
-History = Sequence[Mapping[str, Any]]
+__all__ = [
+    "Frequency",
+    "compare_frequency",
+    "draw_frequency",
+    "figure_class",
+    "frequency",
+    "plot_frequency",
+    "read_history",
+    "render_frequency",
+]
 
-IN_BLOCKS = re.compile(r"^layers\.(?P<first>\d+)(?:-(?P<last>\d+))?\.(?P<row>.+)$")
-OUTSIDE = -1  # the column of paths that lie in no block
-# The paper's order; what is listed in neither stands between the two, by name.
-FIRST_ROWS = (("query", "q_proj", "q"), ("value", "v_proj", "v"))
-LAST_ROWS = (("res1",), ("res2",), ("in",), ("cut",), ("layer",))
-
-FORMATS = (".png", ".svg")
 COLOUR_MAP = "Blues"
-TINTS = ((247, 251, 255), (107, 174, 214), (8, 48, 107))  # the same map's ends and middle, for the terminal
-LABELLED_COLUMNS = 24  # more blocks than that, and the cells get too narrow for a number
-SHADES = "·░▒▓█"
-DARK = 0.55  # cells above this share take white ink
-
-
-class Frequency(NamedTuple):
-    """The share of searches that enabled each path.
-
-    Args:
-        rows: Projection names and kinds, in the paper's order.
-        columns: Block numbers, ``OUTSIDE`` for paths in no block.
-        values: One list per row: shares in [0, 1], NaN where there is no such path.
-    """
-
-    rows: list[str]
-    columns: list[int]
-    values: list[list[float]]
-
-
-def read_history(path: str | Path) -> list[dict[str, Any]]:
-    """Read the searches that a run or ``save_pretrained`` wrote to ``search_history.jsonl``.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A line is not a search; the message gives its number.
-    """
-    records = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            _ = record["scores"], record["unscored"], record["chosen"]
-            records.append(record)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is not a search of rankwise: {line[:60]!r}") from error
-    return records
-
-
-def frequency(history: History) -> Frequency:
-    """Return how often each path was enabled: the share of searches that chose it.
-
-    A path that runs across several blocks counts in each of them.
-
-    Args:
-        history: The records of ``rankwise.history(model)`` or the lines of ``search_history.jsonl``.
-
-    Raises:
-        ValueError: The history holds no search.
-    """
-    if not history:
-        raise ValueError("the history holds no search, so there is nothing to draw; was the model trained?")
-    chosen: dict[tuple[str, int], int] = {}
-    for record in history:
-        for name in {*record["scores"], *record["unscored"], *record["chosen"]}:
-            for cell in _cells(name):
-                chosen[cell] = chosen.get(cell, 0) + (name in record["chosen"])
-    rows = sorted({row for row, _ in chosen}, key=_row_order)
-    columns = sorted({column for _, column in chosen}, key=lambda column: (column == OUTSIDE, column))
-    values = [[chosen.get((row, column), math.nan) / len(history) for column in columns] for row in rows]
-    return Frequency(rows, columns, values)
-
-
-def _cells(name: str) -> Iterator[tuple[str, int]]:
-    """Yield (row, column) of a path's name, one for each block it runs across."""
-    match = IN_BLOCKS.match(name)
-    place = locate(name)
-    if match:
-        first = int(match["first"])
-        yield from ((match["row"], block) for block in range(first, int(match["last"] or first) + 1))
-    elif place is not None:  # a model with two stacks of blocks names its paths in full
-        yield f"{place.stack}.{place.inner}", place.index
-    else:
-        yield name, OUTSIDE
-
-
-def _row_order(row: str) -> tuple[int, int, str]:
-    """Sort q and v first, the other projections by name, then the kinds that connect blocks."""
-    for group, names in ((0, FIRST_ROWS), (2, LAST_ROWS)):
-        for position, same in enumerate(names):
-            if row.rpartition(".")[2] in same:
-                return group, position, row
-    return 1, 0, row
-
-
-def caption(history: History) -> str:
-    """Return one line that says what the cells mean."""
-    searches = f"{len(history)} searches" if len(history) > 1 else "one search"
-    return f"How often each path was enabled (% of {searches})"
-
-
-def render_frequency(history: History) -> Group:
-    """Return the heat map for the terminal: a row for each projection or kind, a column for each block.
-
-    The numbers say the same without colours. Beyond 24 blocks shades stand in for numbers.
-
-    Raises:
-        ValueError: The history holds no search.
-    """
-    rows, columns, values = frequency(history)
-    labelled = len(columns) <= LABELLED_COLUMNS
-    table = Table(box=None, padding=0, collapse_padding=True, pad_edge=False)
-    table.add_column("block ", style="bold", no_wrap=True)
-    for position, column in enumerate(columns):
-        table.add_column(_column_label(column, position, labelled), no_wrap=True)
-    for row, shares in zip(rows, values, strict=True):
-        table.add_row(f"{row} ", *(_labelled_cell(share) if labelled else _shaded_cell(share) for share in shares))
-    return Group(Text(caption(history)), table)
-
-
-def _column_label(column: int, position: int, labelled: bool) -> str:
-    """Name a block above its cell; narrow cells have room for every fifth number."""
-    if column == OUTSIDE:
-        return " other " if labelled else "* "
-    if labelled:
-        return str(column).center(6)
-    return str(column).ljust(2) if position % 5 == 0 else "  "
-
-
-def _labelled_cell(share: float) -> Text:
-    if math.isnan(share):
-        return Text("·".center(6), style="dim")
-    pale, middle, deep = TINTS
-    start, end, way = (pale, middle, 2 * share) if share < 0.5 else (middle, deep, 2 * share - 1)
-    red, green, blue = (round(a + (b - a) * way) for a, b in zip(start, end, strict=True))
-    ink = "rgb(255,255,255)" if share > DARK else "rgb(40,40,40)"
-    return Text(f"{share:.0%}".center(6), style=f"{ink} on rgb({red},{green},{blue})")
-
-
-def _shaded_cell(share: float) -> Text:
-    """Two characters, darker with the share; what was never enabled is a dot."""
-    if math.isnan(share):
-        return Text("  ")
-    return Text(SHADES[math.ceil(share * (len(SHADES) - 1))] * 2, style="blue")
+ROOMY_COLUMNS = 12  # up to so many cells in a row there is room for a percent sign
+ROW_HEIGHT = 0.46  # inches
 
 
 def draw_frequency(history: History, path: str | Path, *, title: str | None = None) -> Path:
@@ -177,61 +45,91 @@ def draw_frequency(history: History, path: str | Path, *, title: str | None = No
         ValueError: The history holds no search, or the name ends otherwise.
         ModuleNotFoundError: matplotlib is not installed.
     """
-    target = Path(path)
-    if target.suffix not in FORMATS:
-        raise ValueError(f"path={str(path)!r} must end in one of {', '.join(FORMATS)}, not {target.suffix!r}")
-    figure = _figure(history, title or "Enabled paths")
-    write_atomic(target, lambda file: figure.savefig(file, format=target.suffix[1:], dpi=150))
-    return target
+    target = check_name(path)
+    return save_figure(plot_frequency(history, title=title), target)
 
 
-def figure_class() -> type[Figure]:
-    """Import matplotlib, which only a picture needs; call it before spending time on what shall be drawn.
+def plot_frequency(history: History, *, title: str | None = None) -> Figure:
+    """Return the heat map: a row for each projection or kind, a column for each block.
+
+    Args:
+        history: The records of ``rankwise.history(model)``.
+        title: Heading above the picture; what the cells mean stands under it.
 
     Raises:
-        ModuleNotFoundError: It is not installed; the message says what to install.
+        ValueError: The history holds no search.
+        ModuleNotFoundError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("a picture needs matplotlib: pip install 'rankwise[report]'") from error
-    return Figure
+    return _figure({"": frequency(history)}, title or "Enabled paths", caption(history))
 
 
-def _figure(history: History, title: str) -> Figure:
-    table = frequency(history)
-    size = (3.2 + 0.62 * len(table.columns), 1.7 + 0.5 * len(table.rows))
-    figure = figure_class()(figsize=(max(size[0], 5.5), max(size[1], 2.4)), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.pcolormesh(table.values, cmap=COLOUR_MAP, vmin=0, vmax=1, edgecolors="white", linewidth=2)
-    _label_axes(axes, table)
-    axes.set_title(f"{title}\n", loc="left", fontsize=12, fontweight="bold")
-    axes.text(0, 1.03, caption(history), transform=axes.transAxes, fontsize=9, color="0.35")
-    if len(table.columns) <= LABELLED_COLUMNS:
-        _label_cells(axes, table)
-    bar = figure.colorbar(image, ax=axes, ticks=[0, 0.5, 1], pad=0.02)
+def compare_frequency(histories: Mapping[str, History], *, title: str | None = None) -> Figure:
+    """Return one heat map for each history, with the same rows, columns and colours.
+
+    They stand beside each other where that leaves room for the numbers, else below each other.
+
+    Args:
+        histories: The records of each run by the title of its heat map.
+        title: Heading above the picture.
+
+    Raises:
+        ValueError: There is no history, or one holds no search.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    if not histories:
+        raise ValueError("no history was given, so there is nothing to draw")
+    tables = aligned([frequency(history) for history in histories.values()])
+    counts = {searches(history) for history in histories.values()}
+    if len(counts) == 1:
+        names, note = list(histories), caption(next(iter(histories.values())))
+    else:
+        names = [f"{name} ({searches(history)})" for name, history in histories.items()]
+        note = "How often each path was enabled (% of the searches)"
+    return _figure(dict(zip(names, tables, strict=True)), title or "Enabled paths", note)
+
+
+def _figure(tables: Mapping[str, Frequency], title: str, note: str) -> Figure:
+    first = next(iter(tables.values()))
+    columns = len(first.columns)
+    beside = len(tables) * columns <= LABELLED_COLUMNS
+    across, down = (len(tables), 1) if beside else (1, len(tables))
+    roomy = across * columns <= ROOMY_COLUMNS
+    cell = 0.62 if roomy else 0.37 if columns <= LABELLED_COLUMNS else 0.28
+    panel = (0.3 + cell * columns, 0.75 + ROW_HEIGHT * len(first.rows))
+    width = 1.1 + 0.09 * max(map(len, first.rows)) + panel[0] * across
+    figure = new_figure(max(width, 5.5), max(0.75 + panel[1] * down, 2.4), title, note)
+    grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    grid[0, 0].invert_yaxis()  # the first row on top, in all of them
+    for axes, (name, table) in zip(grid.flat, tables.items(), strict=True):
+        image = _panel(axes, name, table, percent="%" if roomy else "")
+    for axes in grid[-1]:
+        axes.set_xlabel("block", fontsize=10)
+    bar = figure.colorbar(image, ax=list(grid.flat), ticks=[0, 0.5, 1], pad=0.02, aspect=max(4 * panel[1] * down, 8))
     bar.ax.set_yticklabels(["never", "half", "always"], fontsize=9)
     bar.outline.set_visible(False)
     return figure
 
 
-def _label_axes(axes: Axes, table: Frequency) -> None:
-    """Name rows and blocks, the first row on top, and take the frame off."""
+def _panel(axes: Axes, name: str, table: Frequency, *, percent: str) -> QuadMesh:
+    image = axes.pcolormesh(table.values, cmap=COLOUR_MAP, vmin=0, vmax=1, edgecolors="white", linewidth=2)
+    axes.set_title(name, loc="left", fontsize=11)
     labels = ["outside" if column == OUTSIDE else str(column) for column in table.columns]
     step = 1 + len(labels) // (2 * LABELLED_COLUMNS)
-    axes.invert_yaxis()
     axes.set_xticks([place + 0.5 for place in range(0, len(labels), step)], labels[::step], fontsize=9)
     axes.set_yticks([place + 0.5 for place in range(len(table.rows))], table.rows, fontsize=10)
     axes.tick_params(length=0)
-    axes.set_xlabel("block", fontsize=10)
-    axes.set_facecolor("0.95")  # where there is no such path
+    axes.set_facecolor("0.92")  # where there is no such path
     for spine in axes.spines.values():
         spine.set_visible(False)
+    if len(table.columns) <= LABELLED_COLUMNS:
+        _label_cells(axes, table, percent)
+    return image
 
 
-def _label_cells(axes: Axes, table: Frequency) -> None:
+def _label_cells(axes: Axes, table: Frequency, percent: str) -> None:
     for y, shares in enumerate(table.values):
         for x, share in enumerate(shares):
             if not math.isnan(share):
                 ink = "white" if share > DARK else "0.2"
-                axes.text(x + 0.5, y + 0.5, f"{share:.0%}", ha="center", va="center", fontsize=9, color=ink)
+                label = f"{100 * share:.0f}{percent}"
+                axes.text(x + 0.5, y + 0.5, label, ha="center", va="center", fontsize=9, color=ink)

@@ -1,0 +1,62 @@
+"""The heat map of enabled paths in the terminal."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from rankwise.report.enabled import caption, frequency
+from rankwise.report.history import OUTSIDE, History
+
+TINTS = ((247, 251, 255), (107, 174, 214), (8, 48, 107))  # ends and middle of the pictures' colour map
+LABELLED_COLUMNS = 24  # more blocks than that, and the cells get too narrow for a number
+SHADES = "·░▒▓█"
+DARK = 0.55  # cells above this share take white ink
+
+
+def render_frequency(history: History) -> Group:
+    """Return the heat map for the terminal: a row for each projection or kind, a column for each block.
+
+    The numbers say the same without colours. Beyond 24 blocks shades stand in for numbers.
+
+    Raises:
+        ValueError: The history holds no search.
+    """
+    rows, columns, values = frequency(history)
+    labelled = len(columns) <= LABELLED_COLUMNS
+    table = Table(box=None, padding=0, collapse_padding=True, pad_edge=False)
+    table.add_column("block ", style="bold", no_wrap=True)
+    for position, column in enumerate(columns):
+        table.add_column(_column_label(column, position, labelled), no_wrap=True)
+    for row, shares in zip(rows, values, strict=True):
+        table.add_row(f"{row} ", *(_labelled_cell(share) if labelled else _shaded_cell(share) for share in shares))
+    return Group(Text(caption(history)), table)
+
+
+def _column_label(column: int, position: int, labelled: bool) -> str:
+    """Name a block above its cell; narrow cells have room for every fifth number."""
+    if column == OUTSIDE:
+        return " other " if labelled else "* "
+    if labelled:
+        return str(column).center(6)
+    return str(column).ljust(2) if position % 5 == 0 else "  "
+
+
+def _labelled_cell(share: float) -> Text:
+    if math.isnan(share):
+        return Text("·".center(6), style="dim")
+    pale, middle, deep = TINTS
+    start, end, way = (pale, middle, 2 * share) if share < 0.5 else (middle, deep, 2 * share - 1)
+    red, green, blue = (round(a + (b - a) * way) for a, b in zip(start, end, strict=True))
+    ink = "rgb(255,255,255)" if share > DARK else "rgb(40,40,40)"
+    return Text(f"{share:.0%}".center(6), style=f"{ink} on rgb({red},{green},{blue})")
+
+
+def _shaded_cell(share: float) -> Text:
+    """Two characters, darker with the share; what was never enabled is a dot."""
+    if math.isnan(share):
+        return Text("  ")
+    return Text(SHADES[math.ceil(share * (len(SHADES) - 1))] * 2, style="blue")
