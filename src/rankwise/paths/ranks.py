@@ -32,17 +32,17 @@ def resolve_ranks(config: HeteroLoraConfig, projections: Iterable[Any], wiring: 
     linear = sum(sum(_features(module)) for module in projections)
     shortcuts = 2 * wiring.width * len(wiring.names(config)) if wiring is not None else 0
     if config.rank_shape == "same":
-        config.r = rank = budget // (linear + shortcuts)
-        config.shortcut_r = rank if shortcuts else None
-        least = linear + shortcuts
+        rank, least = budget // (linear + shortcuts), linear + shortcuts
     else:
-        rank = config.shortcut_r = (budget - config.r * linear) // shortcuts
-        least = config.r * linear + shortcuts
+        rank, least = (budget - config.r * linear) // shortcuts, config.r * linear + shortcuts
     if rank < 1:
         raise ValueError(
             f"rank_budget={budget} with rank_shape={config.rank_shape!r} leaves less than rank 1: the candidates need "
             f"at least {least} parameters; raise rank_budget, target fewer modules or name fewer shortcuts"
         )
+    if config.rank_shape == "same":
+        config.r = rank
+    config.shortcut_r = rank if shortcuts else None
 
 
 def _features(module: nn.Module) -> tuple[int, int]:
