@@ -260,6 +260,12 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     """
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
+    if model_type is None:
+        raise ValueError(
+            f"shortcuts need to know where the points of a block are, and {type(model).__name__} has no "
+            "config.model_type to look it up by: give it one and describe it with rankwise.register_anatomy, or leave "
+            "shortcuts out: linear paths work in every model"
+        )
     if model_type not in FAMILIES:
         needed = ", ".join(field.name for field in fields(Anatomy))
         raise ValueError(

@@ -181,6 +181,61 @@ def export(
 
 @app.command(
     epilog="Examples:\n\n"
+    "[bold]rankwise evaluate runs/alpaca-lor2c-seed0 --suite paper --allow-code-execution[/]\n\n"
+    "[bold]rankwise evaluate runs/alpaca-lor2c-seed0 --task drop --shots 3 --limit 50 --out drop.json[/]\n\n"
+    "[bold]rankwise evaluate runs/alpaca-lor2c-seed0 --task-file mine.yaml --base[/]"
+)
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run of a causal LM.", show_default=False)],
+    suite: Annotated[
+        str | None, typer.Option(metavar="paper", help="MMLU 5-shot, BBH and DROP 3-shot, HumanEval 0-shot.")
+    ] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", metavar="NAME", help="A task of the harness; may be given again.")
+    ] = None,
+    task_files: Annotated[
+        list[Path] | None,
+        typer.Option("--task-file", metavar="YAML", help="A task of your own, its data beside it; may be given again."),
+    ] = None,
+    shots: Annotated[
+        list[int] | None,
+        typer.Option("--shots", metavar="N", help="Worked examples: one number for all tasks, or one each, in order."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many examples of each task.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples in a forward pass.", min=1)] = 8,
+    base: Annotated[bool, typer.Option("--base", help="The pretrained model, without the adapter.")] = False,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run Python code that the model writes (HumanEval).")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The file; by default evaluation.json in the run folder.", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Evaluate a run on tasks of lm-evaluation-harness (the extra `eval`)."""
+    with _explained(debug):
+        from rankwise.run.evaluation import evaluate_run, evaluation_table, read_tasks
+
+        asked = read_tasks(suite=suite, tasks=tasks or (), files=task_files or (), shots=shots or ())
+        figures, file = evaluate_run(
+            run,
+            asked,
+            limit=limit,
+            batch_size=batch_size,
+            base=base,
+            allow_code_execution=allow_code_execution,
+            out=out,
+            overwrite=overwrite,
+            console=console,
+            command=shlex.join(["rankwise", *sys.argv[1:]]),
+        )
+        console.print(evaluation_table(figures))
+        console.print(f"figures: [bold]{escape(str(file))}[/]", soft_wrap=True, highlight=False)
+
+
+@app.command(
+    epilog="Examples:\n\n"
     "[bold]rankwise report demo-run/heterolora[/]\n\n"
     "[bold]rankwise report runs/mrpc-combined-seed0 runs/mrpc-separated-seed0 --out pictures --format svg[/]"
 )
@@ -193,7 +248,7 @@ def report(
     picture_format: Annotated[str, typer.Option("--format", metavar="png|svg", help="Of the pictures.")] = "png",
     debug: Debug = False,
 ) -> None:
-    """Draw what the searches did: how often each path was on, and shares, scores and overlap over time."""
+    """Draw what searches and edits did: which paths were on, scores over time, structures, singular values."""
     with _explained(debug):
         from rankwise.run.reporting import write_report
 

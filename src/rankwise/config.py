@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
-from peft import LoraConfig, PeftType
+from peft import PeftType
 
 from rankwise.errors import check_choice
 from rankwise.kinds import BLOCK_KINDS
+from rankwise.path_config import BlockPaths, PathConfig
 
 PROXIES = ("constant", "random", "grad_norm", "snip", "synflow")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -27,26 +28,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "on_disable": ("keep", "reset", "freeze"),
     "synflow_loss": ("logits", "loss"),
 }
-# Options of PEFT's LoRA that give a path another formula than W0 + s B A, or change W0 while building it.
-UNSUPPORTED: dict[str, str] = {
-    "use_dora": "a DoRA layer rescales W0, so switching it off would not give the base model back",
-    "use_bdlora": "block-diagonal factors are not one A and one B",
-    "lora_bias": "a path is B A alone",
-    "use_qalora": "QA-LoRA pools the path's input",
-    "layer_replication": "replicated layers share their base weights",
-    "target_parameters": "bare parameters have no input to score a path by",
-    "alora_invocation_tokens": "an activated LoRA is on for part of a sequence only",
-    "arrow_config": "a routed LoRA is several adapters at once",
-    "velora_config": "VeLoRA approximates the path's input",
-    "monteclora_config": "a sampled LoRA is not one A and one B",
-    "kasa_config": "KaSA truncates W0 while building",
-    "megatron_config": "Megatron's parallel layers are not supported",
-}
-INITS = (True, False, "gaussian", "orthogonal")
 
 
 @dataclass
-class HeteroLoraConfig(LoraConfig):
+class HeteroLoraConfig(PathConfig):
     """LoRA modules and shortcuts, switched on and off under a budget by zero-cost saliency proxies (HeteroLoRA).
 
     Every targeted projection gets a candidate path ``s B A x`` with ``s = lora_alpha / r``, and every block one for
@@ -136,33 +121,20 @@ class HeteroLoraConfig(LoraConfig):
     stop_searching_at: float = 1.0
     total_steps: int | None = None
     on_disable: str = "keep"
-    seed: int = 0
-    rankwise_version: str | None = None
 
     def __post_init__(self) -> None:
         """Check every field against the others."""
         super().__post_init__()
         self.peft_type = PeftType["HETEROLORA"]
-        self.rankwise_version = self.rankwise_version or version("rankwise")
         for name, allowed in CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
-        self._check_lora_options()
         self._check_shortcuts()
         self._check_budget()
         self._check_numbers()
 
-    def _check_lora_options(self) -> None:
-        for name, reason in UNSUPPORTED.items():
-            if getattr(self, name):
-                raise ValueError(f"{name}={getattr(self, name)!r} can't be searched: {reason}; leave {name} out")
-        if self.init_lora_weights not in INITS:
-            raise ValueError(
-                f"init_lora_weights={self.init_lora_weights!r} changes W0 or the ranks after the paths are built; "
-                f"use one of {', '.join(map(repr, INITS))}"
-            )
-
     def _check_shortcuts(self) -> None:
         given: Any = self.shortcuts
+        self.shortcuts = [] if given is None else given
         if isinstance(given, str):
             raise ValueError(f"shortcuts={given!r} must be a list: shortcuts=[{given!r}]")
         for kind in self.shortcuts:
@@ -176,7 +148,9 @@ class HeteroLoraConfig(LoraConfig):
         if not isinstance(self.shortcut_dropout, (int, float)) or not 0.0 <= self.shortcut_dropout < 1.0:
             raise ValueError(f"shortcut_dropout={self.shortcut_dropout!r} must lie in [0, 1)")
         alpha = self.shortcut_alpha
-        if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or alpha <= 0):
+        if alpha is not None and (
+            isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf
+        ):
             raise ValueError(f"shortcut_alpha={alpha!r} must be positive, or None for lora_alpha / 4")
         if self.rank_budget is not None and (self.rank_pattern or self.alpha_pattern):
             raise ValueError("rank_budget computes the ranks, so rank_pattern and alpha_pattern can't be given with it")
@@ -184,14 +158,19 @@ class HeteroLoraConfig(LoraConfig):
             raise ValueError("rank_shape='shortcuts' gives what r leaves to shortcuts, and there are none: name some")
 
     @property
-    def shortcut_rank(self) -> int:
-        """The rank of the shortcuts, ``r`` where none is given."""
-        return self.r if self.shortcut_r is None else self.shortcut_r
+    def acts(self) -> bool:
+        """Whether there is a search."""
+        return self.mode != "off"
 
-    @property
-    def shortcut_scale(self) -> float:
-        """The alpha of the shortcuts, a quarter of ``lora_alpha`` where none is given."""
-        return self.lora_alpha / 4 if self.shortcut_alpha is None else self.shortcut_alpha
+    def block_paths(self) -> BlockPaths:
+        """Return what the shortcuts are and their sizes."""
+        return BlockPaths(
+            kinds=tuple(self.shortcuts),
+            r=self.r if self.shortcut_r is None else self.shortcut_r,
+            alpha=self.lora_alpha / 4 if self.shortcut_alpha is None else self.shortcut_alpha,
+            dropout=self.shortcut_dropout,
+            norm=self.shortcut_norm,
+        )
 
     def _check_budget(self) -> None:
         budget = self.budget
@@ -208,21 +187,16 @@ class HeteroLoraConfig(LoraConfig):
             raise ValueError(f"budget={budget!r} must not be negative; 0 switches every path off")
 
     def _check_numbers(self) -> None:
-        lowest: dict[str, tuple[Any, int]] = {
-            "score_batches": (self.score_batches, 1),
-            "searches_per_epoch": (self.searches_per_epoch, 1),
-            "search_every": (self.search_every, 1),
-            "warmup_searches": (self.warmup_searches, 0),
-            "total_steps": (self.total_steps, 1),
-            "shortcut_r": (self.shortcut_r, 1),
-            "rank_budget": (self.rank_budget, 1),
-        }
-        optional = ("search_every", "total_steps", "shortcut_r", "rank_budget")
-        for name, (value, least) in lowest.items():
-            if value is None and name in optional:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+        self.check_whole_numbers(
+            score_batches=1,
+            searches_per_epoch=1,
+            search_every=1,
+            warmup_searches=0,
+            total_steps=1,
+            shortcut_r=1,
+            rank_budget=1,
+            optional=("search_every", "total_steps", "shortcut_r", "rank_budget"),
+        )
         if not isinstance(self.stop_searching_at, (int, float)) or not 0.0 < self.stop_searching_at <= 1.0:
             raise ValueError(f"stop_searching_at={self.stop_searching_at!r} must lie in (0, 1]")
         columns = self.sketch

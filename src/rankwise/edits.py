@@ -39,56 +39,178 @@ class Disable:
     path: str
 
 
-Edit = Enable | Disable
+@dataclass(frozen=True)
+class Merge:
+    """Let one of two neighbouring ``layer`` paths span the blocks of both (MergeLoR2C, arXiv 2503.00572).
+
+    The survivor keeps its weights, optimizer moments, rank and scale; from now on it runs from the input of the first
+    block to the output of the last, and is named by that span: ``layers.1-2.layer``. The other is off for good and its
+    optimizer state freed.
+
+    Args:
+        first: Name of the path in front.
+        second: Name of the path behind it.
+        survivor: Which of the two stays; the first if left out.
+    """
+
+    first: str
+    second: str
+    survivor: str | None = None
+
+
+@dataclass(frozen=True)
+class Inject:
+    """Replace the ``layer`` path of one block by LoRA on its projections (InjectLoR2C, arXiv 2503.00572).
+
+    The LoRA was there from the start, switched off; it trains from the next step on. The replaced path is off for good
+    and its optimizer state freed.
+
+    Args:
+        path: Name of a path that spans one block.
+    """
+
+    path: str
+
+
+Edit = Enable | Disable | Merge | Inject
 
 
 def apply_(
     model: nn.Module, edits: Iterable[Edit], optimizer: Optimizer | None = None, *, adapter: str | None = None
 ) -> None:
-    """Apply edits to a model and, where there is one, its optimizer. All are checked before any is applied.
+    """Apply edits to a model and, where there is one, its optimizer: all of them, or none where one is wrong.
+
+    Call it between optimizer steps, not between a forward pass and its backward pass.
 
     Args:
         model: A model with rankwise paths.
-        edits: What to do, in order.
-        optimizer: The optimizer that owns the paths' parameters; ``on_disable="reset"`` clears moments there.
+        edits: What to do, in order; an edit may name what one before it made.
+        optimizer: The optimizer that owns the paths' parameters; moments of paths that are reset or off for good are
+            cleared there.
         adapter: The adapter to edit; the active one if left out.
 
     Raises:
-        ValueError: An edit names a path that the model does not have, or the adapter is merged into the base.
+        ValueError: An edit names a path that the model does not have or does not fit it, the adapter is merged into
+            the base, or the optimizer does not own the parameters of a path that is on.
     """
     apply_to_paths_(path_set(model, adapter), list(edits), optimizer)
 
 
 def apply_to_paths_(paths: PathSet, edits: list[Edit], optimizer: Optimizer | None = None) -> None:
     """Apply edits to a path set; see ``apply_``."""
-    for edit in edits:
-        if edit.path not in paths.paths:
-            raise ValueError(
-                f"{edit!r} names no path of adapter {paths.adapter!r}{nearest(edit.path, paths.paths)}; "
-                "rankwise.named_paths(model) lists them"
-            )
-        if paths.adapter in paths.paths[edit.path].host.merged_adapters:
-            raise ValueError(
-                f"{edit!r}: adapter {paths.adapter!r} is merged into the base; call unmerge_adapter() first"
-            )
-    for edit in edits:
-        path = paths.paths[edit.path]
-        if isinstance(edit, Enable):
-            path.set_(enabled=True, contributing=True)
-        elif path.enabled:
-            _disable_(path, paths.config.on_disable, optimizer)
-
-
-def _disable_(path: LowRankPath, on_disable: str, optimizer: Optimizer | None) -> None:
-    path.set_(enabled=False, contributing=on_disable == "freeze")
-    for parameter in path.parameters:
-        parameter.grad = None
-    if on_disable == "reset":
-        with torch.no_grad():
-            path.lora_B.zero_()
+    before = [(path, path.state.status[path.adapter]) for path in paths.resident]
+    names = set(paths.paths)
+    try:
+        switched = [path for edit in edits for path in _switch(paths, edit)]
         if optimizer is not None:
-            for parameter in path.parameters:
-                optimizer.state.pop(parameter, None)
+            _check_owned(paths, optimizer)
+    except ValueError:
+        for path, status in before:
+            path.set_(**status._asdict())
+        raise
+    if paths.recorder is not None:
+        paths.recorder.keep(names & set(paths.paths))
+    _clear_(paths, [path for path in switched if not path.enabled], optimizer)
+
+
+def _switch(paths: PathSet, edit: Edit) -> list[LowRankPath]:
+    """Change what is on as an edit says, and return the paths that went off."""
+    if isinstance(edit, Merge):
+        return _merge(paths, edit)
+    path = _find(paths, edit, edit.path)
+    if isinstance(edit, Inject):
+        return _inject(paths, edit, path)
+    if isinstance(edit, Enable):
+        path.set_(enabled=True, contributing=True)
+        return []
+    if not path.enabled:
+        return []
+    path.set_(enabled=False, contributing=paths.config.on_disable == "freeze")
+    return [path]
+
+
+def _find(paths: PathSet, edit: Edit, name: str) -> LowRankPath:
+    own = paths.paths
+    if name not in own:
+        raise ValueError(
+            f"{edit!r} names no path of adapter {paths.adapter!r}{nearest(name, own)}; "
+            "rankwise.named_paths(model) lists them"
+        )
+    if paths.adapter in own[name].host.merged_adapters:
+        raise ValueError(f"{edit!r}: adapter {paths.adapter!r} is merged into the base; call unmerge_adapter() first")
+    return own[name]
+
+
+def _merge(paths: PathSet, edit: Merge) -> list[LowRankPath]:
+    first, second = (_find(paths, edit, name) for name in (edit.first, edit.second))
+    for path in (first, second):
+        if path.kind != "layer":
+            raise ValueError(f"{edit!r}: {path.name} is a {path.kind!r} path, and only 'layer' paths span blocks")
+    if first.blocks[1] + 1 != second.blocks[0]:
+        raise ValueError(
+            f"{edit!r}: {first.name} ends at block {first.blocks[1]} and {second.name} starts at block "
+            f"{second.blocks[0]}; only neighbours merge, the one in front first, and never across a block whose path "
+            "was replaced"
+        )
+    if edit.survivor not in (None, edit.first, edit.second):
+        raise ValueError(f"{edit!r}: survivor must be {edit.first!r}, {edit.second!r} or None for the first")
+    survivor, loser = (second, first) if edit.survivor == edit.second else (first, second)
+    survivor.set_(
+        first=first.blocks[0],
+        last=second.blocks[1],
+        enabled=survivor.enabled or loser.enabled,
+        contributing=survivor.contributing or loser.contributing,
+    )
+    _retire(loser)
+    return [loser]
+
+
+def _inject(paths: PathSet, edit: Inject, path: LowRankPath) -> list[LowRankPath]:
+    first, last = path.blocks
+    if path.kind != "layer" or first != last:
+        raise ValueError(f"{edit!r}: only a 'layer' path of one block can be replaced by LoRA on that block")
+    waiting = [p for p in paths.resident if p.kind == "linear" and p.blocks == path.blocks and not p.available]
+    if not waiting and not paths.config.deletes:
+        raise ValueError(
+            f"{edit!r}: no LoRA waits in block {first}; it has to be there from the start, so that the optimizer knows "
+            "it: rankwise.Lor2cConfig(injections=...)"
+        )
+    for linear in waiting:
+        linear.set_(enabled=True, contributing=True, available=True)
+    _retire(path)
+    return [path]
+
+
+def _retire(path: LowRankPath) -> None:
+    """Switch a path off for good; it is tied into the graph of its own block from now on."""
+    block = path.built_block
+    path.set_(enabled=False, contributing=False, available=False, first=block, last=block)
+
+
+def _check_owned(paths: PathSet, optimizer: Optimizer) -> None:
+    """Refuse to go on where a path that is on would not be trained."""
+    owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    lost = [path.name for path in paths.enabled if not all(id(parameter) in owned for parameter in path.parameters)]
+    if lost:
+        raise ValueError(
+            f"{', '.join(lost[:5])} would be on, but the optimizer does not own {'its' if len(lost) == 1 else 'their'} "
+            "parameters: build it from all parameters that require a gradient, after the model"
+        )
+
+
+@torch.no_grad()
+def _clear_(paths: PathSet, off: list[LowRankPath], optimizer: Optimizer | None) -> None:
+    """Forget the gradients of paths that went off, and the moments of those that were reset or are gone for good."""
+    idle = {id(parameter) for parameter in paths.idle_parameters()}
+    for path in off:
+        gone = not path.available or paths.config.on_disable == "reset"
+        if path.available and gone:
+            path.lora_B.zero_()
+        for parameter in path.parameters:
+            if id(parameter) in idle:
+                parameter.grad = None
+                if gone and optimizer is not None:
+                    optimizer.state.pop(parameter, None)
 
 
 def switches(before: Iterable[str], after: Iterable[str]) -> list[Edit]:

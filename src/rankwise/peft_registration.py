@@ -1,4 +1,4 @@
-"""Makes PEFT know ``HETEROLORA``: the one file that extends PEFT's closed tables."""
+"""Makes PEFT know the methods that are defined here: the one file that extends PEFT's closed tables."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 from safetensors import SafetensorError
 
-NAME = "HETEROLORA"
+NAMES = ("HETEROLORA", "LOR2C", "BOTTLENECK")
 
 
 def extend_peft_type() -> None:
-    """Add the member to ``PeftType``, once; the config needs it before anything else is imported.
+    """Add the members to ``PeftType``, once; the configs need them before anything else is imported.
 
     Raises:
         RuntimeError: PEFT's enum no longer takes a new member.
     """
-    if NAME in PeftType.__members__:
-        return
-    extend_enum(PeftType, NAME, NAME)
-    if PeftType(NAME).value != NAME:
-        raise RuntimeError(
-            f"this version of peft does not take a new PeftType ({PeftType(NAME)!r}); rankwise works with peft >= 0.21"
-        )
+    for name in NAMES:
+        if name in PeftType.__members__:
+            continue
+        extend_enum(PeftType, name, name)
+        if PeftType(name).value != name:
+            raise RuntimeError(
+                f"this version of peft does not take a new PeftType ({PeftType(name)!r}); rankwise works with "
+                "peft >= 0.21"
+            )
 
 
-def register_with_peft(config_cls: type, model_cls: type) -> None:
-    """Fill PEFT's tables for ``HETEROLORA``, once."""
-    if PeftType(NAME) not in PEFT_TYPE_TO_CONFIG_MAPPING:
+def register_with_peft(name: str, config_cls: type, model_cls: type, prefix: str = "lora_") -> None:
+    """Fill PEFT's tables for a method, once."""
+    if PeftType(name) not in PEFT_TYPE_TO_CONFIG_MAPPING:
         register_peft_method(
-            name=NAME.lower(), config_cls=config_cls, model_cls=model_cls, prefix="lora_", is_mixed_compatible=False
+            name=name.lower(), config_cls=config_cls, model_cls=model_cls, prefix=prefix, is_mixed_compatible=False
         )
 
 

@@ -26,6 +26,7 @@ from rankwise.allocation.budget import resolve_budget
 from rankwise.allocation.policy import Policy
 from rankwise.config import HeteroLoraConfig
 from rankwise.export import plain_config
+from rankwise.path_config import PathConfig
 from rankwise.paths.path_set import PathSet, has_adapter, path_set
 from rankwise.scores.probe import Batch, ComputeLoss, score_paths
 from rankwise.scores.statistics import AUTO_COLUMNS, EXACT_BYTES
@@ -79,7 +80,7 @@ class Plan:
         return asdict(self)
 
 
-def plan(model_or_config: nn.Module | PreTrainedConfig, config: HeteroLoraConfig | None = None) -> Plan:
+def plan(model_or_config: nn.Module | PreTrainedConfig, config: PathConfig | None = None) -> Plan:
     """Return the sizes of a search: of one under way, or of one that a config would make.
 
     The latter is built without memory (on the meta device), so it works for models that don't fit.
@@ -99,7 +100,7 @@ def plan(model_or_config: nn.Module | PreTrainedConfig, config: HeteroLoraConfig
     return _sizes(wrapped, path_set(wrapped), planned=True)
 
 
-def _hollow(model_or_config: nn.Module | PreTrainedConfig, config: HeteroLoraConfig) -> PreTrainedModel:
+def _hollow(model_or_config: nn.Module | PreTrainedConfig, config: PathConfig) -> PreTrainedModel:
     with torch.device("meta"):
         if isinstance(model_or_config, PreTrainedModel):
             return type(model_or_config)(copy.deepcopy(model_or_config.config))
@@ -115,7 +116,7 @@ def _hollow(model_or_config: nn.Module | PreTrainedConfig, config: HeteroLoraCon
 
 def _sizes(model: nn.Module, paths: PathSet, *, planned: bool = False) -> Plan:
     config, costs, counts = paths.config, paths.costs(), paths.counts()
-    limit = resolve_budget(config.budget, costs, config.budget_unit) if config.mode != "off" else sum(costs.values())
+    limit = resolve_budget(config.budget, costs, config.budget_unit) if config.mode != "off" else counts["resident"]
     if planned and config.mode != "off":
         most = sum(sorted(costs.values(), reverse=True)[:limit]) if config.budget_unit == "paths" else limit
         counts["enabled"] = counts["contributing"] = min(most, counts["resident"])
@@ -139,7 +140,7 @@ def _sizes(model: nn.Module, paths: PathSet, *, planned: bool = False) -> Plan:
 
 def _window_bytes(paths: PathSet) -> int:
     config, own = paths.config, paths.paths.values()
-    if config.proxy not in ("grad_norm", "snip") or config.mode == "off":
+    if config.mode == "off" or config.proxy not in ("grad_norm", "snip"):
         return 0
     if config.score_on == "factors":
         return BYTES * sum(path.num_parameters for path in own)

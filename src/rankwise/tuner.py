@@ -1,13 +1,11 @@
-"""``HeteroLoraModel``: PEFT's LoRA tuner with a switch in front of every path."""
+"""``HeteroLoraModel`` and ``Lor2cModel``: PEFT's LoRA tuner with a switch in front of every path."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import init_empty_weights
 from peft import PeftConfig
@@ -16,20 +14,23 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_l
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 
-from rankwise.allocation.budget import allocate, resolve_budget
 from rankwise.anatomy import locate, path_names
 from rankwise.config import HeteroLoraConfig
+from rankwise.distributed import world_size
+from rankwise.lor2c_config import Lor2cConfig
+from rankwise.path_config import PathConfig
 from rankwise.paths.block_host import BlockHost
 from rankwise.paths.driver import DRIVERS
+from rankwise.paths.first import first_allocation
 from rankwise.paths.gate import Gate
-from rankwise.paths.loading import check_same_names, check_same_shapes, is_path_tensor
+from rankwise.paths.initial import initial_value, seeded
+from rankwise.paths.loading import check_same_names, check_same_shapes, is_path_tensor, shared_downs
 from rankwise.paths.low_rank_path import LowRankPath
-from rankwise.paths.path_set import PathSet, PathSets, check_mergeable, live_shortcuts
+from rankwise.paths.path_set import PathSet, PathSets, check_mergeable, crossings, live_shortcuts, path_set
 from rankwise.paths.ranks import resolve_ranks
 from rankwise.paths.state import AllocationState, Status
 from rankwise.paths.targets import check_targets
 from rankwise.paths.wiring import Wiring
-from rankwise.seeds import stable_seed
 
 # PEFT's layers that ask a gate in their forward pass; the others would train a path that is off. By name: the
 # quantised ones exist only where their library does.
@@ -38,14 +39,11 @@ UNGATED_MERGE = ("GPTQLoraLinear", "TorchaoLoraLinear")
 NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 
-class HeteroLoraModel(LoraModel):
-    """LoRA modules and shortcuts as candidate paths, switched on and off under a budget (arXiv 2406.14956).
-
-    Built by ``peft.get_peft_model(model, rankwise.HeteroLoraConfig(...))``. From the first step on, the enabled paths
-    obey the budget: until the first search has scores, a random allocation drawn from the config's seed is live.
-    """
+class PathModel(LoraModel):
+    """A model with paths: PEFT's LoRA layers and block paths, each behind a switch."""
 
     prefix: str = "lora_"
+    _to_merge: list[str] | None = None
 
     def inject_adapter(
         self,
@@ -62,22 +60,25 @@ class HeteroLoraModel(LoraModel):
                 model can't have the shortcuts asked for.
         """
         config = self.peft_config[adapter_name]
-        assert isinstance(config, HeteroLoraConfig)
-        check_targets(model, config)
-        self._check_kinds(model, config)
+        assert isinstance(config, PathConfig)
         wiring = _wiring_for(model, config)
-        if config.rank_budget is not None:
-            resolve_ranks(config, self._projections(model, config), wiring)
-        with _no_targets_allowed(config):
+        with _linear_targets(config, wiring):
+            self._prepare_adapter_config(config, self.get_model_config(model))
+            check_targets(model, config)
+            self._check_kinds(model, config)
+            if isinstance(config, HeteroLoraConfig) and config.rank_budget is not None:
+                resolve_ranks(config, self._projections(model, config), wiring)
+            config.target_modules = config.target_modules or (
+                DUMMY_TARGET_MODULES if config.target_modules is not None else None
+            )
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         context = init_empty_weights if low_cpu_mem_usage else nullcontext
         with context():
             block_paths = self._build_block_paths(model, adapter_name, config, wiring)
         self._build_paths(model, adapter_name, config, wiring, block_paths)
 
-    def _projections(self, model: nn.Module, config: HeteroLoraConfig) -> list[nn.Module]:
-        """Return the modules that get a linear path, PEFT's default for the family where none are named."""
-        self._prepare_adapter_config(config, self.get_model_config(model))
+    def _projections(self, model: nn.Module, config: PathConfig) -> list[nn.Module]:
+        """Return the modules that get a linear path."""
         _maybe_include_all_linear_layers(config, model)
         return [
             module
@@ -86,19 +87,22 @@ class HeteroLoraModel(LoraModel):
         ]
 
     def _build_block_paths(
-        self, model: nn.Module, adapter: str, config: HeteroLoraConfig, wiring: Wiring | None
+        self, model: nn.Module, adapter: str, config: PathConfig, wiring: Wiring | None
     ) -> list[LowRankPath]:
         """Make the modules of the shortcuts; linear paths are PEFT's to make."""
-        if wiring is None or not config.shortcuts:
+        if wiring is None:
             return []
         wiring.connect(model)
-        paths = []
+        paths: list[LowRankPath] = []
+        share = config.block_paths().share
         for name, (kind, block, module) in wiring.names(config).items():
             host = wiring.host(model, kind, block)
-            with _seeded(config.seed, module):
+            with seeded(config.seed, module):
                 host.add(adapter, config, wiring.like(block))
+            if share and paths:
+                host.lora_A[adapter] = paths[0].host.lora_A[adapter]
             host.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-            paths.append(LowRankPath(name, kind, module, host, adapter))
+            paths.append(LowRankPath(name, kind, module, host, adapter, share))
         return paths
 
     def _create_and_replace(  # type: ignore[override]
@@ -112,10 +116,12 @@ class HeteroLoraModel(LoraModel):
         **kwargs: Any,
     ) -> None:
         """Draw initial values from a generator seeded by (seed, module name); the global one stays where it was."""
-        with _seeded(lora_config.seed, current_key):
-            super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, current_key, **kwargs)
+        with seeded(lora_config.seed, current_key):
+            super()._create_and_replace(
+                lora_config.linear_paths(), adapter_name, target, target_name, parent, current_key, **kwargs
+            )
 
-    def _check_kinds(self, model: nn.Module, config: HeteroLoraConfig) -> None:
+    def _check_kinds(self, model: nn.Module, config: PathConfig) -> None:
         """Refuse targets that are no linear map, before anything is built."""
         for name, module in model.named_modules():
             base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
@@ -129,7 +135,7 @@ class HeteroLoraModel(LoraModel):
         self,
         model: Any,
         adapter: str,
-        config: HeteroLoraConfig,
+        config: PathConfig,
         wiring: Wiring | None,
         block_paths: list[LowRankPath],
     ) -> None:
@@ -152,15 +158,17 @@ class HeteroLoraModel(LoraModel):
             model.rankwise_paths = PathSets(model.register_forward_pre_hook(_before_forward))
         model.rankwise_paths.wiring = wiring or model.rankwise_paths.wiring
         copied_from = _structure_of(model, config)
-        first = _first_allocation(paths)
-        for path in paths.paths.values():
-            on = path.name in first
-            first_block, last_block = _span(path)
+        for path in paths.resident:
+            waits = path.kind == "linear" and config.linear_waits
             if "lora_allocation" not in path.host._modules:
                 path.host.lora_allocation = AllocationState()
-            status = copied_from.get(path.name, Status(on, on, first_block, last_block))
-            path.state.put(adapter, status, path.host.lora_A[adapter].weight.device)
+            status = copied_from.get(path.own_name, Status(False, False, *_span(path), not waits))
+            path.state.put(adapter, status, path.lora_B.device)
             path.host.lora_variant[adapter] = Gate(path, paths)
+        if isinstance(config, Lor2cConfig):
+            config.check_waiting({path.built_block for path in linear})
+        for name in [] if copied_from else first_allocation(paths):
+            paths.paths[name].set_(enabled=True, contributing=True)
         model.rankwise_paths[adapter] = paths
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
@@ -192,7 +200,7 @@ class HeteroLoraModel(LoraModel):
         if paths is not None:
             for driver in DRIVERS:
                 driver.forget(paths)
-            for path in paths.paths.values():
+            for path in paths.resident:
                 path.state.remove(adapter_name)
 
     @contextmanager
@@ -203,14 +211,32 @@ class HeteroLoraModel(LoraModel):
             ValueError: Names the shortcuts.
         """
         if kwargs.get("adapter_names") is not None:
-            live = [name for sets in self.model.rankwise_paths.values() for name in live_shortcuts(sets)]
-            if live:
-                raise ValueError(
-                    f"adapter_names can't be given while shortcuts are live ({', '.join(live[:5])}): run one adapter "
-                    "at a time with set_adapter()"
-                )
+            for paths in self.model.rankwise_paths.values():
+                live = live_shortcuts(paths) or (crossings(paths) if paths.norm == "reapply" else [])
+                if live:
+                    raise ValueError(
+                        f"adapter_names can't be given while shortcuts are live ({', '.join(live[:5])}): run one "
+                        "adapter at a time with set_adapter()"
+                    )
         with super()._enable_peft_forward_hooks(*args, **kwargs):
             yield
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge adapters into the base, which can be undone; see ``peft.tuners.tuners_utils.BaseTuner``.
+
+        Raises:
+            ValueError: One of them has live block paths.
+        """
+        with self._merging(adapter_names):
+            super().merge_adapter(adapter_names, safe_merge)
+
+    @contextmanager
+    def _merging(self, adapter_names: list[str] | None) -> Iterator[None]:
+        self._to_merge = adapter_names
+        try:
+            yield
+        finally:
+            self._to_merge = None
 
     def _check_merge_allowed(self) -> None:
         """Refuse to merge what has no weight to merge into, and where PEFT's layer would merge paths that are off.
@@ -219,9 +245,10 @@ class HeteroLoraModel(LoraModel):
             ValueError: Names the paths.
         """
         super()._check_merge_allowed()
-        for paths in self.model.rankwise_paths.values():
+        names = self._to_merge or self.active_adapters
+        for paths in (sets for name, sets in self.model.rankwise_paths.items() if name in names):
             check_mergeable(paths)
-            for path in paths.paths.values():
+            for path in paths.resident:
                 if type(path.host).__name__ in UNGATED_MERGE and not path.contributing:
                     raise ValueError(
                         f"{path.name} is off, and PEFT's {type(path.host).__name__} would merge it all the same: "
@@ -230,18 +257,29 @@ class HeteroLoraModel(LoraModel):
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         """Take the paths off the model, merged or not, and every trace of their searches."""
-        if merge:
-            self._check_merge_allowed()
         sets: PathSets = self.model.__dict__["rankwise_paths"]
-        if sets.wiring is not None:
-            sets.wiring.remove(self.model)
-        model: Any = super()._unload_and_optionally_merge(merge, *args, **kwargs)
+        with self._merging(kwargs.get("adapter_names")):
+            if merge:
+                self._check_merge_allowed()
+            with sets.wiring.removed(self.model) if sets.wiring is not None else nullcontext():
+                model: Any = super()._unload_and_optionally_merge(merge, *args, **kwargs)
         del model.__dict__["rankwise_paths"]
         sets.hook.remove()
         for paths in sets.values():
             for driver in DRIVERS:
                 driver.forget(paths)
         return model
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Return an adapter's tensors; an ``A`` that all blocks share is among them once."""
+        state: dict[str, Tensor] = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
+        if isinstance(config, PathConfig) and config.block_paths().share:
+            others = shared_downs(state)[1:]
+            state = {key: tensor for key, tensor in state.items() if key not in others}
+        return state
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -260,41 +298,38 @@ class HeteroLoraModel(LoraModel):
         check_same_names(own, given)
         check_same_shapes(present, loaded)
         off = {key for key in own if key not in given and not key.endswith(f"lora_allocation{suffix}")}
-        return {**loaded, **{key: own[key] for key in off}}
+        assert isinstance(config, PathConfig)
+        paths = path_set(model, adapter_name)
+        filled = {key: initial_value(key, paths) if own[key].is_meta else own[key] for key in off}
+        if config.block_paths().share and shared_downs(given):
+            (down,) = shared_downs(given)
+            filled |= dict.fromkeys(set(shared_downs(own)) - {down}, given[down])
+        return {**loaded, **filled}
 
 
 @contextmanager
-def _seeded(seed: int, module: str) -> Iterator[None]:
-    """Draw from a generator seeded by (seed, module name) inside; the global one stays where it was."""
-    before = torch.get_rng_state()
-    try:
-        torch.default_generator.manual_seed(stable_seed(seed, module))
-        yield
-    finally:
-        torch.set_rng_state(before)
-
-
-@contextmanager
-def _no_targets_allowed(config: HeteroLoraConfig) -> Iterator[None]:
-    """Let PEFT build an adapter without a single linear path, where shortcuts are all that is wanted."""
-    if config.target_modules or config.target_modules is None:
-        yield
-        return
+def _linear_targets(config: PathConfig, wiring: Wiring | None) -> Iterator[None]:
+    """Let ``target_modules`` be what PEFT shall build linear paths on, which may be nothing."""
     before = config.target_modules
-    config.target_modules = DUMMY_TARGET_MODULES
+    anatomy = wiring.anatomy if wiring is not None else None
+    config.target_modules = config.linear_targets([anatomy.query, anatomy.value] if anatomy is not None else [])
+    given = config.target_modules
     try:
         yield
-    finally:
-        config.target_modules = before
+    finally:  # what PEFT makes of None or "all-linear" stays, as in its own configs
+        if (given is not None and not given) or config.linear_waits:
+            config.target_modules = before
 
 
-def _wiring_for(model: Any, config: HeteroLoraConfig) -> Wiring | None:
-    """Return what connects a model's shortcuts, checked against the config; None where none are asked for."""
-    if not config.shortcuts:
+def _wiring_for(model: Any, config: PathConfig) -> Wiring | None:
+    """Return what connects a model's block paths, checked against the config; None where none are asked for."""
+    if not config.block_paths().kinds:
         return None
     present = model.__dict__["rankwise_paths"].wiring if "rankwise_paths" in model.__dict__ else None
     wiring = present or Wiring(model)
     wiring.check(config)
+    if isinstance(config, Lor2cConfig):
+        config.check_blocks([block for _, block, _ in wiring.names(config).values()])
     return wiring
 
 
@@ -303,10 +338,11 @@ def _before_forward(module: Any, args: Any) -> None:
     if not (module.training and torch.is_grad_enabled()):
         return
     for paths in module.rankwise_paths.values():
+        paths.tied = world_size() > 1
         if paths.recorder is not None and not paths.probing and not torch.compiler.is_compiling():
             _drop_skipped_step(paths)
         idle = paths.allocator is None or not paths.allocator.begun
-        if idle and paths.config.mode != "off" and paths.trains and not paths.probing:
+        if idle and not paths.detached and not paths.probing and paths.trains and paths.moves:
             _wake(module, paths)
 
 
@@ -333,31 +369,27 @@ def _span(path: LowRankPath) -> tuple[int, int]:
     return block, block
 
 
-def _structure_of(model: Any, config: HeteroLoraConfig) -> dict[str, Status]:
+def _structure_of(model: Any, config: PathConfig) -> dict[str, Status]:
     """Return the structure of a present adapter built from the very same config object, if there is one.
 
     DPO makes its reference adapter that way and copies parameters only.
     """
     for paths in model.rankwise_paths.values():
         if paths.config is config:
-            return {name: path.state.status[paths.adapter] for name, path in paths.paths.items()}
+            return {path.own_name: path.state.status[paths.adapter] for path in paths.resident}
     return {}
 
 
-def _first_allocation(paths: PathSet) -> set[str]:
-    """Return the allocation before any search: everything with ``mode="off"``, else a draw within the budget."""
-    config, costs = paths.config, paths.costs()
-    if config.mode == "off":
-        return set(costs)
-    unit = config.budget_unit
-    budget = resolve_budget(config.budget, costs, unit)
-    per_path = costs if unit == "parameters" else dict.fromkeys(costs, 1)
-    generator = np.random.default_rng(stable_seed(config.seed, "first"))
-    first = allocate(dict.fromkeys(costs, 1.0), per_path, budget, allocation=config.allocation, generator=generator)
-    if budget > 0 and not first:
-        warnings.warn(
-            f"budget={config.budget!r} is {budget} {unit}, but the cheapest path costs {min(per_path.values())}: no "
-            "path will ever train; raise the budget or lower r",
-            stacklevel=2,
-        )
-    return first
+class HeteroLoraModel(PathModel):
+    """LoRA modules and shortcuts as candidate paths, switched on and off under a budget (arXiv 2406.14956).
+
+    Built by ``peft.get_peft_model(model, rankwise.HeteroLoraConfig(...))``. From the first step on, the enabled paths
+    obey the budget: until the first search has scores, a random allocation drawn from the config's seed is live.
+    """
+
+
+class Lor2cModel(PathModel):
+    """A low-rank residual connection across each block (arXiv 2503.00572).
+
+    Built by ``peft.get_peft_model(model, rankwise.Lor2cConfig(...))``.
+    """

@@ -6,7 +6,6 @@ import logging
 import math
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from typing import Any
@@ -15,12 +14,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from rankwise.allocation.budget import resolve_budget
+from rankwise.allocation.listener import Listener
 from rankwise.allocation.policy import Policy
 from rankwise.allocation.schedule import FALLBACK_EVERY, Schedule
-from rankwise.distributed import check_same_everywhere, world_size
+from rankwise.config import HeteroLoraConfig
+from rankwise.distributed import check_same_everywhere
 from rankwise.edits import apply_to_paths_, switches
-from rankwise.paths.driver import DRIVERS
-from rankwise.paths.path_set import PathSet, path_set
+from rankwise.paths.path_set import PathSet
 from rankwise.scores.probe import Autocast, Batch, ComputeLoss, model_loss, probe
 from rankwise.scores.proxies import PROXIES, Scores, score_from_means, score_without_data
 from rankwise.scores.recorder import StatisticRecorder
@@ -30,7 +31,7 @@ logger = logging.getLogger("rankwise")
 Batches = Callable[[int], Iterable[Batch]]
 
 
-class Allocator:
+class Allocator(Listener):
     """Runs the search of one adapter. Everything it does happens between optimizer steps.
 
     A training loop needs none of its own: the first training forward makes one that listens to whatever optimizer owns
@@ -74,18 +75,19 @@ class Allocator:
         loss_scale: Callable[[], float] | None = None,
         adapter: str | None = None,
     ) -> None:
-        self.paths: PathSet = path_set(model, adapter)
-        self._model = weakref.ref(model)
-        self._optimizer = weakref.ref(optimizer) if optimizer is not None else None
+        super().__init__(model, optimizer, adapter=adapter)
         self._batches = batches
         self._compute_loss = compute_loss or model_loss
         self._autocast = autocast
         self._loss_scale = loss_scale
-        self.step = 0
         self.searches = 0
         self.tap_seconds = 0.0
-        self.begun = False
         config = self.config
+        if not isinstance(config, HeteroLoraConfig):
+            raise ValueError(
+                f"adapter {self.paths.adapter!r} is a {type(config).__name__}, which has no search: its edits are made "
+                "by rankwise.Editor(model, optimizer, steps_per_epoch=..., total_steps=...)"
+            )
         probes = config.mode != "off" and config.scoring == "probe" and self._needs_batches(config.proxy)
         if probes and batches is None:
             raise ValueError(
@@ -109,12 +111,9 @@ class Allocator:
             stop_at=config.stop_searching_at,
             total_steps=total_steps or config.total_steps,
         )
-        self.paths.allocator = self
-        self.paths.tied = world_size() > 1
         if self.schedule.falls_back:
             logger.info("the length of an epoch is unknown here: searching every %d optimizer steps", FALLBACK_EVERY)
-        for driver in DRIVERS:
-            driver.listen(self.paths)
+        self.listen()
 
     @property
     def knows_epochs(self) -> bool:
@@ -122,21 +121,21 @@ class Allocator:
         return self.schedule.steps_per_epoch is not None or self.schedule.total_steps is not None
 
     @property
-    def config(self) -> Any:
-        """The adapter's config."""
-        return self.paths.config
+    def planned_changes(self) -> int:
+        """How many searches there will be; 100 where the length of training is unknown."""
+        total = self.schedule.total_steps
+        if total is None:
+            return 100
+        searches, step = 0, self.schedule.next_search(0)
+        while step is not None and step < total:
+            searches, step = searches + 1, self.schedule.next_search(step + 1)
+        return searches
 
     @property
-    def model(self) -> nn.Module:
-        """The model that is searched."""
-        model = self._model()
-        assert model is not None
-        return model
-
-    @property
-    def optimizer(self) -> Optimizer | None:
-        """The optimizer that owns the paths' parameters, once known."""
-        return self._optimizer() if self._optimizer is not None else None
+    def limit(self) -> int:
+        """The budget as a number, of the candidates as built: an edit does not change it."""
+        limit: int = resolve_budget(self.config.budget, self.paths.built_costs(), self.config.budget_unit)
+        return limit
 
     def _first_step(self) -> int:
         """Return the step before which the first search comes: at once, or when enough steps have been seen."""
@@ -149,35 +148,11 @@ class Allocator:
     def _needs_batches(proxy: str) -> bool:
         return PROXIES[proxy].needs == "gradients"
 
-    def owns(self, optimizer: Optimizer) -> bool:
-        """Tell whether an optimizer is the one whose steps count: it holds the first path's ``A``.
-
-        Sharding replaces parameters, so the model's current one is looked for at each step.
-        """
-        first = next(iter(self.paths.paths.values())).lora_A
-        return any(parameter is first for group in optimizer.param_groups for parameter in group["params"])
-
     def begin(self) -> None:
-        """Start a new history, search before the first step if that is due, and open the next search's window.
-
-        The first training forward does it, unless it was done before.
-        """
-        self.begun = True
+        """Start a new history, search before the first step if that is due, and open the next search's window."""
+        super().begin()
         self.paths.history.clear()
         self._search_if_due()
-
-    def before_step(self, optimizer: Optimizer) -> None:
-        """Take the step's statistics, and see to it that the optimizer moves enabled paths only.
-
-        Where gradients are reduced over processes, a path that is off may have got one, and a gradient of zeros would
-        still let momentum and weight decay move it.
-        """
-        self._optimizer = weakref.ref(optimizer)
-        for path in self.paths.paths.values():
-            if not path.enabled:
-                for parameter in path.parameters:
-                    parameter.grad = None
-        self.fold()
 
     def fold(self) -> None:
         """Take the statistics of the step that is being made."""
@@ -187,7 +162,7 @@ class Allocator:
 
     def after_step(self) -> None:
         """Count the step, and search if that is due."""
-        self.step += 1
+        super().after_step()
         self._search_if_due()
 
     def _search_if_due(self) -> None:
@@ -197,7 +172,8 @@ class Allocator:
         self._open_window()
 
     def _last_search_step(self) -> int | None:
-        return self.paths.history[-1]["step"] if self.searches and self.paths.history else None
+        searches = [record["step"] for record in self.paths.history if "search" in record]
+        return searches[-1] if self.searches and searches else None
 
     def _open_window(self) -> StatisticRecorder | None:
         """Record the ``score_batches`` steps before the next search, where they are what it scores by."""
@@ -220,6 +196,18 @@ class Allocator:
         self.paths.recorder = recorder
         return recorder
 
+    def idleness(self) -> str | None:
+        """Say that a search was asked for and none ever ran."""
+        if self.config.mode == "off" or self.searches:
+            return None
+        return (
+            f"mode={self.config.mode!r} asked for a search of adapter {self.paths.adapter!r}, but none ran in "
+            f"{self.step} optimizer steps (the first is due before step {self.schedule.first}): the "
+            "allocation is still the random one drawn at the start. If steps were taken, the optimizer does not own "
+            "the paths' parameters; if training is short, lower score_batches or give rankwise.Allocator(..., "
+            "batches=...)"
+        )
+
     @torch.no_grad()
     def search(self) -> dict[str, Any]:
         """Score all paths, choose, switch, and return the record that was added to the history.
@@ -230,7 +218,7 @@ class Allocator:
         began = time.perf_counter()
         how, scores = self._scores()
         before = {path.name for path in self.paths.enabled}
-        chosen = self.policy.choose(scores.values, self.paths.costs(), self.searches)
+        chosen = self.policy.choose(scores.values, self.paths.costs(), self.searches, limit=self.limit)
         if chosen is None:
             warnings.warn(
                 f"no path has a finite {self.policy.proxy} score at step {self.step}: the allocation stays as it is; "
@@ -239,9 +227,7 @@ class Allocator:
             )
             chosen = before
         names = [name for name in self.paths.paths if name in chosen]
-        check_same_everywhere(
-            names, f"the allocation at step {self.step}", next(iter(self.paths.paths.values())).lora_A.device
-        )
+        check_same_everywhere(names, f"the allocation at step {self.step}", self.paths.resident[0].lora_A.device)
         apply_to_paths_(self.paths, switches(before, chosen), self.optimizer)
         record = self._record(how, scores, names, before, time.perf_counter() - began)
         self.paths.history.append(record)
@@ -306,32 +292,23 @@ class Allocator:
         recorder = self.paths.recorder
         open_window = recorder if isinstance(recorder, StatisticRecorder) else None
         return {
-            "step": self.step,
+            **super().state_dict(),
             "searches": self.searches,
             "tap_seconds": self.tap_seconds + (open_window.seconds if open_window else 0.0),
-            "history": list(self.paths.history),
             "window_steps": open_window.steps if open_window else 0,
             "sums": dict(open_window.tensors()) if open_window else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken."""
-        self.step, self.searches = state["step"], state["searches"]
+        super().load_state_dict(state)
+        self.searches = state["searches"]
         self.tap_seconds = state["tap_seconds"]
-        self.paths.history[:] = state["history"]
-        self.begun = True
         self.paths.recorder = None
         recorder = self._open_window()
         if recorder is not None:
             devices = {name: path.lora_A.device for name, path in self.paths.paths.items()}
             recorder.restore(state["sums"], state["window_steps"], devices)
-
-    def close(self) -> None:
-        """End the search; the allocation stays."""
-        self.paths.recorder = None
-        self.paths.allocator = None
-        for driver in DRIVERS:
-            driver.forget(self.paths)
 
 
 def _first(batches: Iterable[Batch], count: int) -> Iterable[Batch]:
@@ -341,19 +318,5 @@ def _first(batches: Iterable[Batch], count: int) -> Iterable[Batch]:
 
 def head_parameters(model: nn.Module, paths: PathSet) -> int:
     """Return how many parameters train beside the paths: heads and ``modules_to_save``."""
-    own = {id(parameter) for path in paths.paths.values() for parameter in path.parameters}
+    own = {id(parameter) for path in paths.resident for parameter in path.parameters}
     return sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in own)
-
-
-def warn_if_idle(paths: PathSet) -> None:
-    """Warn if a search was asked for and training began, but none ever ran."""
-    allocator = paths.allocator
-    if allocator is not None and paths.config.mode != "off" and not paths.history:
-        warnings.warn(
-            f"mode={paths.config.mode!r} asked for a search of adapter {paths.adapter!r}, but none ran in "
-            f"{allocator.step} optimizer steps (the first is due before step {allocator.schedule.first}): the "
-            "allocation is still the random one drawn at the start. If steps were taken, the optimizer does not own "
-            "the paths' parameters; if training is short, lower score_batches or give rankwise.Allocator(..., "
-            "batches=...)",
-            stacklevel=2,
-        )

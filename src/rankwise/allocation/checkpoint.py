@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rankwise.allocation.allocator import Allocator
+from rankwise.allocation.listener import Listener
 from rankwise.distributed import rank, sum_over_processes_
 from rankwise.files import write_atomic, write_json_atomic
 
@@ -18,7 +18,7 @@ STATE = "rankwise_search.json"
 SUMS = "rankwise_search.safetensors"
 
 
-def save_search(allocator: Allocator, folder: str | Path) -> None:
+def save_search(allocator: Listener, folder: str | Path) -> None:
     """Write a search's counters, history and open window into a folder; every process must call it.
 
     The window's sums are added up over processes and written by the first.
@@ -35,7 +35,7 @@ def save_search(allocator: Allocator, folder: str | Path) -> None:
         write_json_atomic(Path(folder) / STATE, state)
 
 
-def load_search(allocator: Allocator, folder: str | Path) -> None:
+def load_search(allocator: Listener, folder: str | Path) -> None:
     """Continue the search that ``save_search`` wrote.
 
     Raises:

@@ -36,7 +36,9 @@ class Policy:
         """Return the proxy of the given search, counted from 0."""
         return "constant" if search < self.warmup_searches else self.proxy
 
-    def choose(self, scores: Mapping[str, float], costs: Mapping[str, int], search: int) -> set[str] | None:
+    def choose(
+        self, scores: Mapping[str, float], costs: Mapping[str, int], search: int, *, limit: int | None = None
+    ) -> set[str] | None:
         """Return the paths to enable, or None where no score is finite and the allocation should stay.
 
         Draws among ties come from a generator seeded by (seed, search), so a resumed run draws what the
@@ -46,10 +48,12 @@ class Policy:
             scores: One score per path.
             costs: The parameters of each path.
             search: Number of the search.
+            limit: The budget as a number, where the candidates are no longer those that it is a fraction of.
         """
         if scores and not any(math.isfinite(score) for score in scores.values()):
             return None
-        limit = resolve_budget(self.budget, costs, self.budget_unit)
+        if limit is None:
+            limit = resolve_budget(self.budget, costs, self.budget_unit)
         per_path = costs if self.budget_unit == "parameters" else dict.fromkeys(costs, 1)
         generator = np.random.default_rng(stable_seed(self.seed, "search", search))
         return allocate(scores, per_path, limit, allocation=self.allocation, generator=generator)

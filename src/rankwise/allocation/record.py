@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor, nn
 
-from rankwise.allocation.allocator import warn_if_idle
+from rankwise.allocation.listener import warn_if_idle
 from rankwise.distributed import rank
 from rankwise.files import write_json_atomic, write_text_atomic
 from rankwise.paths.path_set import PathSet, path_set
@@ -19,12 +19,14 @@ ALLOCATION = "allocation.json"
 
 
 def history(model: nn.Module, adapter: str | None = None) -> list[dict[str, Any]]:
-    """Return one record per search of a model's adapter, oldest first.
+    """Return one record per search or scheduled edit of a model's adapter, oldest first.
 
-    A record holds ``step``, ``search``, ``how`` (``"probe"``, ``"online"`` or ``"random"``), ``proxy``, ``score_on``,
-    ``scores`` by path (None where a score was not finite), ``unscored``, ``chosen``, ``switched_on``,
+    A search's record holds ``step``, ``search``, ``how`` (``"probe"``, ``"online"`` or ``"random"``), ``proxy``,
+    ``score_on``, ``scores`` by path (None where a score was not finite), ``unscored``, ``chosen``, ``switched_on``,
     ``switched_off``, ``counts`` in parameters, ``budget``, ``seconds`` of the search itself and ``tap_seconds`` spent
-    collecting in the training steps before it.
+    collecting in the training steps before it. The record of a scheduled edit holds ``step``, ``how`` (``"edit"``),
+    ``due`` (``"merge"`` or ``"inject"``), ``edits``, whether it was ``skipped`` for want of a candidate, ``metric``,
+    ``scores`` and ``unscored``, the enabled paths ``before`` it and ``chosen`` by it, ``counts`` and ``seconds``.
 
     Args:
         model: A model with rankwise paths.
@@ -68,7 +70,7 @@ def _without_idle_paths(state: dict[str, Tensor], sets: dict[str, PathSet]) -> d
     idle = {
         f"{path.module}.{factor}.{path.adapter}."
         for paths in sets.values()
-        for path in paths.paths.values()
+        for path in paths.resident
         if not path.contributing
         for factor in ("lora_A", "lora_B")
     }
@@ -83,19 +85,33 @@ def after_saving(model: PeftModel, folder: str | Path) -> None:
             warn_if_idle(paths)
         if rank() != 0 or not place.is_dir():
             continue
-        write_json_atomic(place / ALLOCATION, {**_listed(paths), "parameters": paths.counts()})
+        write_json_atomic(place / ALLOCATION, {**_listed(paths), "parameters": paths.counts(), **_structure(paths)})
         if paths.history:
             write_text_atomic(place / HISTORY, "".join(json.dumps(record) + "\n" for record in paths.history))
         else:  # another run's, left in a folder that is used again
             (place / HISTORY).unlink(missing_ok=True)
 
 
-def _listed(paths: PathSet) -> dict[str, list[str]]:
+def _listed(paths: PathSet) -> dict[str, Any]:
     own = paths.paths.items()
     return {
         "enabled": [name for name, path in own if path.enabled],
         "frozen": [name for name, path in own if path.contributing and not path.enabled],
         "disabled": [name for name, path in own if not path.contributing],
+    }
+
+
+def _structure(paths: PathSet) -> dict[str, Any]:
+    """Return what each path is and what was edited; what a load goes by are the tensors, this is for people."""
+    edits = [{"step": record["step"], **edit} for record in paths.history for edit in record.get("edits", ())]
+    return {
+        "paths": [
+            {"name": path.name, "kind": path.kind, "blocks": path.blocks, "r": path.r, "scaling": path.scaling}
+            for path in paths.paths.values()
+        ],
+        "shared": any(path.shared for path in paths.resident),
+        "edits": edits,
+        "step": paths.allocator.step if paths.allocator is not None else None,
     }
 
 

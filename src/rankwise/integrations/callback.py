@@ -17,10 +17,13 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 
-from rankwise.allocation.allocator import Allocator, warn_if_idle
+from rankwise.allocation.allocator import Allocator
 from rankwise.allocation.checkpoint import load_search, save_search
+from rankwise.allocation.editor import Editor
+from rankwise.allocation.listener import Listener, warn_if_idle
 from rankwise.config import HeteroLoraConfig
 from rankwise.distributed import rank, world_size
+from rankwise.lor2c_config import Lor2cConfig
 from rankwise.paths.path_set import PathSet, path_sets
 from rankwise.scores.probe import Batch, ComputeLoss
 from rankwise.seeds import stable_seed
@@ -50,6 +53,7 @@ class AllocationCallback(TrainerCallback):
     def __init__(self, compute_loss: ComputeLoss | None = None, resume_from: str | Path | None = None) -> None:
         self.compute_loss = compute_loss
         self.resume_from = resume_from
+        self._started: weakref.WeakSet[PathSet] = weakref.WeakSet()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Claim the model's searches; one given by the user goes before the automatic one."""
@@ -58,19 +62,26 @@ class AllocationCallback(TrainerCallback):
                 f"{args.n_gpu} GPUs in one process would run torch.nn.DataParallel, whose replicas can't be searched: "
                 "start with accelerate launch or torchrun, or show this process one GPU"
             )
-        for paths in self._searchable(model):
-            if self.required or paths not in CLAIMS:
-                CLAIMS[paths] = self
+        for paths in self._searchable(model):  # Trainer asks its own callbacks before the user's
+            CLAIMS[paths] = self
+        self._started.clear()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Begin, or resume, each claimed search before the first step."""
         for paths in self._claimed(model):
-            if paths.allocator is None or not paths.allocator.knows_epochs:
-                allocator = self._allocator(args, state, model, paths, **kwargs)
-                if state.global_step:
-                    load_search(allocator, self.resume_from or _checkpoint_folder(args, state, paths))
-                else:
-                    allocator.begin()
+            if paths in self._started:
+                continue
+            self._started.add(paths)
+            listener: Listener | None = paths.allocator
+            if (
+                listener is None or listener.automatic or not listener.knows_epochs
+            ):  # one of an interrupted run is stale
+                listener = self._listener(args, state, model, paths, **kwargs)
+                listener.automatic = True
+            if state.global_step:
+                load_search(listener, self.resume_from or _checkpoint_folder(args, state, paths))
+            elif not listener.begun:
+                listener.begin()
 
     def on_log(self, args: Any, state: Any, control: Any, model: Any = None, logs: Any = None, **kwargs: Any) -> None:
         """Add the enabled and contributing parameters to the logs."""
@@ -100,17 +111,20 @@ class AllocationCallback(TrainerCallback):
             if self.required:
                 raise
             return []
-        return [paths for paths in sets.values() if paths.config.mode != "off" and paths.trains]
+        return [paths for paths in sets.values() if paths.config.acts and paths.trains]
 
     def _claimed(self, model: Any) -> list[PathSet]:
         return [paths for paths, callback in list(CLAIMS.items()) if callback is self and _has(model, paths)]
 
-    def _allocator(
+    def _listener(
         self, args: Any, state: Any, model: Any, paths: PathSet, *, optimizer: Any, train_dataloader: Any, **_: Any
-    ) -> Allocator:
+    ) -> Listener:
+        sized = isinstance(train_dataloader, DataLoader) and hasattr(train_dataloader.dataset, "__len__")
+        per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps) if sized else None
+        if isinstance(paths.config, Lor2cConfig):
+            return Editor(model, steps_per_epoch=per_epoch, total_steps=state.max_steps, adapter=paths.adapter)
         scaler = getattr(optimizer, "scaler", None)  # accelerate's wrapper has one, torch's optimizers don't
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        sized = isinstance(train_dataloader, DataLoader) and hasattr(train_dataloader.dataset, "__len__")
         batches = (
             partial(probe_batches, train_dataloader, args.per_device_train_batch_size, paths.config) if sized else None
         )
@@ -124,7 +138,7 @@ class AllocationCallback(TrainerCallback):
         allocator = Allocator(
             model,
             batches=batches,
-            steps_per_epoch=math.ceil(len(train_dataloader) / args.gradient_accumulation_steps) if sized else None,
+            steps_per_epoch=per_epoch,
             total_steps=state.max_steps,
             compute_loss=self.compute_loss,
             autocast=partial(torch.autocast, args.device.type, dtype=dtype) if dtype else nullcontext,

@@ -10,9 +10,21 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from rankwise.allocation.allocator import Allocator, warn_if_idle
+from rankwise.allocation.allocator import Allocator
+from rankwise.allocation.editor import Editor
+from rankwise.allocation.listener import Listener, warn_if_idle
+from rankwise.lor2c_config import Lor2cConfig
 from rankwise.paths.driver import DRIVERS
 from rankwise.paths.path_set import PathSet, path_sets
+
+
+def _listener(model: nn.Module, paths: PathSet) -> Listener:
+    """Make what a path set needs: a search, scheduled edits, or just something that keeps idle paths still."""
+    if paths.config.acts:
+        return (Editor if isinstance(paths.config, Lor2cConfig) else Allocator)(model, adapter=paths.adapter)
+    listener = Listener(model, adapter=paths.adapter)
+    listener.listen()
+    return listener
 
 
 class OptimizerDriver:
@@ -39,9 +51,9 @@ class OptimizerDriver:
 
     def wake(self, model: nn.Module, paths: PathSet) -> None:
         """Begin a path set's search, making its allocator if it has none."""
-        allocator = paths.allocator or Allocator(model, adapter=paths.adapter)
-        if not allocator.begun:
-            allocator.begin()
+        listener = paths.allocator or _listener(model, paths)
+        if not listener.begun:
+            listener.begin()
 
     def forget(self, paths: PathSet) -> None:
         """Stop listening for a path set; the last one takes the hooks along."""
@@ -88,13 +100,14 @@ atexit.register(DRIVER.warn_of_idle_searches)
 
 
 def detach(model: nn.Module) -> None:
-    """End all searches of a model and remove the hooks that drove them; the allocation stays.
+    """End all searches and scheduled edits of a model and remove the hooks that drove them; what is on stays.
 
-    A training forward afterwards would start a search again: set ``mode="off"`` in the config to prevent it.
+    They stay ended until an ``Allocator`` or ``Editor`` is made for the model, as Trainer's callback does.
 
     Raises:
         ValueError: The model has no rankwise paths.
     """
     for paths in path_sets(model).values():
+        paths.detached = True
         if paths.allocator is not None:
             paths.allocator.close()

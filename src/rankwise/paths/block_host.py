@@ -9,7 +9,7 @@ from typing import Any
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from rankwise.config import HeteroLoraConfig
+from rankwise.path_config import PathConfig
 
 
 class BlockHost(nn.Module, LoraLayer):
@@ -29,11 +29,11 @@ class BlockHost(nn.Module, LoraLayer):
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
         return self.width, self.width
 
-    def add(self, adapter: str, config: HeteroLoraConfig, like: Tensor) -> None:
+    def add(self, adapter: str, config: PathConfig, like: Tensor) -> None:
         """Make an adapter's ``A`` (r x d) and ``B`` (d x r), on the device and in the precision of ``like``."""
-        own = copy.copy(config)
-        own.lora_dropout = config.shortcut_dropout
-        self.update_layer(adapter, config.shortcut_rank, config.shortcut_scale, own)  # type: ignore[arg-type]
+        own, sizes = copy.copy(config), config.block_paths()
+        own.lora_dropout = sizes.dropout
+        self.update_layer(adapter, sizes.r, sizes.alpha, own)  # type: ignore[arg-type]
         if self.lora_A[adapter].weight.device.type != "meta":
             self.lora_A[adapter].to(device=like.device, dtype=like.dtype)
             self.lora_B[adapter].to(device=like.device, dtype=like.dtype)
@@ -52,13 +52,14 @@ class BlockHost(nn.Module, LoraLayer):
         """Tell whether one of the adapters' paths reads its source in the forward pass under way."""
         return any(self.gate(adapter).needs_source(self) for adapter in adapters)
 
-    def forward(self, x: Tensor | None, result: Tensor, adapters: Sequence[str]) -> Tensor:
+    def forward(self, x: Tensor | None, result: Tensor, adapters: Sequence[str], **_: Any) -> Tensor:
         """Return ``result`` with the contributions of the adapters' paths.
 
         Args:
             x: The source, of the shape of ``result`` or its tokens flattened; None where nobody needs it.
             result: The destination (.., d).
             adapters: Whose paths.
+            **_: What PEFT puts into the calls of all its LoRA layers.
         """
         dtype = result.dtype
         for adapter in adapters:

@@ -34,7 +34,7 @@ class Gate(LoraVariant):
     ) -> Tensor:
         """Return the destination with the path's contribution; ``x`` is (.., i), ``result`` (.., o)."""
         path, paths = self.path, self.paths
-        if path.enabled or paths.probing:
+        if path.enabled or (paths.probing and path.available):
             dropped = module.lora_dropout[active_adapter](x)
             result = result + module.lora_B[active_adapter](module.lora_A[active_adapter](dropped)) * path.scaling
         elif path.contributing:
@@ -48,14 +48,14 @@ class Gate(LoraVariant):
 
     def needs_source(self, module: Any) -> bool:
         """Tell whether the forward pass under way reads the path's source."""
-        return self.path.contributing or self.paths.probing or self._records(module)
+        return self.path.contributing or (self.paths.probing and self.path.available) or self._records(module)
 
     def ties(self) -> bool:
         """Tell whether the path is off and tied into the graph."""
         return self.paths.tied and not self.path.enabled and torch.is_grad_enabled()
 
     def _records(self, module: Any) -> bool:
-        open_window = self.paths.recorder is not None and torch.is_grad_enabled()
+        open_window = self.paths.recorder is not None and self.path.available and torch.is_grad_enabled()
         return open_window and (module.training or self.paths.probing)
 
     def merge_safe(self, module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]

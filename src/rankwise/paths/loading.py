@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from torch import Tensor
 
 from rankwise.errors import nearest
 
 FACTORS = ("lora_A", "lora_B")
+
+
+_LAYER_DOWN = re.compile(r"layer_paths\.(?P<block>\d+)\.lora_A\.")
+
+
+def shared_downs(keys: Iterable[str]) -> list[str]:
+    """Return the names of all blocks' ``A`` of ``layer`` paths, the lowest block first."""
+    found = {key: _LAYER_DOWN.search(key) for key in keys}
+    return sorted((key for key, match in found.items() if match), key=lambda key: int(found[key]["block"]))  # type: ignore[index]
 
 
 def is_path_tensor(key: str, adapter: str) -> bool:
@@ -24,7 +36,7 @@ def check_same_names(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
     if unknown:
         raise ValueError(
             f"the adapter holds {len(unknown)} tensors that this model has no place for, the first {unknown[0]!r}"
-            f"{nearest(unknown[0], own)}; it was made for another model or with other target_modules"
+            f"{nearest(unknown[0], own)}; it was made for another model or with other target_modules or shortcuts"
         )
     if missing:
         raise ValueError(

@@ -27,19 +27,27 @@ class LowRankPath:
     or the identity or zero that a block path runs along.
 
     Args:
-        name: The path's name, unique in the model: ``layers.3.query``.
+        own_name: The path's name as built, unique in the model: ``layers.3.query``.
         kind: What its end points are: ``"linear"`` runs from the input of a projection to its output; the others are
             the rows of ``rankwise.kinds``.
         module: Full name of the module it belongs to in the base model.
         host: The module that holds ``A`` and ``B``.
         adapter: The PEFT adapter it belongs to.
+        shared: Whether all blocks use the same ``A``.
     """
 
-    name: str
+    own_name: str
     kind: str
     module: str
     host: Any  # PEFT's layers are a mixin beside nn.Module, which a type can't say
     adapter: str
+    shared: bool = False
+
+    @property
+    def name(self) -> str:
+        """The path's name; a merged one is named by its span: ``layers.1-2.layer``."""
+        first, last = self.blocks
+        return f"layers.{first}-{last}.{self.kind}" if last > first else self.own_name
 
     @property
     def state(self) -> AllocationState:
@@ -55,6 +63,17 @@ class LowRankPath:
     def contributing(self) -> bool:
         """Whether the path's output is added; a frozen path contributes without being enabled."""
         return self.state.status[self.adapter].contributing
+
+    @property
+    def built_block(self) -> int:
+        """The block that its weights belong to, whatever it spans now; -1 outside the blocks."""
+        parts = self.own_name.split(".")
+        return int(parts[1]) if parts[0] == "layers" and parts[1].isdigit() else -1
+
+    @property
+    def available(self) -> bool:
+        """Whether it may be switched on."""
+        return self.state.status[self.adapter].available
 
     @property
     def blocks(self) -> tuple[int, int]:
@@ -79,8 +98,8 @@ class LowRankPath:
 
     @property
     def num_parameters(self) -> int:
-        """How many parameters the path has: r (i + o)."""
-        return sum(parameter.numel() for parameter in self.parameters)
+        """How many parameters the path has: r (i + o), or o r where ``A`` is shared by all blocks."""
+        return self.lora_B.numel() if self.shared else sum(parameter.numel() for parameter in self.parameters)
 
     @property
     def r(self) -> int:
@@ -120,10 +139,9 @@ class LowRankPath:
             a, b, base = a.abs(), b.abs(), base.abs()
         return base + self.scaling * (b @ a)
 
-    def set_(self, *, enabled: bool, contributing: bool) -> None:
-        """Switch the path; ``rankwise.apply_`` is the way to do it from outside."""
-        status = self.state.status[self.adapter]
-        self.state.put(self.adapter, status._replace(enabled=enabled, contributing=contributing))
+    def set_(self, **status: Any) -> None:
+        """Change the path's status; ``rankwise.apply_`` is the way to do it from outside."""
+        self.state.put(self.adapter, self.state.status[self.adapter]._replace(**status))
 
     def __repr__(self) -> str:
         """Say what it is and whether it is on."""

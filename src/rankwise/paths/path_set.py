@@ -10,8 +10,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from rankwise.config import HeteroLoraConfig
+from rankwise.path_config import PathConfig
 from rankwise.paths.low_rank_path import LowRankPath
+
+CROSSING = ("in", "cut")
 
 
 class Recorder(Protocol):
@@ -25,6 +27,10 @@ class Recorder(Protocol):
         """Forget the step under way."""
         ...
 
+    def keep(self, names: set[str]) -> None:
+        """Forget all but the named paths."""
+        ...
+
 
 class PathSet:
     """The paths of one adapter of one model.
@@ -35,21 +41,24 @@ class PathSet:
     Args:
         adapter: Name of the PEFT adapter.
         config: Its config.
-        paths: The paths by name, in the order of the model's modules.
+        resident: All its paths, also those that an edit may bring in or has taken out for good.
 
     Attributes:
+        norm: Where ``in`` and ``cut`` paths are added, ``"inside"`` or ``"reapply"``.
         recorder: Sees sources and destinations while a scoring window is open, else None.
         probing: Whether all paths contribute, as in a probe.
         tied: Whether paths that are off are tied into the graph (distributed training).
         allocator: The search under way, if any.
         history: One record per search.
         folder: Where the adapter was last saved to or loaded from.
+        detached: Whether its searches and edits were ended by hand.
     """
 
-    def __init__(self, adapter: str, config: HeteroLoraConfig, paths: Iterable[LowRankPath]) -> None:
+    def __init__(self, adapter: str, config: PathConfig, resident: Iterable[LowRankPath]) -> None:
         self.adapter = adapter
-        self.config = config
-        self.paths: dict[str, LowRankPath] = {path.name: path for path in paths}
+        self.config: Any = config
+        self.norm = config.block_paths().norm
+        self.resident = list(resident)
         self.history: list[dict[str, Any]] = []
         self._idle()
 
@@ -59,10 +68,11 @@ class PathSet:
         self.tied = False
         self.allocator: Any = None
         self.folder: Path | None = None
+        self.detached = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the search under way behind."""
-        return {name: self.__dict__[name] for name in ("adapter", "config", "paths", "history")}
+        return {name: self.__dict__[name] for name in ("adapter", "config", "norm", "resident", "history")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Start idle."""
@@ -70,33 +80,61 @@ class PathSet:
         self._idle()
 
     @property
+    def paths(self) -> dict[str, LowRankPath]:
+        """The paths that may be switched on, by name, in the order they were built."""
+        return {path.name: path for path in self.resident if path.available}
+
+    @property
     def enabled(self) -> list[LowRankPath]:
         """The paths that train."""
-        return [path for path in self.paths.values() if path.enabled]
+        return [path for path in self.resident if path.enabled]
+
+    def idle_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that no enabled path has, each once."""
+        used = {id(parameter) for path in self.enabled for parameter in path.parameters}
+        idle = {id(p): p for path in self.resident for p in path.parameters if id(p) not in used}
+        return list(idle.values())
+
+    @property
+    def moves(self) -> bool:
+        """Whether something has to be done around optimizer steps: a search, edits, or keeping idle paths still."""
+        return self.config.acts or any(not path.enabled for path in self.resident)
+
+    @property
+    def present(self) -> bool:
+        """Whether the adapter is still there: transformers deletes one without asking its tuner."""
+        return self.adapter in self.host.lora_B
 
     @property
     def trains(self) -> bool:
         """Whether the adapter is active and trainable."""
-        return self.adapter in self.host.active_adapters and next(iter(self.paths.values())).lora_A.requires_grad
+        return self.adapter in self.host.active_adapters and self.resident[0].lora_A.requires_grad
 
     @property
     def host(self) -> Any:
         """A module that knows which adapters are active; all agree."""
-        return next(iter(self.paths.values())).host
+        return self.resident[0].host
 
     def costs(self) -> dict[str, int]:
         """The number of parameters of each path."""
         return {name: path.num_parameters for name, path in self.paths.items()}
 
+    def built_costs(self) -> dict[str, int]:
+        """The number of parameters of each path as built, whatever was edited since."""
+        return {path.own_name: path.num_parameters for path in self.resident}
+
     def counts(self) -> dict[str, int]:
-        """Parameters that are enabled, contributing, resident (all candidates) and frozen."""
-        paths = self.paths.values()
+        """Parameters that are enabled, contributing, resident (all paths) and frozen; a shared ``A`` counts once."""
         return {
-            "enabled": sum(path.num_parameters for path in paths if path.enabled),
-            "contributing": sum(path.num_parameters for path in paths if path.contributing),
-            "resident": sum(path.num_parameters for path in paths),
-            "frozen": sum(path.num_parameters for path in paths if path.contributing and not path.enabled),
+            "enabled": _size(self.enabled),
+            "contributing": _size(path for path in self.resident if path.contributing),
+            "resident": _size(self.resident),
+            "frozen": _size(path for path in self.resident if path.contributing and not path.enabled),
         }
+
+
+def _size(paths: Iterable[LowRankPath]) -> int:
+    return sum({id(parameter): parameter.numel() for path in paths for parameter in path.parameters}.values())
 
 
 class PathSets(dict[str, PathSet]):
@@ -128,10 +166,13 @@ def path_sets(model: nn.Module) -> dict[str, PathSet]:
     """
     for module in model.modules():
         if "rankwise_paths" in module.__dict__:
-            return module.__dict__["rankwise_paths"]
+            sets: PathSets = module.__dict__["rankwise_paths"]
+            for name in [name for name, paths in sets.items() if not paths.present]:
+                del sets[name]
+            return sets
     raise ValueError(
         f"{type(model).__name__} has no rankwise paths; make some with "
-        "peft.get_peft_model(model, rankwise.HeteroLoraConfig(...))"
+        "peft.get_peft_model(model, rankwise.HeteroLoraConfig(...)) or rankwise.Lor2cConfig(...)"
     )
 
 
@@ -152,7 +193,12 @@ def path_set(model: nn.Module, adapter: str | None = None) -> PathSet:
 
 def live_shortcuts(paths: PathSet) -> list[str]:
     """Return the names of the block paths that make a difference: enabled, or frozen with ``B`` not zero."""
-    return [name for name, path in paths.paths.items() if path.kind != "linear" and path.live]
+    return [path.name for path in paths.resident if path.kind != "linear" and path.live]
+
+
+def crossings(paths: PathSet) -> list[str]:
+    """Return the names of the paths after which ``shortcut_norm="reapply"`` runs a norm again, on or off."""
+    return [path.name for path in paths.resident if path.kind in CROSSING]
 
 
 def check_mergeable(paths: PathSet) -> None:
@@ -161,8 +207,8 @@ def check_mergeable(paths: PathSet) -> None:
     Raises:
         ValueError: Names the block paths that are live, or says that norms run twice.
     """
-    crossing = sorted({path.kind for path in paths.paths.values()} & {"in", "cut"})
-    if paths.config.shortcut_norm == "reapply" and crossing:
+    crossing = sorted({path.kind for path in paths.resident if path.kind in CROSSING})
+    if paths.norm == "reapply" and crossing:
         raise ValueError(
             f"adapter {paths.adapter!r} was built with shortcut_norm='reapply' and {', '.join(crossing)} paths, so the "
             "model's norms run twice even where those are off, which no change of weights can express: keep the "

@@ -16,16 +16,19 @@ class Status(NamedTuple):
         contributing: Its output is added; a frozen path contributes without being enabled.
         first: First block of its span, -1 outside the blocks.
         last: Last block of its span.
+        available: Whether it may be switched on: LoRA that waits to be injected is not, nor is a path that was merged
+            into another or replaced.
     """
 
     enabled: bool
     contributing: bool
     first: int
     last: int
+    available: bool
 
 
 class AllocationState(BufferDict):
-    """The status of one module's paths, one integer tensor of shape (4,) per adapter.
+    """The status of one module's paths, one integer tensor of shape (5,) per adapter.
 
     The tensors are persistent buffers, so the allocation is saved and restored with the weights by everything that
     saves and restores weights: ``save_pretrained``, ``from_pretrained``, ``load_adapter`` of PEFT and of transformers,
@@ -55,8 +58,8 @@ class AllocationState(BufferDict):
 
     def _read(self) -> None:
         for adapter in self:
-            enabled, contributing, first, last = self[adapter].tolist()
-            self.status[adapter] = Status(bool(enabled), bool(contributing), first, last)
+            enabled, contributing, first, last, available = self[adapter].tolist()
+            self.status[adapter] = Status(bool(enabled), bool(contributing), first, last, bool(available))
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -7,11 +7,11 @@ import re
 from peft.tuners.lora import Linear
 from torch import nn
 
-from rankwise.config import HeteroLoraConfig
 from rankwise.errors import nearest
+from rankwise.path_config import PathConfig
 
 
-def check_targets(model: nn.Module, config: HeteroLoraConfig) -> None:
+def check_targets(model: nn.Module, config: PathConfig) -> None:
     """Refuse a target that names no module, naming the nearest projections that exist."""
     targets = config.target_modules
     if targets is None or targets == "all-linear":
@@ -31,7 +31,7 @@ def check_targets(model: nn.Module, config: HeteroLoraConfig) -> None:
                 f"target_modules names {target!r}, which matches no module of {type(model).__name__}"
                 f"{nearest(target, linear)}; its linear layers are {', '.join(sorted(linear - {'base_layer'}))}"
             )
-    if not targets and not config.shortcuts:
+    if not targets and not config.block_paths().kinds:
         raise ValueError(
             "target_modules=[] without shortcuts leaves nothing to search: name linear layers, such as "
             "['q_proj', 'v_proj'], or shortcuts, such as ['res1', 'res2', 'in', 'cut']"

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rankwise.anatomy import Anatomy, anatomy_of, find_blocks, width
-from rankwise.config import HeteroLoraConfig
+from rankwise.path_config import PathConfig
 from rankwise.paths.block_host import BlockHost
-from rankwise.paths.block_taps import BlockTaps, first_tensor
+from rankwise.paths.block_taps import BlockTaps, Crossing, first_tensor, output_tensor, with_output_tensor
 
 LAYERS = "layer_paths"
+
+
+class Sources(threading.local):
+    """What spans under way read, by (block of the host, adapter), for the thread that asks; copied empty."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[int, str], Tensor] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sources:
+        """Leave activations behind."""
+        copied = memo[id(self)] = Sources()
+        return copied
+
+    def __reduce__(self) -> Any:
+        """Leave activations behind."""
+        return Sources, ()
 
 
 class LayerTaps:
@@ -24,10 +43,10 @@ class LayerTaps:
     Args:
         index: Number of the block that these hooks are on.
         hosts: The ``layer`` paths of all blocks, by block.
-        sources: What spans under way read, shared by all blocks: by (block of the host, adapter).
+        sources: What spans under way read, shared by all blocks.
     """
 
-    def __init__(self, index: int, hosts: dict[int, BlockHost], sources: dict[tuple[int, str], Tensor]) -> None:
+    def __init__(self, index: int, hosts: dict[int, BlockHost], sources: Sources) -> None:
         self.index = index
         self.hosts = hosts
         self.sources = sources
@@ -35,37 +54,25 @@ class LayerTaps:
     def attach(self, block: nn.Module) -> list[RemovableHandle]:
         """Register the hooks."""
         return [
+            block.register_forward_hook(self._leave, prepend=True),
             block.register_forward_pre_hook(self._enter, with_kwargs=True),
-            block.register_forward_hook(self._leave),
         ]
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for key, host in self.hosts.items():
             for adapter in host.live():
                 if host.gate(adapter).path.blocks[0] == self.index and host.needs_source([adapter]):
-                    self.sources[key, adapter] = first_tensor(args, kwargs)
+                    self.sources.held[key, adapter] = first_tensor(args, kwargs)
 
     def _leave(self, block: nn.Module, args: Any, output: Any) -> Any:
-        before = result = output[0] if isinstance(output, tuple) else output
+        before = result = output_tensor(output)
         for key, host in self.hosts.items():
             for adapter in host.live():
                 if host.gate(adapter).path.blocks[1] == self.index:
-                    result = host(self.sources.pop((key, adapter), None), result, [adapter])
-        if result is before:
-            return None
-        return (result, *output[1:]) if isinstance(output, tuple) else result
-
-
-class Sources(dict[tuple[int, str], Tensor]):
-    """Activations under way; copied empty."""
-
-    def __deepcopy__(self, memo: Any) -> Sources:
-        """Leave activations behind."""
-        return Sources()
-
-    def __reduce__(self) -> Any:
-        """Leave activations behind."""
-        return Sources, ()
+                    source = self.sources.held.pop((key, adapter), None)
+                    if source is not None or not host.needs_source([adapter]):  # the span's first block was dropped
+                        result = host(source, result, [adapter])
+        return None if result is before else with_output_tensor(output, result)
 
 
 class Wiring:
@@ -85,12 +92,19 @@ class Wiring:
         self.taps: list[BlockTaps] = []
         self.layer_hosts: dict[int, BlockHost] = {}
         self.sources = Sources()
+        self.crossing = Crossing()
         self.handles: list[RemovableHandle] = []
 
-    def names(self, config: HeteroLoraConfig) -> dict[str, tuple[str, int, str]]:
+    def names(self, config: PathConfig) -> dict[str, tuple[str, int, str]]:
         """Return kind, block and full module name of every block path that a config asks for, by the path's name."""
         wanted = config.layers_to_transform
         chosen = [wanted] if isinstance(wanted, int) else wanted
+        beyond = [block for block in chosen or () if not 0 <= block < len(self.blocks)]
+        if beyond:
+            raise ValueError(
+                f"layers_to_transform={wanted!r} names block {beyond[0]}, and this model has blocks 0 to "
+                f"{len(self.blocks) - 1}"
+            )
         blocks = [block for block in range(len(self.blocks)) if chosen is None or block in chosen]
         full = list(self.blocks)
         return {
@@ -100,18 +114,18 @@ class Wiring:
                 f"{LAYERS}.{block}" if kind == "layer" else f"{full[block]}.path_{kind}",
             )
             for block in blocks
-            for kind in config.shortcuts
+            for kind in config.block_paths().kinds
             if kind != "cut" or block > 0
         }
 
-    def check(self, config: HeteroLoraConfig) -> None:
+    def check(self, config: PathConfig) -> None:
         """Refuse what this model can't have.
 
         Raises:
             ValueError: Says which kind and why.
         """
-        kinds = config.shortcuts
-        if self.anatomy.norm == "pre" and config.shortcut_norm == "reapply":
+        kinds, norm = config.block_paths().kinds, config.block_paths().norm
+        if self.anatomy.norm == "pre" and norm == "reapply":
             raise ValueError(
                 "shortcut_norm='reapply' runs a block's norm on the residual stream a second time; this model's norms "
                 "lie inside the branches, where that would destroy the stream: use shortcut_norm='inside'"
@@ -125,28 +139,30 @@ class Wiring:
             raise ValueError("shortcuts names 'cut', which comes from the block before, and this model has one block")
         if not self.names(config):
             raise ValueError(
-                f"shortcuts={kinds!r} with layers_to_transform={config.layers_to_transform!r} leaves no path in a "
-                f"model of {len(self.blocks)} blocks"
+                f"shortcuts={list(kinds)!r} with layers_to_transform={config.layers_to_transform!r} leaves no path in "
+                f"a model of {len(self.blocks)} blocks"
             )
 
     def connect(self, model: nn.Module) -> None:
         """Register the hooks, once."""
         if self.handles:
             return
-        self.taps = [BlockTaps(index, block, self.anatomy) for index, block in enumerate(self.blocks.values())]
+        self.taps = [
+            BlockTaps(index, block, self.anatomy, self.crossing) for index, block in enumerate(self.blocks.values())
+        ]
         for before, after in zip(self.taps, self.taps[1:], strict=False):
             before.after = after
         for taps, block in zip(self.taps, self.blocks.values(), strict=True):
-            self.handles += taps.attach()
             self.handles += LayerTaps(taps.index, self.layer_hosts, self.sources).attach(block)
+            self.handles += taps.attach()  # its hook on the block's output comes before the one above
         self.handles.append(model.register_forward_hook(self._forget, always_call=True))
 
     def _forget(self, model: nn.Module, args: Any, output: Any) -> None:
         """Hold no activation after a forward pass, whatever became of it."""
-        self.sources.clear()
+        self.sources.held.clear()
+        self.crossing.put(-1, None)
         for taps in self.taps:
-            taps.forget()
-            taps.u_before = None
+            taps.flow.forget()
 
     def host(self, model: nn.Module, kind: str, block: int) -> BlockHost:
         """Return the module of a block's paths of a kind, made at the first call."""
@@ -167,14 +183,31 @@ class Wiring:
         """Return a weight whose device and precision a path in the block takes."""
         return next(p for p in self.taps[block].block.parameters() if p.is_floating_point())
 
-    def remove(self, model: nn.Module) -> None:
-        """Take hooks and modules off the model."""
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave activations behind when copied."""
+        return {name: value for name, value in self.__dict__.items() if name != "crossing"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Let all blocks share what goes from one to the next again."""
+        self.__dict__.update(state)
+        self.crossing = Crossing()
+        for taps in self.taps:
+            taps.crossing = self.crossing
+
+    @contextmanager
+    def removed(self, model: nn.Module) -> Iterator[None]:
+        """Take the modules off the model, and the hooks too where nothing goes wrong inside; else put them back."""
+        places = [(taps.block, f"path_{kind}") for taps in self.taps for kind in taps.hosts if kind != "layer"]
+        places += [(model, LAYERS)] if self.layer_hosts else []
+        modules = [(parent, name, parent._modules.pop(name)) for parent, name in places]
+        try:
+            yield
+        except BaseException:
+            for parent, name, module in modules:
+                parent.add_module(name, module)
+            raise
         for handle in self.handles:
             handle.remove()
-        for taps in self.taps:
-            for kind in taps.hosts:
-                taps.block._modules.pop(f"path_{kind}", None)
-        model._modules.pop(LAYERS, None)
 
 
 def _one_width(blocks: dict[str, nn.Module], anatomy: Anatomy) -> int:

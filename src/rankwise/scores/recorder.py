@@ -58,6 +58,12 @@ class StatisticRecorder:
         """Forget what was collected since the last fold: the step was skipped."""
         self.staged = {}
 
+    def keep(self, names: set[str]) -> None:
+        """Forget all but the named paths: an edit gave the others new end points."""
+        for collected in (self.staged, self.sums, self.finite):
+            for name in set(collected) - names:
+                del collected[name]
+
     def fold(self, loss_scale: float = 1.0) -> None:
         """Add the step's sums, divided by the factor that the loss was scaled by, where they are finite."""
         began = time.perf_counter()

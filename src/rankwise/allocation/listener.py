@@ -1,0 +1,150 @@
+"""What listens to the optimizer that owns a model's paths: the base of searches and of scheduled edits."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+import weakref
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from rankwise.distributed import world_size
+from rankwise.paths.driver import DRIVERS
+from rankwise.paths.path_set import PathSet, path_set
+
+
+class Listener:
+    """Counts optimizer steps and sees to it that each moves what is on, only. What it does besides is the subclass's.
+
+    A path set with neither search nor edits has a plain one while some of its paths are off.
+
+    Args:
+        model: A model with rankwise paths; under DDP the unwrapped one.
+        optimizer: The optimizer to listen to; any that owns the paths' parameters if left out.
+        adapter: The adapter; the active one if left out.
+
+    Attributes:
+        step: Optimizer steps done.
+        begun: Whether the first forward pass has been seen, or a checkpoint loaded.
+        automatic: Whether a callback made it, for one run of a Trainer.
+    """
+
+    automatic = False
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer | None = None, *, adapter: str | None = None) -> None:
+        self.paths: PathSet = path_set(model, adapter)
+        self._model = weakref.ref(model)
+        self._optimizer = weakref.ref(optimizer) if optimizer is not None else None
+        self.step = 0
+        self.begun = False
+
+    def listen(self) -> None:
+        """Take the path set over."""
+        self.paths.allocator = self
+        self.paths.recorder = None
+        self.paths.detached = False
+        self.paths.tied = world_size() > 1
+        _allow_recompiling(self.planned_changes)
+        for driver in DRIVERS:
+            driver.listen(self.paths)
+
+    @property
+    def knows_epochs(self) -> bool:
+        """Whether it was told the length of training, as a callback tells it."""
+        return False
+
+    @property
+    def planned_changes(self) -> int:
+        """How often what is on may change, as far as that is known."""
+        return 0
+
+    @property
+    def config(self) -> Any:
+        """The adapter's config."""
+        return self.paths.config
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        model = self._model()
+        assert model is not None
+        return model
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer that owns the paths' parameters, once known."""
+        return self._optimizer() if self._optimizer is not None else None
+
+    def owns(self, optimizer: Optimizer) -> bool:
+        """Tell whether an optimizer is the one whose steps count: it holds the first path's ``A``.
+
+        Sharding replaces parameters, so the model's current one is looked for at each step.
+        """
+        if not self.paths.present:
+            self.close()
+            return False
+        first = self.paths.resident[0].lora_A
+        return any(parameter is first for group in optimizer.param_groups for parameter in group["params"])
+
+    def begin(self) -> None:
+        """Begin. The first training forward does it, unless it was done before."""
+        self.begun = True
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """See to it that the optimizer moves enabled paths only.
+
+        Where gradients are reduced over processes, a path that is off may have got one, and a gradient of zeros would
+        still let momentum and weight decay move it.
+        """
+        self._optimizer = weakref.ref(optimizer)
+        for parameter in self.paths.idle_parameters():
+            parameter.grad = None
+        self.fold()
+
+    def fold(self) -> None:
+        """Take what the step that is being made tells."""
+
+    def after_step(self) -> None:
+        """Count the step."""
+        self.step += 1
+
+    def idleness(self) -> str | None:
+        """Return what to warn of if training ended now: that something asked for never happened."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs that is not in the adapter's tensors."""
+        return {"step": self.step, "tap_seconds": 0.0, "history": list(self.paths.history), "sums": {}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken."""
+        self.step = state["step"]
+        self.paths.history[:] = state["history"]
+        self.begun = True
+
+    def close(self) -> None:
+        """Stop listening; what is on stays."""
+        self.paths.recorder = None
+        self.paths.allocator = None
+        for driver in DRIVERS:
+            driver.forget(self.paths)
+
+
+def _allow_recompiling(changes: int) -> None:
+    """Let ``torch.compile``, where it is in use, compile anew for each change of what is on.
+
+    At its limit of 8 it would run the model uncompiled for the rest of the training, after a single warning.
+    """
+    if "torch._dynamo" in sys.modules:
+        dynamo: Any = sys.modules["torch._dynamo"].config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * changes + 8)  # training and evaluation
+
+
+def warn_if_idle(paths: PathSet) -> None:
+    """Warn if a search or edits were asked for and training began, but they never happened."""
+    listener: Listener | None = paths.allocator
+    reason = listener.idleness() if listener is not None else None
+    if reason is not None:
+        warnings.warn(reason, stacklevel=2)

@@ -1,0 +1,53 @@
+"""The values that paths start with: functions of the seed and the module's name alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.paths.path_set import PathSet
+from rankwise.seeds import stable_seed
+
+
+@contextmanager
+def seeded(seed: int, module: str) -> Iterator[None]:
+    """Draw from a generator seeded by (seed, module name) inside; the global one stays where it was."""
+    before = torch.get_rng_state()
+    try:
+        torch.default_generator.manual_seed(stable_seed(seed, module))
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+def initial_value(key: str, paths: PathSet) -> Tensor:
+    """Return what a factor starts with, for a model that was built without memory.
+
+    Args:
+        key: The tensor's name in a state dict.
+        paths: The paths it is one of.
+
+    Raises:
+        ValueError: The initial values depend on the base's weights.
+    """
+    path = next(p for p in paths.resident if f"{p.module}.lora_" in key)
+    init = paths.config.init_lora_weights
+    if init == "orthogonal":
+        raise ValueError(
+            "the file lacks paths that are off, whose orthogonal start depends on the base: load it with "
+            "low_cpu_mem_usage=False"
+        )
+    (r, i), o = path.lora_A.shape, path.lora_B.shape[0]
+    with seeded(paths.config.seed, path.module), torch.device("cpu"):
+        down, up = nn.Linear(i, r, bias=False), nn.Linear(r, o, bias=False)  # drawn from, and in PEFT's order
+        if init is True:
+            nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
+        elif init == "gaussian":
+            nn.init.normal_(down.weight, std=1 / r)
+        if init:
+            nn.init.zeros_(up.weight)
+    return (down if ".lora_A." in key else up).weight.detach()
