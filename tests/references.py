@@ -9,7 +9,7 @@ softmax.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,15 @@ class Paths:
     on: Mapping[str, Weights]
     built: Collection[str]
     norm: str
+    sources: dict[str, Tensor] = field(default_factory=dict)
+
+    def enter(self, block: int, h: Tensor) -> None:
+        """Remember the input of the spans that start at a block."""
+        self.sources.update({name: h for name in self.on if name.startswith(f"layers.{block}-")})
+
+    def leave(self, block: int) -> Tensor | float:
+        """Return what the spans that end at a block add."""
+        return sum(self(name, h) for name, h in self.sources.items() if name.endswith(f"-{block}.layer"))
 
     def __call__(self, name: str, x: Tensor | None) -> Tensor | float:
         """Return ``s B A x``, or 0 for a path that is off and for the first block's ``cut``, which has no source."""
@@ -69,6 +78,7 @@ def post_norm_block(
     h: Tensor, u_prev: Tensor | None, block: int, paths: Paths, SA: Map, FFN: Map, LNa: Map, LNf: Map
 ) -> tuple[Tensor, Tensor]:
     """Return a post-LN block's output and its mid."""
+    paths.enter(block, h)
     res1, res2, cut, into, layer = (f"layers.{block}.{kind}" for kind in ("res1", "res2", "cut", "in", "layer"))
     if paths.norm == "inside":
         u = LNa(h + SA(h) + paths(res1, h) + paths(cut, u_prev))
@@ -80,17 +90,18 @@ def post_norm_block(
         out = LNf(u + FFN(u) + paths(res2, u))
         if into in paths.built:
             out = LNf(out + paths(into, h))
-    return out + paths(layer, h), u
+    return out + paths(layer, h) + paths.leave(block), u
 
 
 def pre_norm_block(
     h: Tensor, u_prev: Tensor | None, block: int, paths: Paths, SA: Map, FFN: Map
 ) -> tuple[Tensor, Tensor]:
     """Return a pre-LN block's output and its mid; the norms are part of ``SA`` and ``FFN``."""
+    paths.enter(block, h)
     res1, res2, cut, into, layer = (f"layers.{block}.{kind}" for kind in ("res1", "res2", "cut", "in", "layer"))
     u = h + SA(h) + paths(res1, h) + paths(cut, u_prev)
     out = u + FFN(u) + paths(res2, u) + paths(into, h) + paths(layer, h)
-    return out, u
+    return out + paths.leave(block), u
 
 
 # What the blocks are made of.

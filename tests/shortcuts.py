@@ -108,7 +108,7 @@ def held(model: nn.Module, *besides: Tensor) -> list[str]:
     """Return where a tensor with a graph, or an activation, hangs on a module, a hook's owner or in a container."""
     allowed = {id(tensor) for tensor in (*model.parameters(), *model.buffers(), *besides)}
     wiring: Any = path_sets(model).wiring  # type: ignore[attr-defined]
-    owners: list[tuple[str, Any]] = [*model.named_modules(), *((f"taps {t.index}", t) for t in wiring.taps)]
+    owners: list[tuple[str, Any]] = [*model.named_modules(), *((f"taps {t.index}", t.flow) for t in wiring.taps)]
     owners.append(("wiring", wiring))
     return [
         f"{name}.{attribute}"

@@ -11,7 +11,8 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from tests.models import adapted, in_a_clean_process, tiny_llama
 
 import rankwise
-from rankwise.config import CHOICES, UNSUPPORTED
+from rankwise.config import CHOICES
+from rankwise.path_config import UNSUPPORTED
 
 EVERYTHING: dict[str, Any] = {
     "task_type": "CAUSAL_LM",

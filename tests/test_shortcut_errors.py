@@ -114,7 +114,7 @@ def test_an_unknown_family_is_named_with_the_way_to_describe_it() -> None:
 
 
 def test_a_model_without_a_family_is_told_to_the_user() -> None:
-    with pytest.raises(ValueError, match=r"of Toy is not described.*register_anatomy"):
+    with pytest.raises(ValueError, match=r"Toy has no config.model_type.*register_anatomy"):
         adapted(Toy(4, 4, model_type=None), target_modules=["value"], shortcuts=["res1"])
 
 
@@ -150,7 +150,6 @@ def test_a_custom_model_whose_blocks_take_tensors(register: Callable[[str, Any],
     assert torch.equal(logits(model), expected)
 
 
-@pytest.mark.xfail(reason="the keyword that brings u_prev is lost on the way, and cut is silently nothing", strict=True)
 def test_blocks_that_keep_keywords_from_their_attention_can_have_no_cut(register: Callable[[str, Any], None]) -> None:
     register("toy", TOY)
     base = Toy(4, 4, passes_keywords_on=False)
@@ -216,7 +215,7 @@ def test_only_descriptions_are_registered() -> None:
         ("llama", {"shortcuts": ["in", "layer"]}, "names 'in' and 'layer', which are the same path.*name one of them"),
         ("opt-pre", {"shortcut_norm": "reapply"}, "shortcut_norm='reapply'.*use shortcut_norm='inside'"),
         ("gemma2", {"shortcut_norm": "reapply", "shortcuts": ["res1"]}, "use shortcut_norm='inside'"),
-        ("llama", {"layers_to_transform": [7]}, r"layers_to_transform=\[7\] leaves no path in a model of 3 blocks"),
+        ("llama", {"layers_to_transform": [7]}, r"layers_to_transform=\[7\] names block 7, and .* blocks 0 to 2"),
         ("bert", {"layers_to_transform": 0, "shortcuts": ["cut"]}, r"\['cut'\] with .*=0 leaves no path"),
         ("llama", {"rank_budget": 10}, "rank_budget=10 .* leaves less than rank 1.*name fewer shortcuts"),
     ],
@@ -270,11 +269,11 @@ def test_a_value_that_makes_no_sense_is_explained(fields: dict[str, Any], words:
         rankwise.HeteroLoraConfig(**{"target_modules": ["q_proj"], "shortcuts": ["res1"], **fields})
 
 
-@pytest.mark.xfail(reason="None is iterated over, NaN passes every comparison", strict=True)
-@pytest.mark.parametrize(("field", "value"), [("shortcuts", None), ("shortcut_alpha", float("nan"))])
-def test_values_that_slip_through_are_explained_too(field: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=field):
-        rankwise.HeteroLoraConfig(**{"target_modules": ["q_proj"], "shortcuts": ["res1"], field: value})
+def test_values_that_slip_through_are_explained_too() -> None:
+    with pytest.raises(ValueError, match="shortcut_alpha=nan must be positive"):
+        rankwise.HeteroLoraConfig(target_modules=["q_proj"], shortcuts=["res1"], shortcut_alpha=float("nan"))
+    none: Any = None
+    assert rankwise.HeteroLoraConfig(target_modules=["q_proj"], shortcuts=none).shortcuts == []
 
 
 # Files of other shortcuts.

@@ -85,7 +85,7 @@ def test_the_config_file_tells_of_the_shortcuts(tmp_path: Path) -> None:
     }
     assert config["rankwise_version"]
     loaded = rankwise.HeteroLoraConfig.from_pretrained(str(tmp_path))
-    assert (loaded.shortcut_rank, loaded.shortcut_scale) == (2, 3)
+    assert loaded.block_paths()[1:3] == (2, 3)
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
@@ -227,7 +227,6 @@ def test_norms_that_are_trained_whole(name: str, tmp_path: Path) -> None:
     assert torch.equal(logits(PeftModel.from_pretrained(FAMILIES[name](), tmp_path)), logits(model))
 
 
-@pytest.mark.xfail(reason="PEFT deep-copies the norm, and its hooks then feed a copy of the block", strict=True)
 @pytest.mark.parametrize("name", NORMS)
 def test_norms_that_a_second_adapter_trains_whole(name: str) -> None:
     model = made(name)

@@ -292,7 +292,7 @@ def test_bfloat16_and_autocast() -> None:
 
 
 def test_a_compiled_model_follows_twelve_reallocations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 32)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)  # torch's own, which the search raises
     model = made("bert", mode="dynamic", budget=0.5, proxy="constant", search_every=1, scoring="online")
     fill_(model)
     compiled: Any = torch.compile(model, backend="aot_eager")
@@ -307,4 +307,5 @@ def test_a_compiled_model_follows_twelve_reallocations(monkeypatch: pytest.Monke
         torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits)
         model.train()
     assert len(rankwise.history(model)) >= 12
+    assert torch._dynamo.config.recompile_limit > 2 * 12
     torch._dynamo.reset()

@@ -108,8 +108,9 @@ def wiring_of(model: Any) -> Wiring:
 def held(model: Any) -> list[str]:
     """Return what the hooks of the model's blocks hold."""
     wiring = wiring_of(model)
-    found = [name for taps in wiring.taps for name, value in vars(taps).items() if isinstance(value, Tensor)]
-    return [*found, *map(str, wiring.sources)]
+    found = [name for taps in wiring.taps for name, value in vars(taps.flow).items() if isinstance(value, Tensor)]
+    crossing = ["crossing"] if wiring.crossing.u is not None else []
+    return [*found, *crossing, *map(str, wiring.sources.held)]
 
 
 def break_inside_(model: Any) -> Any:
