@@ -32,6 +32,7 @@ def record(
     values = {name: 1.0 for name in candidates if name not in unscored} | (scores or {})
     return {
         "step": step,
+        "search": 0,
         "proxy": proxy,
         "scores": values,
         "unscored": list(unscored),
@@ -81,11 +82,12 @@ def collisions(figure: Figure) -> list[str]:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     unseen = {
-        tick.label1
+        label
         for axes in figure.axes
         for axis, (low, high) in ((axes.xaxis, sorted(axes.get_xlim())), (axes.yaxis, sorted(axes.get_ylim())))
         for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
         if not low <= tick.get_loc() <= high
+        for label in (tick.label1, tick.label2)  # on the left, and on the right as beside a scale of colours
     }
     boxes = []
     for text in figure.findobj(Text):

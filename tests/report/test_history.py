@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.report.histories import paths, real_history, record
+from tests.report.edits import edited_history
+from tests.report.histories import mixed_history, paths, real_history, record
 
 from rankwise.allocation.record import HISTORY
 from rankwise.files import write_text_atomic
-from rankwise.report import read_history
-from rankwise.report.history import in_order, row_of
+from rankwise.report import frequency, overlaps, read_history, score_ranges, shares
+from rankwise.report.enabled import caption
+from rankwise.report.history import edited, in_order, row_of, searched
 
 
 def test_a_stored_history_is_read_back(tmp_path: Path) -> None:
@@ -48,6 +50,23 @@ def test_each_row_stands_once_in_the_papers_order() -> None:
     given = ["layer", "cut", "up_proj", "in", "k_proj", "res2", "v_proj", "res1", "q_proj", "in"]
     wanted = ["q_proj", "v_proj", "k_proj", "up_proj", "res1", "res2", "in", "cut", "layer"]
     assert in_order(given) == wanted
+
+
+def test_pictures_of_searches_leave_edits_out() -> None:
+    searches = mixed_history(3, 4)
+    mixed = [*edited_history()[:1], *searches[:2], *edited_history()[1:3], *searches[2:], *edited_history()[3:]]
+    for read in (frequency, shares, overlaps, score_ranges):
+        assert repr(read(mixed)) == repr(read(searches))
+        with pytest.raises(ValueError, match="holds no search"):
+            read(edited_history())
+    assert caption(mixed) == "How often each path was enabled (% of 4 searches)"
+
+
+def test_edits_are_read_too(tmp_path: Path) -> None:
+    history = [*edited_history(), *mixed_history(2, 2)]
+    (tmp_path / HISTORY).write_text("".join(json.dumps(each) + "\n" for each in history), encoding="utf-8")
+    assert read_history(tmp_path / HISTORY) == history
+    assert [len(searched(history)), len(edited(history))] == [2, 4]
 
 
 def test_what_a_search_writes_is_what_the_pictures_read(tmp_path: Path) -> None:

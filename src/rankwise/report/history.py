@@ -1,10 +1,10 @@
-"""A run's searches as they were written down, and where a path's name places it."""
+"""A run's searches and edits as they were written down, and where a path's name places it."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +17,61 @@ IN_BLOCKS = re.compile(r"^layers\.(?P<first>\d+)(?:-(?P<last>\d+))?\.(?P<row>.+)
 OUTSIDE = -1  # the column of paths that lie in no block
 # The paper's order; the other projections follow by name, and then the kinds.
 FIRST_ROWS = (("query", "q_proj", "q"), ("value", "v_proj", "v"))
-FIELDS = ("step", "proxy", "scores", "unscored", "chosen")  # what the pictures read
+# What the pictures read of a search, and of edits that no search made.
+SEARCH = ("step", "search", "proxy", "scores", "unscored", "chosen")
+EDIT = ("step", "edits", "before", "chosen")
 
 
 def read_history(path: str | Path) -> list[dict[str, Any]]:
-    """Read the searches that a run or ``save_pretrained`` wrote to ``search_history.jsonl``.
+    """Read the searches and edits that a run or ``save_pretrained`` wrote to ``search_history.jsonl``.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A line is not a search; the message gives its number.
+        ValueError: A line is neither a search nor an edit; the message gives its number.
+    """
+    return read_lines(path, lambda record: EDIT if "edits" in record else SEARCH, "a search or an edit")
+
+
+def read_lines(
+    path: str | Path, fields: Callable[[Mapping[str, Any]], Iterable[str]], what: str
+) -> list[dict[str, Any]]:
+    """Read a file with one JSON object per line.
+
+    Args:
+        path: The file.
+        fields: Says which fields an object must have.
+        what: What an object is, for the message.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A line is no such object; the message gives its number.
     """
     records = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         try:
             record = json.loads(line)
-            _ = [record[field] for field in FIELDS]
+            _ = [record[field] for field in fields(record)]
             records.append(record)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is not a search of rankwise: {line[:60]!r}") from error
+            raise ValueError(f"{path}, line {number} is not {what} of rankwise: {line[:60]!r}") from error
     return records
 
 
-def check_searched(history: History) -> None:
-    """Raise a ``ValueError`` if a history holds no search."""
-    if not history:
+def searched(history: History) -> History:
+    """Return the searches of a history, without the edits in between.
+
+    Raises:
+        ValueError: There is none.
+    """
+    found = [record for record in history if "search" in record]
+    if not found:
         raise ValueError("the history holds no search, so there is nothing to draw; was the model trained?")
+    return found
+
+
+def edited(history: History) -> History:
+    """Return the edits of a history, without the searches: merges, injections, and those by hand."""
+    return [record for record in history if "edits" in record]
 
 
 def candidates(record: Mapping[str, Any]) -> set[str]:
@@ -83,4 +113,5 @@ def _place(row: str) -> tuple[int, int, str]:
 
 def searches(history: History) -> str:
     """Say how many searches there were."""
-    return f"{len(history)} searches" if len(history) > 1 else "one search"
+    count = len(searched(history))
+    return f"{count} searches" if count > 1 else "one search"

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from rankwise.report.drawing import GREY, curve, new_figure, percent_axis, plain
-from rankwise.report.history import History
+from rankwise.report.history import History, searched
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,14 +38,15 @@ def overlaps(history: History) -> Overlaps:
     Raises:
         ValueError: The history holds fewer than two searches.
     """
-    if len(history) < 2:
+    records = searched(history)
+    if len(records) < 2:
         raise ValueError("an overlap needs two searches at least: a static run has one (mode='dynamic' has more)")
-    choices = [set(record["chosen"]) for record in history]
+    choices = [set(record["chosen"]) for record in records]
     values = [len(before & after) / len(before) if before else math.nan for before, after in pairwise(choices)]
     numbers = [value for value in values if not math.isnan(value)]
-    budget = history[-1].get("budget")
+    budget = records[-1].get("budget")
     return Overlaps(
-        [record["step"] for record in history[1:]],
+        [record["step"] for record in records[1:]],
         values,
         sum(numbers) / len(numbers) if numbers else math.nan,
         budget if isinstance(budget, float) else None,

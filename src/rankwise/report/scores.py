@@ -7,7 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from rankwise.report.drawing import FAINT, curve, new_figure, plain, row_colours
-from rankwise.report.history import History, check_searched, in_order, row_of
+from rankwise.report.history import History, in_order, row_of, searched
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,9 +50,9 @@ def score_ranges(history: History) -> ScoreRanges:
     Raises:
         ValueError: The history holds no search, or no finite score.
     """
-    check_searched(history)
-    proxy = history[-1]["proxy"]
-    used = [record for record in history if record["proxy"] == proxy]
+    records = searched(history)
+    proxy = records[-1]["proxy"]
+    used = [record for record in records if record["proxy"] == proxy]
     scored = [
         {name: value for name, value in record["scores"].items() if name not in record["unscored"]} for record in used
     ]
@@ -89,7 +89,7 @@ def plot_scores(history: History, *, title: str | None = None) -> Figure:
     across = min(len(found.rows), 3 if len(found.rows) <= 6 else 4)
     down = math.ceil(len(found.rows) / across)
     size = (max(2.6 * across + 0.5, 5.5), 1.9 * down + 1.0)
-    figure = new_figure(*size, title or "Scores", _note(found, len(history)))
+    figure = new_figure(*size, title or "Scores", _note(found, len(searched(history))))
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     colours = row_colours(found.rows)
     for place, axes in enumerate(grid.flat):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rankwise.kinds import BLOCK_KINDS, is_shortcut
 from rankwise.report.drawing import DOTS, new_figure, percent_axis, plain, row_colours
-from rankwise.report.history import History, candidates, check_searched, in_order, row_of
+from rankwise.report.history import History, candidates, in_order, row_of, searched
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,13 +45,13 @@ def shares(history: History) -> Shares:
     Raises:
         ValueError: The history holds no search.
     """
-    check_searched(history)
-    rows = in_order(row_of(name) for record in history for name in candidates(record))
-    counts = [Counter(map(row_of, record["chosen"])) for record in history]
+    records = searched(history)
+    rows = in_order(row_of(name) for record in records for name in candidates(record))
+    counts = [Counter(map(row_of, record["chosen"])) for record in records]
     values = [[_part(count[row], count.total()) for count in counts] for row in rows]
-    linear = [_linear_part(record["chosen"]) for record in history]
-    expected = [_linear_part(candidates(record)) for record in history]
-    return Shares([record["step"] for record in history], rows, values, linear, expected)
+    linear = [_linear_part(record["chosen"]) for record in records]
+    expected = [_linear_part(candidates(record)) for record in records]
+    return Shares([record["step"] for record in records], rows, values, linear, expected)
 
 
 def _linear_part(names: Collection[str]) -> float:

@@ -1,0 +1,176 @@
+"""The structure between edits: replayed from hand-made records and from a real run, and legible as a diagram."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.patches import FancyBboxPatch
+from peft import get_peft_model
+from tests.models import class_batches, tiny_bert
+from tests.report.edits import edited_history, edits, inject, layers, lora, merge
+from tests.report.histories import Record, collisions, paths, record
+
+import rankwise
+from rankwise.report import plot_structure, read_history, structures
+from rankwise.report.structure import Bar, words
+
+
+def spans(history: list[Record]) -> list[list[tuple[int, int]]]:
+    return [[(bar.first, bar.last) for bar in each.bars if bar.kind == "layer"] for each in structures(history)]
+
+
+def real_history(**fields: object) -> list[Record]:
+    """What an encoder of four blocks writes down in eight steps."""
+    options = {"r": 4, "edit_unit": "steps", "total_steps": 8, "merges": 1, "injections": 1, **fields}
+    model = get_peft_model(tiny_bert(4), rankwise.Lor2cConfig(**options))  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    model.train()
+    for batch in class_batches(8):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return rankwise.history(model)
+
+
+def test_a_row_for_the_start_and_one_for_each_edit() -> None:
+    found = structures(edited_history())
+    assert [(each.step, each.title) for each in found] == [
+        (0, "start"),
+        (10, "merge 1 + 2"),
+        (10, "inject 5"),
+        (20, "merge 1-2 + 3"),
+        (30, "no merge possible"),
+    ]
+    assert [each.enabled for each in found] == [None, 500, 600, 500, 500]
+    assert spans(edited_history()) == [
+        [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (5, 5)],
+        [(0, 0), (1, 2), (3, 3), (4, 4), (5, 5)],
+        [(0, 0), (1, 2), (3, 3), (4, 4)],
+        [(0, 0), (1, 3), (4, 4)],
+        [(0, 0), (1, 3), (4, 4)],
+    ]
+    assert [bar for bar in found[2].bars if bar.kind == "linear"] == [Bar(5, 5, "linear", "q, v")]
+
+
+def test_scores_and_what_the_next_edit_changes_stand_where_it_chose() -> None:
+    start, *_, last = structures(edited_history())
+    assert [(bar.score, bar.edited) for bar in start.bars[:4]] == [
+        (None, False),
+        (0.25, True),
+        (0.5, True),
+        (0.5, False),
+    ]
+    assert start.metric == "sfs"
+    assert {bar.score for bar in last.bars} == {None}
+    assert not any(bar.edited for bar in last.bars)
+    assert last.metric is None
+
+
+def test_a_frozen_path_stays_and_a_disabled_one_goes() -> None:
+    before, after = layers(0, 1, 2), layers(2)
+    both = [merge("0", "1"), {"edit": "Disable", "path": "layers.0-1.layer"}]
+    frozen = structures([edits(both, before, after, frozen=50)])[1]
+    assert frozen.title == "merge 0 + 1, freeze 0-1"
+    assert [(bar.first, bar.last, bar.frozen) for bar in frozen.bars] == [(0, 1, True), (2, 2, False)]
+    gone = structures([edits(both, before, after)])[1]
+    assert gone.title == "merge 0 + 1, switch off 0-1"
+    assert [(bar.first, bar.last) for bar in gone.bars] == [(2, 2)]
+    back = edits([{"edit": "Enable", "path": "layers.0-1.layer"}], after, layers("0-1", 2), step=20)
+    again = structures([edits(both, before, after, frozen=50), back])[2]
+    assert (again.title, [bar.frozen for bar in again.bars]) == ("switch on 0-1", [False, False])
+
+
+@pytest.mark.parametrize(
+    ("made", "chosen", "said"),
+    [
+        ([inject(2)], lora(2), "inject 2"),
+        ([inject(2)], lora(1), "delete 2"),
+        ([merge("0", "1"), inject(2)], lora(2), "merge 0 + 1, inject 2"),
+        ([{"edit": "Disable", "path": "layers.1.query"}], [], "switch off 1.query"),
+        ([], [], "no merge possible"),
+    ],
+)
+def test_what_was_done_in_words(made: list[Record], chosen: list[str], said: str) -> None:
+    assert words(edits(made, [], chosen)) == said
+
+
+def test_a_search_between_two_edits_gets_a_row_of_its_own() -> None:
+    names = paths(2, "query", "layer")
+    history = [
+        record(names[:3], names, step=5),
+        edits([{"edit": "Disable", "path": names[0]}], names[:3], names[1:3], step=10),
+        record(names[2:], names, step=15),
+        edits([{"edit": "Enable", "path": names[0]}], names[2:], [names[0], *names[2:]], step=20),
+    ]
+    found = structures(history)
+    assert [(each.step, each.title) for each in found] == [
+        (10, "before the edit"),
+        (10, "switch off 0.query"),
+        (20, "before the edit"),
+        (20, "switch on 0.query"),
+    ]
+
+
+def test_no_edit_is_refused() -> None:
+    with pytest.raises(ValueError, match="holds no edit"):
+        structures([record([], [])])
+
+
+def test_a_real_run_is_replayed(tmp_path: Path) -> None:
+    history = real_history()
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(each) + "\n" for each in history), encoding="utf-8")
+    assert read_history(tmp_path / "history.jsonl") == history
+    found = structures(history)
+    assert len(found) == 3
+    assert [bar.last - bar.first for bar in found[0].bars] == [0] * 4
+    assert sorted(bar.last - bar.first for bar in found[1].bars) == [0, 0, 1]
+    assert [bar.label for bar in found[2].bars if bar.kind == "linear"] == ["q, v"]
+    merged, injected = (each["edits"][0] for each in history)
+    assert found[1].title == f"merge {merged['first'].split('.')[1]} + {merged['second'].split('.')[1]}"
+    assert found[2].title == f"inject {injected['path'].split('.')[1]}"
+
+
+@pytest.mark.parametrize("fields", [{"freeze_merged": True, "injections": 0}, {"inject_targets": [], "merges": 0}])
+def test_the_ablations_are_told_apart(fields: dict[str, object]) -> None:
+    after = structures(real_history(**fields))[1]
+    assert ("freeze" in after.title, "delete" in after.title) == ("freeze_merged" in fields, "inject_targets" in fields)
+    assert [bar.frozen for bar in after.bars].count(True) == ("freeze_merged" in fields)
+    assert len(after.bars) == 3
+
+
+def test_bars_span_their_blocks_row_by_row() -> None:
+    axes = plot_structure(edited_history()).axes[0]
+    bars = [patch for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+    assert len(bars) == sum(len(each.bars) for each in structures(edited_history()))
+    long = [(bar.get_x(), bar.get_width()) for bar in bars if bar.get_width() > 1]
+    assert long == [pytest.approx((1.08, 1.84))] * 2 + [pytest.approx((1.08, 2.84))] * 2
+    assert axes.yaxis_inverted()
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names[:2] == ["start", "merge 1 + 2\nstep 10"]
+    with_epochs = plot_structure(edited_history(), epochs={10: 1.0, 20: 2.5}).axes[0]
+    assert [label.get_text().split("\n")[-1] for label in with_epochs.get_yticklabels()] == [
+        "start",
+        "step 10, epoch 1",
+        "step 10, epoch 1",
+        "step 20, epoch 2.5",
+        "step 30",
+    ]
+
+
+def test_lora_beside_a_path_of_the_same_block_has_a_lane_of_its_own() -> None:
+    both = [*layers(0, 1), *lora(0, 1)]
+    figure = plot_structure([edits([merge("0", "1")], both, [*layers("0-1"), *lora(0, 1)])])
+    bars = [patch for patch in figure.axes[0].patches if isinstance(patch, FancyBboxPatch)]
+    places = [(round(bar.get_y(), 3), round(bar.get_y() + bar.get_height(), 3)) for bar in bars[:4]]
+    assert places[0] == places[1]
+    assert places[2] == places[3]
+    assert places[0][1] < places[2][0]
+    assert collisions(figure) == []
+
+
+@pytest.mark.parametrize("blocks", [6, 12, 24, 32])
+def test_no_word_covers_another(blocks: int) -> None:
+    assert collisions(plot_structure(edited_history(blocks), title="mrpc-imlor2c-seed0: IMLoR2C, 2 merges")) == []
