@@ -13,14 +13,14 @@ PACKAGE = ROOT / "src" / "rankwise"
 
 # Lowest first. A module may import its own layer and those below. "" is the public surface, rankwise/__init__.py.
 LAYERS: list[set[str]] = [
-    {"config"},
+    {"config", "path_config", "lor2c_config"},
     {"anatomy"},
     {"tuner", "paths", "export", "peft_registration"},
     {"edits", "scores"},
     {"allocation", "planning"},
     {"integrations"},
     {""},
-    {"report", "run", "tasks"},
+    {"baselines", "report", "run", "tasks"},
     {"cli", "__main__"},
 ]
 # Importable from everywhere, so they themselves import nothing above each other ...
@@ -40,10 +40,12 @@ PURE = BASE - {"distributed"}
 # A third-party name, and the only places that may import it.
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "torch.distributed": ("distributed",),
-    "peft.*": ("peft_registration", "tuner", "paths"),  # anything but PEFT's public names
+    "peft.*": ("peft_registration", "tuner", "paths", "baselines"),  # anything but PEFT's public names
     "matplotlib": ("report",),
     "plotly": ("report",),
     "typer": ("cli", "__main__"),
+    "lm_eval": ("run.harness",),
+    "trl": ("run.instruction",),
 }
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -24,6 +24,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "budget": 0.5,
         "search_every": 2,
     },
+    "lor2c": {"name": "lor2c", "r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "merges": 1, "edit_unit": "steps"},
+    "adalora": {"name": "adalora", "init_r": 4, "target_r": 2, "tfinal": 2, "target_modules": ["query", "value"]},
+    "dylora": {"name": "dylora", "r": 4, "lora_alpha": 8, "target_modules": ["query", "value"]},
+    "adapterdrop": {"name": "adapterdrop", "bottleneck": 4, "first_block": 1},
 }
 Make = Callable[..., Recipe]
 

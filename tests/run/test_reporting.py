@@ -13,10 +13,10 @@ from tests.report.histories import Record, mixed_history, record
 from tests.run.conftest import Make
 
 from rankwise.allocation.record import HISTORY
-from rankwise.run import reporting
 from rankwise.run.folder import RunFolder
 from rankwise.run.recipe import parse_recipe
-from rankwise.run.reporting import read_searches, write_report
+from rankwise.run.reporting import write_report
+from rankwise.run.sources import SETTINGS, read_source
 from rankwise.run.train import train
 
 DYNAMIC = {"proxy": "grad_norm", "mode": "dynamic", "budget": 0.25, "seed": 0}
@@ -63,7 +63,7 @@ def test_a_trained_run_is_drawn_from_its_folder_its_adapter_and_its_file(make: M
     folder = tmp_path / "trained"
     train(make("heterolora", select="last"), folder)
     places = [folder, folder / "adapter", folder / HISTORY]
-    found = [read_searches(place) for place in places]
+    found = [read_source(place) for place in places]
     assert [each.name for each in found] == ["trained"] * 3
     assert found[0].history == found[1].history == found[2].history
     assert found[0].settings == found[1].settings == found[2].settings
@@ -77,7 +77,7 @@ def test_a_trained_run_is_drawn_from_its_folder_its_adapter_and_its_file(make: M
 def test_a_run_that_is_not_finished_is_told_by_its_recipe(tmp_path: Path) -> None:
     folder = run(tmp_path, proxy="snip", target_modules=["query"]).root
     write_history(folder, mixed_history(2, 2))
-    assert read_searches(folder).settings == {"proxy": "snip", "seed": 0}
+    assert read_source(folder).settings == {"proxy": "snip", "seed": 0}
 
 
 def test_several_runs_stand_in_one_heat_map_and_have_their_own_pictures_over_time(tmp_path: Path) -> None:
@@ -146,14 +146,14 @@ def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
 
 def test_what_is_no_run_is_explained(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no .*gone: give a run folder of rankwise train"):
-        read_searches(tmp_path / "gone")
+        read_source(tmp_path / "gone")
     with pytest.raises(
         FileNotFoundError, match=rf"holds no {HISTORY}: give a run folder of rankwise train, an adapter"
     ):
-        read_searches(tmp_path)
+        read_source(tmp_path)
     adapter(tmp_path / "inside")
     with pytest.raises(FileNotFoundError, match=r"did you mean .*inside\?"):
-        read_searches(tmp_path)
+        read_source(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -161,16 +161,16 @@ def test_what_is_no_run_is_explained(tmp_path: Path) -> None:
 )
 def test_a_run_that_never_searches_is_explained(tmp_path: Path, method: str, words: str) -> None:
     with pytest.raises(FileNotFoundError, match=words):
-        read_searches(run(tmp_path, method).root)
+        read_source(run(tmp_path, method).root)
 
 
 def test_a_run_that_has_not_searched_yet_is_explained(tmp_path: Path) -> None:
     folder = run(tmp_path, target_modules=["query"]).root
     with pytest.raises(FileNotFoundError, match="the run has not searched yet"):
-        read_searches(folder)
+        read_source(folder)
     write_history(folder, [])
     with pytest.raises(ValueError, match="is empty: the run has not searched yet"):
-        read_searches(folder)
+        read_source(folder)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_run_that_has_not_searched_yet_is_explained(tmp_path: Path) -> None:
 def test_another_file_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "notes.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match=words):
-        read_searches(tmp_path / "notes.jsonl")
+        read_source(tmp_path / "notes.jsonl")
 
 
 def test_nothing_is_written_where_one_run_is_wrong(tmp_path: Path) -> None:
@@ -202,4 +202,4 @@ def test_every_setting_that_may_tell_runs_apart_is_one() -> None:
     import rankwise
 
     known = set(rankwise.HeteroLoraConfig.__dataclass_fields__)
-    assert set(reporting.SETTINGS) <= known
+    assert set(SETTINGS) <= known

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
+from rankwise.run.methods import Method
 from rankwise.run.models import load_config
 from rankwise.run.progress import quiet
 from rankwise.run.recipe import ModelSpec, Recipe
@@ -22,6 +23,7 @@ ROWS = 24
 LENGTH = 64
 WORDS = tuple(f"{start}{middle}{end}" for start in "bdklmnt" for middle in "aeiou" for end in "nrst")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+EDITS = ("merges", "injections")
 # The shape of the stand-in, for every field of these names that a family's config has.
 TINY: dict[str, Any] = {
     "hidden_size": 32,
@@ -43,6 +45,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "facebook/opt-": ("opt", {"do_layer_norm_before": True, "word_embed_proj_dim": 32}),
     "FacebookAI/roberta-": ("roberta", {"layer_norm_eps": 1e-5}),
     "google/gemma-2b": ("gemma", {"num_key_value_heads": 1}),
+    "meta-llama/Llama-2-": ("llama", {}),
 }
 
 
@@ -65,7 +68,10 @@ def dry_run(recipe: Recipe, out: str | Path | None = None) -> Result:
 
 
 def stand_in(recipe: Recipe, room: Path) -> Recipe:
-    """Write a tiny model, and data where there is none, into ``room``; return the recipe on them, cut to two steps."""
+    """Write a tiny model, and data where there is none, into ``room``; return the recipe on them, cut to two steps.
+
+    What of the method is tied to the length of training or the number of blocks is cut too: see ``_short``.
+    """
     with quiet():
         _write_model(recipe, room / "model")
     files = {"train_file": recipe.data.train_file, "data_dir": recipe.data.data_dir}
@@ -90,8 +96,27 @@ def stand_in(recipe: Recipe, room: Path) -> Recipe:
     content = recipe.to_dict()
     content["model"] |= {"name": str(room / "model"), "revision": None}
     content["data"] |= cut
+    content["method"] |= _short(recipe.method)
+    if _edits(recipe.method):
+        training["warmup"] = 0  # the one step before the edits must move something
     content["training"] |= training | ({"every": 1} if recipe.training.evaluate == "steps" else {})
     return Recipe.model_validate(content)
+
+
+def _short(method: Method) -> dict[str, Any]:
+    """Return the options that must change where there are two steps and few blocks."""
+    options = method.options
+    if _edits(method):  # both are due after the first step: the merge takes two blocks, the injection the third
+        return {"edit_unit": "steps", **{kind: 1 for kind in EDITS if options.get(kind)}}
+    if method.name == "adalora":
+        return {"tinit": 0, "tfinal": 0, "deltaT": 1}
+    if method.name == "adapterdrop":
+        return {"first_block": min(options.get("first_block", 0), TINY["num_hidden_layers"] - 1)}
+    return {}
+
+
+def _edits(method: Method) -> bool:
+    return method.name == "lor2c" and any(method.options.get(kind) for kind in EDITS)
 
 
 def _named(recipe: Recipe) -> str:
@@ -102,8 +127,12 @@ def _named(recipe: Recipe) -> str:
     return recipe.data.task
 
 
-def tiny_config(spec: ModelSpec) -> PretrainedConfig:
+def tiny_config(spec: ModelSpec, **more: Any) -> PretrainedConfig:
     """Return a config of the model's family, a few thousand parameters large.
+
+    Args:
+        spec: The model.
+        more: Fields that shall be otherwise than in ``TINY``.
 
     Raises:
         ValueError: The model's own config can't be had and its name is not a known family's.
@@ -111,7 +140,7 @@ def tiny_config(spec: ModelSpec) -> PretrainedConfig:
     kind, special = _family(spec)
     present = AutoConfig.for_model(kind).to_dict()
     shape = {key: value for key, value in TINY.items() if key in present}
-    return AutoConfig.for_model(kind, **{**shape, **special})
+    return AutoConfig.for_model(kind, **{**shape, **special, **more})
 
 
 def _family(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
@@ -150,7 +179,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _write_model(recipe: Recipe, folder: Path) -> None:
-    config = tiny_config(recipe.model)
+    config = tiny_config(recipe.model, **({"num_hidden_layers": 3} if _edits(recipe.method) else {}))
     causal = recipe.data.task is not None and TASKS[recipe.data.task].kind == "causal"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

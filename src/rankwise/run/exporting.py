@@ -8,8 +8,19 @@ from peft import PeftModel
 
 import rankwise
 from rankwise.run.folder import RunFolder
+from rankwise.run.methods import WITH_PATHS
 from rankwise.run.models import load_base
 from rankwise.run.progress import quiet
+
+PLAIN = "is a plain LoRA adapter already: there is nothing to export"
+NO_EXPORT = {
+    "full": "is a whole model: there is nothing to export",
+    "lora": PLAIN,
+    "dylora": PLAIN,
+    "adalora": "is an AdaLoRA adapter, which PEFT loads without rankwise: there is nothing to export",
+    "adapterdrop": "holds bottleneck adapters, which no LoRA can express: load it with PEFT after import "
+    "rankwise.baselines",
+}
 
 
 def export_run(run: str | Path, out: str | Path, *, rank_pattern: bool = False) -> Path:
@@ -27,9 +38,8 @@ def export_run(run: str | Path, out: str | Path, *, rank_pattern: bool = False) 
     folder, target = RunFolder(Path(run)), Path(out)
     recipe = folder.recipe()
     metrics = folder.figures()
-    if recipe.method.name != "heterolora":
-        what = "a whole model" if recipe.method.name == "full" else "a plain LoRA adapter already"
-        raise ValueError(f"{folder.adapter} is {what}: there is nothing to export")
+    if recipe.method.name not in WITH_PATHS:
+        raise ValueError(f"{folder.adapter} {NO_EXPORT[recipe.method.name]}")
     check_no_adapter(target)
     with quiet():
         base = load_base(recipe, task_type=metrics["task_type"], arguments=metrics["model_arguments"])

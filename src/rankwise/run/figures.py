@@ -6,14 +6,17 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+from torch import nn
 from transformers import Trainer
 
 import rankwise
+from rankwise.baselines.adalora import kept_parameters
+from rankwise.report.structure import words
 from rankwise.run.job import Job
-from rankwise.run.models import HEADS
+from rankwise.run.models import is_head
 
 Figures = dict[str, Any]
-PACKAGES = ("rankwise", "torch", "transformers", "peft", "accelerate", "datasets")
+PACKAGES = ("rankwise", "torch", "transformers", "peft", "accelerate", "datasets", "trl")
 # Trainer's own timings: no property of the model.
 TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
@@ -54,7 +57,7 @@ def measure(trainer: Trainer, job: Job, step: int) -> Figures:
 
 def chosen(job: Job) -> list[str]:
     """Return the paths that train: the enabled ones, or every module uniform LoRA sits on."""
-    if job.searched:
+    if job.has_paths:
         return [name for name, path in rankwise.named_paths(job.model).items() if path.enabled]
     return [] if job.recipe.method.name == "full" else list(job.model.base_model.targeted_module_names)
 
@@ -62,18 +65,36 @@ def chosen(job: Job) -> list[str]:
 def parameters(job: Job) -> Figures:
     """Count parameters: what the method trains, the head apart, and the whole model."""
     # PEFT keeps the untrained head beside the trained one; it is not part of the model that runs.
-    total = sum(p.numel() for name, p in job.model.named_parameters() if "original_module" not in name.split("."))
+    total = sum(size(p) for name, p in job.model.named_parameters() if "original_module" not in name.split("."))
+    if job.has_paths:
+        sizes = rankwise.plan(job.model)
+        counts = {"resident": sizes.resident, "enabled": sizes.enabled, "contributing": sizes.contributing}
+        return {"trainable": sizes.enabled, "head": sizes.head, **counts, "total": total}
     learnt = {name: p.numel() for name, p in job.model.named_parameters() if p.requires_grad}
-    if job.searched:
-        paths = rankwise.named_paths(job.model).values()
-        resident = sum(path.num_parameters for path in paths)
-        enabled = sum(path.num_parameters for path in paths if path.enabled)
-        contributing = sum(path.num_parameters for path in paths if path.contributing)
-        counts = {"resident": resident, "enabled": enabled, "contributing": contributing}
-        return {"trainable": enabled, "head": sum(learnt.values()) - resident, **counts, "total": total}
-    beside = {"modules_to_save", *HEADS}
-    head = sum(count for name, count in learnt.items() if beside & set(name.split(".")))
-    return {"trainable": sum(learnt.values()) - head, "head": head, "total": total}
+    head = sum(count for name, count in learnt.items() if is_head(name))
+    kept = {"kept": kept_parameters(job.model)} if job.recipe.method.name == "adalora" else {}
+    return {"trainable": sum(learnt.values()) - head, "head": head, **kept, "total": total}
+
+
+def size(parameter: nn.Parameter) -> int:
+    """Return how many numbers a parameter holds; bitsandbytes packs two into each byte of a 4-bit one."""
+    packed = 2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else 1
+    return parameter.numel() * packed
+
+
+def edits(history: list[dict[str, Any]]) -> list[Figures]:
+    """Return what each scheduled edit did, and how many parameters trained from then on."""
+    return [
+        {
+            "step": record["step"],
+            "due": record["due"],
+            "what": words(record),
+            "edits": record["edits"],
+            "enabled": record["counts"]["enabled"],
+        }
+        for record in history
+        if "due" in record
+    ]
 
 
 def seconds(train: float, log_history: list[dict[str, Any]], searches: list[dict[str, Any]]) -> Figures:

@@ -42,6 +42,26 @@ class RunFolder:
         return self.root / "search_history.jsonl"
 
     @property
+    def spectra(self) -> Path:
+        """Singular values of ``layer`` paths, one epoch per line."""
+        return self.root / "spectra.jsonl"
+
+    @property
+    def gradients(self) -> Path:
+        """Gradients of ``layer`` paths and LoRA beside them, one epoch per line."""
+        return self.root / "gradients.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        """The figures on the tasks of lm-evaluation-harness."""
+        return self.root / "evaluation.json"
+
+    @property
+    def base_evaluation(self) -> Path:
+        """The same of the pretrained model, without what was trained."""
+        return self.root / "evaluation-base.json"
+
+    @property
     def checkpoints(self) -> Path:
         """The Trainer's checkpoints."""
         return self.root / "checkpoints"
@@ -54,7 +74,8 @@ class RunFolder:
     @property
     def parts(self) -> tuple[Path, ...]:
         """Everything a run writes."""
-        return (self.config, self.metrics, self.adapter, self.history, self.checkpoints, self.tensorboard)
+        records = (self.history, self.spectra, self.gradients)
+        return (self.config, self.metrics, self.adapter, *records, self.checkpoints, self.tensorboard)
 
     @property
     def finished(self) -> bool:

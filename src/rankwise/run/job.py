@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 import rankwise
+from rankwise.baselines import AdaLoraCallback, DyLoraCallback, Truncation, penalty, with_orthogonality
 from rankwise.errors import nearest
 from rankwise.run.folder import RunFolder
+from rankwise.run.methods import WITH_PATHS
 from rankwise.run.models import adapt, load_base, load_tokenizer
+from rankwise.run.rates import with_head_rate
 from rankwise.run.recipe import Recipe
-from rankwise.tasks import TaskData, choice_loss, load_task
+from rankwise.run.selection import AfterEdits
+from rankwise.tasks import INSTRUCTION, TaskData, choice_loss, load_task
 
 FIELDS = {field.name for field in fields(TrainingArguments)}
 CHECKPOINTING = "activation_checkpointing"  # transformers' name for it
@@ -51,9 +56,9 @@ class Job:
     model: Any
 
     @property
-    def searched(self) -> bool:
-        """Whether the method allocates a budget."""
-        return self.recipe.method.name == "heterolora"
+    def has_paths(self) -> bool:
+        """Whether the method has paths that are switched: by a search or by edits."""
+        return self.recipe.method.name in WITH_PATHS
 
 
 def build(recipe: Recipe, data: TaskData | None = None) -> Job:
@@ -93,6 +98,10 @@ def training_arguments(recipe: Recipe, data: TaskData, output: Path) -> Training
     if training.every is not None:
         given |= {"eval_steps": training.every, "save_steps": training.every}
     check_extra(training.extra, given)
+    if data.name == INSTRUCTION:
+        from rankwise.run.instruction import instruction_arguments
+
+        return instruction_arguments(**given, **training.extra)
     return TrainingArguments(**given, **training.extra)
 
 
@@ -116,25 +125,52 @@ def loss_function(data: TaskData) -> Any:
     return choice_loss if data.kind == "classification" else data.loss_func
 
 
+def trainer_class(job: Job) -> type[Trainer]:
+    """Return what trains on the job's data: TRL's trainer for instructions; importing it is what takes time."""
+    if job.data.name != INSTRUCTION:
+        return Trainer
+    from rankwise.run.instruction import InstructionTrainer, with_penalty
+
+    if job.recipe.method.name == "adalora":
+        return with_penalty(InstructionTrainer, partial(penalty, job.model))
+    return InstructionTrainer
+
+
+def method_callbacks(job: Job) -> list[TrainerCallback]:
+    """Return the callbacks that the job's method calls for."""
+    match job.recipe.method.name:
+        case "heterolora":
+            compute_loss = job.data.loss if job.data.loss_func is not None else None
+            return [rankwise.AllocationCallback(compute_loss=compute_loss)]
+        case "lor2c":
+            return [rankwise.AllocationCallback(), AfterEdits()]
+        case "adalora":
+            return [AdaLoraCallback(job.model)]
+        case "dylora":
+            return [DyLoraCallback(Truncation(job.model, job.recipe.method.eval_rank), job.recipe.seed)]
+        case _:
+            return []
+
+
 def make_trainer(
     job: Job, arguments: TrainingArguments, folder: RunFolder, callbacks: Sequence[TrainerCallback]
 ) -> Trainer:
-    """Return a Trainer for the job, with TensorBoard and the search's callback."""
-    more: list[TrainerCallback] = []
-    if job.searched:
-        compute_loss = job.data.loss if job.data.loss_func is not None else None
-        more.append(rankwise.AllocationCallback(compute_loss=compute_loss))
+    """Return a Trainer for the job, with TensorBoard and what the method calls for."""
+    more = method_callbacks(job)
     if "tensorboard" in job.recipe.training.report_to:
         board = TensorBoardCallback()
         board.logging_dir = str(folder.tensorboard)
         more.append(board)
-    trainer = Trainer(
+    compute_loss = loss_function(job.data)
+    if job.recipe.method.name == "adalora" and compute_loss is not None:
+        compute_loss = with_orthogonality(compute_loss, job.model)
+    trainer = with_head_rate(trainer_class(job), job.recipe.training.head_learning_rate)(
         model=job.model,
         args=arguments,
         train_dataset=job.data.train,
         eval_dataset=job.data.dev,
         callbacks=[*more, *callbacks],
-        **{**job.data.trainer_arguments(), "compute_loss_func": loss_function(job.data)},
+        **{**job.data.trainer_arguments(), "compute_loss_func": compute_loss},
     )
     trainer.remove_callback(PrinterCallback)  # what Trainer puts in place of the bars it was told to leave out
     return trainer

@@ -7,19 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rankwise.errors import nearest
+from rankwise.run.methods import WITH_PATHS
+from rankwise.run.quantised import HEADS, prepare, quantisation
 from rankwise.run.recipe import ModelSpec, Recipe
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGE = "package:"
-HEADS = ("classifier", "score")  # what PEFT trains and saves beside a SEQ_CLS adapter
 DROPOUTS = (
     "attention_dropout",
     "attention_probs_dropout_prob",
@@ -93,6 +94,11 @@ def model_class(task_type: str) -> Any:
     return AutoModelForSequenceClassification if task_type == "SEQ_CLS" else AutoModelForCausalLM
 
 
+def is_head(name: str) -> bool:
+    """Tell by a parameter's name whether it belongs to the head, or to modules that train beside an adapter."""
+    return bool({"modules_to_save", *HEADS} & set(name.split(".")))
+
+
 def load_base(recipe: Recipe, *, task_type: str, arguments: Mapping[str, Any]) -> PreTrainedModel:
     """Load the pretrained model with the task's head.
 
@@ -103,6 +109,7 @@ def load_base(recipe: Recipe, *, task_type: str, arguments: Mapping[str, Any]) -
 
     Raises:
         ValueError: The checkpoint lacks weights that nothing in the recipe would train.
+        ModuleNotFoundError: The weights are to be quantised and bitsandbytes is not installed.
     """
     spec = recipe.model
     model, info = _found(
@@ -112,6 +119,7 @@ def load_base(recipe: Recipe, *, task_type: str, arguments: Mapping[str, Any]) -
         dtype=spec.dtype,
         use_safetensors=True,
         output_loading_info=True,
+        **quantisation(recipe),
     )
     trained = (*HEADS, *(recipe.method.options.get("modules_to_save") or ()))
     lost = [key for key in info["missing_keys"] if not set(key.split(".")) & set(trained)]
@@ -132,7 +140,8 @@ def adapt(model: PreTrainedModel, recipe: Recipe, task_type: str) -> PeftModel |
     config = recipe.method.build(task_type, seed=recipe.seed)
     if config is None:
         return model
-    if recipe.method.name == "lora":
+    model = prepare(model, recipe)
+    if isinstance(config, LoraConfig) and recipe.method.name not in WITH_PATHS:
         check_targets(model, config.target_modules)
     return get_peft_model(model, config)
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 
 import rankwise
-from rankwise.run.models import HEADS, check_targets, load_config, model_class
+from rankwise.baselines.adalora import layers as adalora_layers
+from rankwise.path_config import PathConfig
+from rankwise.run.models import check_targets, is_head, load_config, model_class
 from rankwise.run.progress import quiet
 from rankwise.run.recipe import Recipe
 from rankwise.tasks import TASKS
 
 BYTES = 4  # adapters, gradients and AdamW's two moments are float32
+SEARCH_ONLY = ("budget", "budget_unit", "window_bytes")
 Plan = dict[str, Any]
 
 
@@ -32,16 +35,22 @@ def plan_recipe(recipe: Recipe) -> Plan:
         config = load_config(recipe.model, **{name: max(count, 1) for name, count in labels.items()})
         method = recipe.method.build(task_type, seed=recipe.seed)
         sizes: Plan = {"method": recipe.method.name, "model": recipe.model.name}
-        if isinstance(method, rankwise.HeteroLoraConfig):
-            return sizes | rankwise.plan(config, method).to_dict()
+        if isinstance(method, PathConfig):
+            found = rankwise.plan(config, method).to_dict()
+            unused = SEARCH_ONLY if isinstance(method, rankwise.Lor2cConfig) else ()
+            return sizes | {name: value for name, value in found.items() if name not in unused}
         with torch.device("meta"):
             model = model_class(task_type).from_config(config)
         base = sum(p.numel() for p in model.parameters())
-        if method is not None:
+        if isinstance(method, LoraConfig):
             check_targets(model, method.target_modules)
+            method.init_lora_weights = True  # the others look at weights, and there are none
+        if method is not None:
             model = get_peft_model(model, method, low_cpu_mem_usage=True)
+        for layer in adalora_layers(model):
+            layer.ranknum.requires_grad_(False)  # a constant, which PEFT forgets when it moves it to the meta device
     learnt = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    head = sum(count for name, count in learnt.items() if {"modules_to_save", *HEADS} & set(name.split(".")))
+    head = sum(count for name, count in learnt.items() if is_head(name))
     trained = sum(learnt.values())
     return sizes | {
         "enabled": trained - head,

@@ -63,6 +63,9 @@ def quiet() -> Iterator[None]:
     """Keep the loaders' and the Trainer's notices off the screen, and put the verbosity back afterwards."""
     verbosity = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
+    quantiser = logging.getLogger("bitsandbytes")  # at every 8-bit product it says that it casts
+    level = quantiser.level
+    quantiser.setLevel(logging.ERROR)
     transformers.logging.set_verbosity(logging.ERROR)
     transformers.logging.disable_progress_bar()
     try:
@@ -73,5 +76,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         transformers.logging.set_verbosity(verbosity)
+        quantiser.setLevel(level)
         if bars:
             transformers.logging.enable_progress_bar()

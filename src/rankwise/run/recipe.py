@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rankwise.errors import nearest
+from rankwise.run.methods import Method
 from rankwise.run.problems import explain
 from rankwise.run.reading import read_yaml, with_overrides
 from rankwise.tasks import DataSpec
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
-
-# PEFT's bookkeeping: the run fills these in.
-FILLED_IN = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
-FILLED_IN |= {"inference_mode", "rankwise_version", "runtime_config"}
 
 
 class Spec(BaseModel):
@@ -38,6 +31,8 @@ class ModelSpec(Spec):
         revision: The commit or branch of a hub model.
         trust_remote_code: Run code that comes with the model.
         dropout: One value for every dropout of the base model; none keeps the model's own.
+        load_in: ``4bit`` or ``8bit`` keeps the frozen weights quantised by bitsandbytes (QLoRA, arXiv 2305.14314: NF4,
+            its constants quantised again).
     """
 
     name: str = Field(min_length=1)
@@ -45,50 +40,7 @@ class ModelSpec(Spec):
     revision: str | None = None
     trust_remote_code: bool = False
     dropout: float | None = Field(default=None, ge=0, lt=1)
-
-
-class Method(BaseModel):
-    """What is trained: ``heterolora`` or ``lora`` with the fields of their PEFT configs, or ``full`` with none."""
-
-    model_config = ConfigDict(extra="allow")
-    name: Literal["heterolora", "lora", "full"]
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The fields of the PEFT config that the recipe gives."""
-        return dict(self.model_extra or {})
-
-    @model_validator(mode="after")
-    def _options_exist(self) -> Method:
-        allowed = self._allowed()
-        for key in self.options:
-            if key not in allowed:
-                takes = "takes no options" if not allowed else f"has no option {key!r}{nearest(key, allowed)}"
-                raise ValueError(f"method {self.name!r} {takes} (given: {key}={self.options[key]!r})")
-        return self
-
-    def _allowed(self) -> set[str]:
-        if self.name == "full":
-            return set()
-        return {field.name for field in fields(config_class(self.name))} - FILLED_IN
-
-    def build(self, task_type: str, *, seed: int) -> LoraConfig | None:
-        """Return the PEFT config (``full``: none); a method with a seed of its own takes the run's."""
-        if self.name == "full":
-            return None
-        own = {"seed": seed} if "seed" in self._allowed() else {}
-        return config_class(self.name)(task_type=task_type, **{**own, **self.options})
-
-
-def config_class(name: str) -> type[LoraConfig]:
-    """Return the PEFT config class of a method; importing it is what takes time."""
-    if name == "lora":
-        from peft import LoraConfig
-
-        return LoraConfig
-    from rankwise import HeteroLoraConfig
-
-    return HeteroLoraConfig
+    load_in: Literal["4bit", "8bit"] | None = None
 
 
 class Training(Spec):
@@ -97,6 +49,7 @@ class Training(Spec):
     Args:
         epochs: Passes over the training data.
         max_steps: Optimizer steps; overrides ``epochs`` when positive.
+        head_learning_rate: The rate of the head alone, on the same schedule; none trains it at ``learning_rate``.
         batch_size: Examples per device and micro-batch.
         accumulation: Micro-batches per optimizer step.
         schedule: A learning-rate schedule of transformers, for example ``linear``, ``cosine`` or ``constant``.
@@ -112,6 +65,7 @@ class Training(Spec):
     epochs: float = Field(default=3.0, gt=0)
     max_steps: int = Field(default=-1, ge=-1)
     learning_rate: float = Field(default=1e-3, gt=0)
+    head_learning_rate: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=32, ge=1)
     eval_batch_size: int = Field(default=64, ge=1)
     accumulation: int = Field(default=1, ge=1)
@@ -155,7 +109,8 @@ class Recipe(Spec):
         method: What is trained.
         training: What the Trainer is told.
         seed: Seeds the head, the order of the data, dropout and the method.
-        select: Whether ``adapter/`` holds the checkpoint that was best on dev, or the last one.
+        select: Whether ``adapter/`` holds the checkpoint that was best on dev, or the last one. Where a method edits
+            the model, the best of those after the last edit.
     """
 
     model: ModelSpec
@@ -171,6 +126,23 @@ class Recipe(Spec):
             raise ValueError("select='dev' needs training.evaluate to be 'epoch' or 'steps'; or say select: last")
         if self.data.dev_fraction == 0 and self.training.evaluate != "never":
             raise ValueError("data.dev_fraction=0 leaves no dev split: say training.evaluate: never and select: last")
+        return self
+
+    @model_validator(mode="after")
+    def _quantised_weights_stay(self) -> Recipe:
+        if self.model.load_in is None:
+            return self
+        if self.method.name == "full":
+            raise ValueError(
+                f"model.load_in={self.model.load_in!r} keeps the weights quantised and frozen, and method 'full' would "
+                "train them: leave one of the two out"
+            )
+        start = self.method.options.get("init_lora_weights")
+        if isinstance(start, str) and start != "gaussian":
+            raise ValueError(
+                f"method.init_lora_weights={start!r} changes the weights that model.load_in={self.model.load_in!r} "
+                "keeps quantised: leave one of the two out"
+            )
         return self
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,57 +1,35 @@
-"""From the searches of runs to pictures: where the histories lie, what the runs are called, what is drawn."""
+"""From what runs left to pictures: what is drawn of which, what they are called, how runs are told apart."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rankwise.allocation.record import HISTORY
 from rankwise.errors import check_choice
 from rankwise.kinds import is_shortcut
-from rankwise.report import compare_frequency, plot_overlap, plot_scores, plot_share, read_history, save_figure
+from rankwise.report import (
+    Outcome,
+    compare_frequency,
+    plot_edit_grid,
+    plot_gradient_ratio,
+    plot_overlap,
+    plot_scores,
+    plot_share,
+    plot_spectra,
+    plot_structure,
+    save_figure,
+)
 from rankwise.report.drawing import FORMATS, figure_class
-from rankwise.report.history import candidates
-from rankwise.run.folder import RunFolder
+from rankwise.report.history import candidates, searched
+from rankwise.run.sources import SETTINGS, SPLITS, Source, read_source
+from rankwise.tasks.metrics import SMALLER_IS_BETTER
 
+Draw = Callable[[], Any]  # returns a figure
 OVER_TIME = {"share": plot_share, "scores": plot_scores, "overlap": plot_overlap}
 NONE_OVER_TIME = ", ".join(OVER_TIME)
-# What may tell runs apart, the most telling first; those in BARE explain themselves.
-SETTINGS = ("allocation", "proxy", "mode", "score_on", "scoring", "budget", "on_disable", "search_every", "r", "seed")
-BARE = ("allocation", "proxy", "mode")
-EXPECTED = f"a run folder of rankwise train, an adapter folder that a search was saved in, or a {HISTORY}"
-
-
-@dataclass(frozen=True)
-class Searched:
-    """The searches of one run.
-
-    Args:
-        place: What the user named.
-        history: One record per search.
-        settings: The fields of the method's config that are known.
-    """
-
-    place: Path
-    history: list[dict[str, Any]]
-    settings: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """The folder's name (of an adapter inside a run the run's), or the file's."""
-        place = self.place.resolve()
-        if place.is_file():
-            if place.name != HISTORY:
-                return place.stem
-            place = place.parent
-        return place.parent.name if place.name == "adapter" else place.name
-
-    def told(self, keys: Sequence[str]) -> str:
-        """Return these settings as words: ``grad_norm, dynamic, seed 13``."""
-        known = [key for key in keys if key in self.settings]
-        return ", ".join(f"{self.settings[key]}" if key in BARE else f"{key} {self.settings[key]}" for key in known)
+MOST_ALONE = 12  # LoR2C runs that are drawn one by one beside their map
 
 
 class Report(NamedTuple):
@@ -65,9 +43,22 @@ class Report(NamedTuple):
     written: list[Path]
     left_out: list[str]
 
+    def draw(self, file: Path, whose: str, make: Draw) -> None:
+        """Save a picture, or remember why nothing can be drawn, such as scores that all are infinite."""
+        try:
+            figure = make()
+        except ValueError as reason:
+            self.left_out.append(f"{whose}: {reason}")
+        else:
+            self.written.append(save_figure(figure, file))
+
 
 def write_report(runs: Sequence[str | Path], out: str | Path, *, picture_format: str = "png") -> Report:
-    """Draw the searches of runs: all heat maps in one picture, share, scores and overlap over time for each run.
+    """Draw what runs did.
+
+    Searches: all heat maps in one picture; share, scores and overlap over time for each run. Edits: the structure
+    before and after each one. LoR2C: singular values, and gradients beside LoRA's, over the epochs; of runs that differ
+    in merges and injections, a map of their metric.
 
     Args:
         runs: Run folders, adapter folders or history files.
@@ -75,8 +66,8 @@ def write_report(runs: Sequence[str | Path], out: str | Path, *, picture_format:
         picture_format: ``"png"`` or ``"svg"``.
 
     Raises:
-        FileNotFoundError: One of the runs does not exist or has no history.
-        ValueError: A history is no history or empty, ``out`` is a file, or the format is another one.
+        FileNotFoundError: One of the runs does not exist or has nothing to draw.
+        ValueError: A file there holds something else or nothing yet, ``out`` is a file, or the format is another one.
         ModuleNotFoundError: matplotlib is not installed.
     """
     folder = Path(out)
@@ -84,96 +75,106 @@ def write_report(runs: Sequence[str | Path], out: str | Path, *, picture_format:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder for the pictures with --out")
     figure_class()
-    found = [read_searches(run) for run in runs]
+    found = [read_source(run) for run in runs]
     names = _unique([run.name for run in found])
-    labels = _labels(found, names)
-    heading = _heading(found[0]) if len(found) == 1 else _common(found)
-    panels = {"" if len(found) == 1 else label: run.history for label, run in zip(labels, found, strict=True)}
     report = Report([], [])
-    together = compare_frequency(panels, title=heading or None)
-    report.written.append(save_figure(together, folder / f"frequency.{picture_format}"))
+    _draw_frequency(report, found, names, folder / f"frequency.{picture_format}")
+    maps = _maps(found)
+    mapped = {id(run) for group in maps for run in group}
+    few = len(mapped) <= MOST_ALONE
     for run, name in zip(found, names, strict=True):
-        ending = "" if len(found) == 1 else f"-{name}"
-        if len(run.history) == 1:
-            report.left_out.append(f"{run.place} searched once, so there is nothing over time: no {NONE_OVER_TIME}")
-            continue
-        for what, plot in OVER_TIME.items():
-            try:
-                figure = plot(run.history, title=_heading(run))
-            except ValueError as reason:  # one that nothing can be drawn of, such as scores that all are infinite
-                report.left_out.append(f"{run.place}, no {what}: {reason}")
-            else:
-                report.written.append(save_figure(figure, folder / f"{what}{ending}.{picture_format}"))
+        ending = f".{picture_format}" if len(found) == 1 else f"-{name}.{picture_format}"
+        for what, make in _pictures(run, report) if few or id(run) not in mapped else []:
+            report.draw(folder / f"{what}{ending}", f"{run.place}, no {what}", make)
+    if not few:
+        report.left_out.append(f"{len(mapped)} runs are in a map; to see one alone, name at most {MOST_ALONE} of them")
+    for number, group in enumerate(maps, start=1):
+        name = "merges-injections" if len(maps) == 1 else f"merges-injections-{number}"
+        report.draw(folder / f"{name}.{picture_format}", f"{group[0].place}, no {name}", partial(_map, group))
+    if not report.written and not report.left_out:
+        report.left_out.append(
+            "nothing was recorded over time, and there is no map of a single pair (merges, injections)"
+        )
     return report
 
 
-def read_searches(place: str | Path) -> Searched:
-    """Read the history of a run folder, an adapter folder or a file.
-
-    Raises:
-        FileNotFoundError: There is nothing at that place, or no history in it; the message says what is expected.
-        ValueError: What is there is no history, or an empty one.
-    """
-    given = Path(place)
-    if not given.exists():
-        raise FileNotFoundError(f"there is no {given}: give {EXPECTED}")
-    file = given / HISTORY if given.is_dir() else given
-    if not file.is_file():
-        raise FileNotFoundError(f"{given} holds no {HISTORY}: {_why_none(given)}")
-    try:
-        history = read_history(file)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a text file: give {EXPECTED}") from error
-    if not history:
-        raise ValueError(f"{file} is empty: the run has not searched yet")
-    known = _settings(file.parent) if file.name == HISTORY else {}
-    settings = {key: known[key] for key in SETTINGS if known.get(key) is not None}
-    return Searched(given, history, {"proxy": history[-1]["proxy"], **settings})
+def _draw_frequency(report: Report, found: Sequence[Source], names: Sequence[str], file: Path) -> None:
+    """Draw the heat maps of all runs that searched in one picture."""
+    both = [(run, name) for run, name in zip(found, names, strict=True) if run.searched]
+    if not both:
+        return
+    runs = [run for run, _ in both]
+    labels = _labels(runs, [name for _, name in both])
+    heading = _heading(runs[0]) if len(runs) == 1 else _common(runs)
+    panels = {"" if len(runs) == 1 else label: run.history for label, run in zip(labels, runs, strict=True)}
+    report.written.append(save_figure(compare_frequency(panels, title=heading or None), file))
 
 
-def _why_none(folder: Path) -> str:
-    run = RunFolder(folder)
-    if run.config.is_file():
-        method = run.recipe().method.name
-        if method in ("lora", "full"):
-            return f"its method is {method!r}, which searches nothing"
-        return "the run has not searched yet"
-    inside = sorted(path.parent.name for path in folder.glob(f"*/{HISTORY}"))
-    meant = f"; did you mean {folder / inside[0]}?" if inside else ""
-    return f"give {EXPECTED}{meant}"
+def _pictures(run: Source, report: Report) -> list[tuple[str, Draw]]:
+    """Return what is to be drawn of one run alone, by name."""
+    title = _heading(run)
+    pictures: list[tuple[str, Draw]] = []
+    if run.searched and len(searched(run.history)) == 1:
+        report.left_out.append(f"{run.place} searched once, so there is nothing over time: no {NONE_OVER_TIME}")
+    elif run.searched:
+        pictures += [(what, partial(plot, run.history, title=title)) for what, plot in OVER_TIME.items()]
+    if run.edited:
+        epochs = {record["step"]: record["epoch"] for record in run.spectra}
+        pictures.append(("structure", partial(plot_structure, run.history, title=title, epochs=epochs)))
+    if run.spectra:
+        pictures.append(("spectra", partial(plot_spectra, run.spectra, history=run.history, title=title)))
+    if run.gradients:
+        pictures.append(("gradients", partial(plot_gradient_ratio, run.gradients, title=title)))
+    return pictures
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """Return what is known of the method: the adapter's config, which is complete, or else the recipe."""
-    for file in (folder / "adapter" / "adapter_config.json", folder / "adapter_config.json"):
-        if file.is_file():
-            config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            return config
-    run = RunFolder(folder)
-    if not run.config.is_file():
-        return {}
-    recipe = run.recipe()
-    return {"seed": recipe.seed, **recipe.method.options}
+def _maps(found: Sequence[Source]) -> list[list[Source]]:
+    """Return the finished LoR2C runs that differ in merges and injections, and in nothing else but the seed."""
+    groups: dict[str, list[Source]] = {}
+    for run in found:
+        if run.figures is not None:
+            groups.setdefault(run.recipe, []).append(run)
+    return [runs for runs in groups.values() if len({run.cell for run in runs}) > 1]
 
 
-def _heading(run: Searched) -> str:
-    """Return a run's name and how it searched; how kinds were ranked matters only where there are several."""
-    mixed = any(is_shortcut(name) for name in candidates(run.history[0]))
+def _map(runs: Sequence[Source]) -> Any:
+    figures = runs[0].figures or {}
+    by_split: dict[str, list[Outcome | None]] = {split: [run.outcome(split) for run in runs] for split in SPLITS}
+    for split, outcomes in by_split.items():
+        measured = [outcome for outcome in outcomes if outcome is not None]
+        if len(measured) == len(runs):
+            return plot_edit_grid(
+                measured,
+                metric=figures["headline"],
+                split=split,
+                greater_is_better=figures["headline"] not in SMALLER_IS_BETTER,
+                title=f"{figures['model']} on {figures['task']}, last epoch",
+            )
+    raise ValueError(f"the runs were not all measured on one split ({' or '.join(SPLITS)})")
+
+
+def _heading(run: Source) -> str:
+    """Return a run's name and its method; how kinds were ranked matters only where there are several."""
+    if run.family is not None:
+        return f"{run.name}: {run.family}"
+    if not run.searched:
+        return run.name
+    mixed = any(is_shortcut(name) for name in candidates(searched(run.history)[0]))
     how = run.told(["proxy", "mode", *(["allocation"] if mixed else [])])
     return f"{run.name}: {how}" if how else run.name
 
 
-def _labels(found: Sequence[Searched], names: Sequence[str]) -> list[str]:
+def _labels(found: Sequence[Source], names: Sequence[str]) -> list[str]:
     """Tell the runs apart: by the settings they differ in where that suffices, else by their names."""
     labels = [run.told(_differing(found)) for run in found]
     return labels if all(labels) and len(set(labels)) == len(labels) else list(names)
 
 
-def _differing(found: Sequence[Searched]) -> list[str]:
+def _differing(found: Sequence[Source]) -> list[str]:
     return [key for key in SETTINGS if len({run.settings.get(key) for run in found}) > 1]
 
 
-def _common(found: Sequence[Searched]) -> str:
+def _common(found: Sequence[Source]) -> str:
     """Return what the runs share, as the heading above their heat maps."""
     same = [key for key in ("proxy", "mode") if key not in _differing(found)]
     return found[0].told(same)

@@ -49,6 +49,12 @@ def score(recipe: Recipe, *, data: TaskData | None = None, out: str | Path | Non
     """
     if out is not None:
         check_no_adapter(out)
+    if recipe.method.name == "lor2c":
+        raise ValueError(
+            "method.name='lor2c' chooses while it trains, by the singular values of what was learnt: before training "
+            "there is nothing to score; with 'heterolora' and shortcuts: [layer] score tells which blocks get such a "
+            "path"
+        )
     if recipe.method.name != "heterolora":
         raise ValueError(f"method.name={recipe.method.name!r} has no paths to choose among: score needs 'heterolora'")
     method = recipe.method.model_copy(update={"mode": "static", "warmup_searches": 0, "scoring": "probe"})

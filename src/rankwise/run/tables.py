@@ -26,10 +26,17 @@ def result_table(metrics: Mapping[str, Any]) -> Table:
             cells = [f"{found[which][split][name]:.4f}" for name in names]
             table.add_row(which, f"{found[which]['epoch']:.2f}", split, *cells)
     counts, spent = metrics["parameters"], metrics["seconds"]
+    edits = metrics.get("edits", [])
+    what = "editing" if edits else "searching"
     table.caption = (
         f"{counts['trainable']:,} trainable parameters and {counts['head']:,} in the head of {counts['total']:,}; "
-        f"{spent['train']:.1f} s of training, {spent['search']:.1f} s of them searching ({spent['search_share']:.1%})"
+        f"{spent['train']:.1f} s of training, {spent['search']:.1f} s of them {what} ({spent['search_share']:.1%})"
     )
+    if edits:
+        made = "; ".join(f"after step {each['step']} {each['what']} ({each['enabled']:,})" for each in edits)
+        table.caption += f"\nEdits, with the parameters that trained then: start ({counts['at_start']:,}); {made}"
+    if "kept" in counts:
+        table.caption += f"\n{counts['kept']:,} of the trainable parameters are in triplets that were kept"
     return table
 
 

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 import rankwise
+from rankwise.baselines import save_truncated
 from rankwise.files import write_json_atomic
 from rankwise.run import figures
 from rankwise.run.folder import RunFolder
@@ -24,6 +25,7 @@ from rankwise.run.models import load_state
 from rankwise.run.progress import RichProgress, quiet
 from rankwise.run.recipe import Recipe
 from rankwise.run.records import Clock, HistoryFile, seconds_before
+from rankwise.run.spectra import watchers
 from rankwise.tasks import TaskData
 
 
@@ -80,11 +82,14 @@ def train(
         process.wait_for_everyone()
         checkpoint = folder.last_checkpoint()
         clock = Clock(seconds_before(checkpoint))
-        history = [HistoryFile(folder.history)] if job.searched else []
+        history = [HistoryFile(folder.history)] if job.has_paths else []
+        at_start = figures.parameters(job)["trainable"]
         with _progress(console if process.is_main_process else None, job) as bars:
-            trainer = make_trainer(job, arguments, folder, [*history, *bars, *callbacks, clock])
+            trainer = make_trainer(
+                job, arguments, folder, [*history, *watchers(job.model, folder), *bars, *callbacks, clock]
+            )
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        _finish(trainer, job, folder, clock.seconds, command)
+        _finish(trainer, job, folder, clock.seconds, command, at_start)
         process.wait_for_everyone()
     return Result(folder.root, folder.figures(), main_process=process.is_main_process)
 
@@ -101,17 +106,19 @@ def _progress(console: Console | None, job: Job) -> Iterator[list[TrainerCallbac
         bar.close()
 
 
-def _finish(trainer: Trainer, job: Job, folder: RunFolder, train_seconds: float, command: str | None) -> None:
+def _finish(
+    trainer: Trainer, job: Job, folder: RunFolder, train_seconds: float, command: str | None, at_start: int
+) -> None:
     """Measure the last and the dev-selected checkpoint, save the one asked for, write the figures last."""
     trainer.remove_callback(TensorBoardCallback)  # the final figures belong to no step
-    searches = rankwise.history(job.model) if job.searched else []
+    history = rankwise.history(job.model) if job.has_paths else []
     writes = trainer.is_world_process_zero()
-    if job.searched and writes:
-        HistoryFile(folder.history).write(searches)
+    if job.has_paths and writes:
+        HistoryFile(folder.history).write(history)
     log = list(trainer.state.log_history)
     last_step = trainer.state.global_step
     best_step = trainer.state.best_global_step or last_step
-    counts = figures.parameters(job)
+    counts = {**figures.parameters(job), "at_start": at_start}
     last = figures.measure(trainer, job, last_step)
     picked = {"last": figures.chosen(job)}
     if job.recipe.select == "last" and writes:
@@ -127,8 +134,9 @@ def _finish(trainer: Trainer, job: Job, folder: RunFolder, train_seconds: float,
         **figures.identity(job, command),
         "metrics": {"last": last, "dev_selected": selected, "per_epoch": figures.dev_by_epoch(log)},
         "parameters": counts,
-        "seconds": figures.seconds(train_seconds, log, searches),
-        "searches": len(searches),
+        "seconds": figures.seconds(train_seconds, log, history),
+        "searches": sum("search" in record for record in history),
+        "edits": figures.edits(history),
         "chosen": picked,
     }
     if writes:
@@ -136,10 +144,14 @@ def _finish(trainer: Trainer, job: Job, folder: RunFolder, train_seconds: float,
 
 
 def save(job: Job, folder: RunFolder) -> None:
-    """Write the adapter (or the whole model) with its tokenizer, in one move."""
+    """Write the adapter (or the whole model) with its tokenizer, in one move; DyLoRA's as it is evaluated."""
     temporary = folder.root / ".adapter"
     shutil.rmtree(temporary, ignore_errors=True)
-    job.model.save_pretrained(temporary)
+    rank = job.recipe.method.eval_rank
+    if rank is None:
+        job.model.save_pretrained(temporary)
+    else:
+        save_truncated(job.model, temporary, rank)
     job.data.tokenizer.save_pretrained(temporary)
     shutil.rmtree(folder.adapter, ignore_errors=True)
     os.replace(temporary, folder.adapter)

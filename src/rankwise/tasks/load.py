@@ -10,7 +10,7 @@ from rankwise.tasks.docstrings import Docstring, find_docstrings, split_docstrin
 from rankwise.tasks.encode import Encoded, cut_into_blocks, encode, longest, with_pad_token
 from rankwise.tasks.labels import LABELS, add_labels, describe_files
 from rankwise.tasks.read import Source, check_column, check_texts, read_splits
-from rankwise.tasks.registry import TASKS, Task
+from rankwise.tasks.registry import INSTRUCTION, TASKS, Task
 from rankwise.tasks.spec import DataSpec
 from rankwise.tasks.split import carve_dev, sample
 
@@ -83,7 +83,7 @@ def _as_rows(docstrings: list[Docstring]) -> Dataset:
 
 def _prepare(source: Source, split: str, task: Task, spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Check a split and bring its labels, or for plain text its blocks, into the form that is split and sampled."""
-    if task.name == "instruction":
+    if task.name == INSTRUCTION:
         check_texts(source, ("instruction", "output"))
         check_column(source, "input")
         return source.rows

@@ -12,6 +12,7 @@ from rankwise.tasks.docstrings import GROUPS
 
 Kind = Literal["classification", "regression", "choice", "causal"]
 
+INSTRUCTION = "instruction"
 GLUE = "Wang et al., GLUE, arXiv 1804.07461"
 SUPERGLUE = "Wang et al., SuperGLUE, arXiv 1905.00537"
 
@@ -97,7 +98,7 @@ _TASKS = (
     ),
     _superglue("copa", "choice", ("premise", "question", "choice1", "choice2"), ("choice1", "choice2"), "accuracy"),
     Task(
-        name="instruction",
+        name=INSTRUCTION,
         kind="causal",
         columns=("instruction", "input", "output"),
         label=None,

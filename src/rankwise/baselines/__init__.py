@@ -1,0 +1,19 @@
+"""What the paths are compared with and PEFT does not have, or not in a form that a run can be left to.
+
+Importing this package registers bottleneck adapters with PEFT.
+"""
+
+from rankwise.baselines.adalora import AdaLoraCallback, penalty, with_orthogonality
+from rankwise.baselines.bottleneck import BottleneckConfig, BottleneckModel
+from rankwise.baselines.dylora import DyLoraCallback, Truncation, save_truncated
+
+__all__ = [
+    "AdaLoraCallback",
+    "BottleneckConfig",
+    "BottleneckModel",
+    "DyLoraCallback",
+    "Truncation",
+    "penalty",
+    "save_truncated",
+    "with_orthogonality",
+]

@@ -1,0 +1,104 @@
+"""The methods of a recipe by name: which PEFT config each one has, and what of it a recipe may say."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from rankwise.errors import nearest
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+# PEFT's bookkeeping: the run fills these in.
+FILLED_IN = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
+FILLED_IN |= {"inference_mode", "rankwise_version", "runtime_config"}
+ADALORA_FILLED_IN = {"total_step", "rank_pattern", "r"}  # the length of training, its state, and a field it ignores
+WITH_PATHS = ("heterolora", "lor2c")
+PLAIN_LORA = ("lora", "dylora")
+
+
+class Method(BaseModel):
+    """What is trained, with the fields of its PEFT config.
+
+    - ``heterolora``: ``HeteroLoraConfig``.
+    - ``lor2c``: ``Lor2cConfig``.
+    - ``lora``: PEFT's ``LoraConfig``; PiSSA is ``init_lora_weights: pissa``, QLoRA ``model.load_in: 4bit``.
+    - ``adalora``: PEFT's ``AdaLoraConfig``; its ``total_step`` is the run's number of steps.
+    - ``dylora``: ``LoraConfig``, each step at a rank drawn from 1 to ``r``; ``eval_rank`` is the rank that is evaluated
+      and saved, ``r`` if left out.
+    - ``adapterdrop``: ``rankwise.baselines.BottleneckConfig``.
+    - ``full``: every weight; no fields.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    name: Literal["heterolora", "lor2c", "lora", "adalora", "dylora", "adapterdrop", "full"]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields of the PEFT config that the recipe gives."""
+        return dict(self.model_extra or {})
+
+    @property
+    def eval_rank(self) -> int | None:
+        """The rank that DyLoRA is evaluated and saved at, if not the full one."""
+        rank: int | None = self.options.get("eval_rank")
+        return rank
+
+    @model_validator(mode="after")
+    def _options_exist(self) -> Method:
+        allowed = self._allowed()
+        for key in self.options:
+            if key not in allowed:
+                takes = "takes no options" if not allowed else f"has no option {key!r}{nearest(key, allowed)}"
+                raise ValueError(f"method {self.name!r} {takes} (given: {key}={self.options[key]!r})")
+        return self
+
+    def _allowed(self) -> set[str]:
+        if self.name == "full":
+            return set()
+        own = {field.name for field in fields(config_class(self.name))} - FILLED_IN
+        if self.name == "adalora":
+            return own - ADALORA_FILLED_IN
+        return own | {"eval_rank"} if self.name == "dylora" else own
+
+    def build(self, task_type: str, *, seed: int) -> PeftConfig | None:
+        """Return the PEFT config (``full``: none); a method with a seed of its own takes the run's.
+
+        Raises:
+            ValueError: The options do not fit each other.
+        """
+        if self.name == "full":
+            return None
+        options = {key: value for key, value in self.options.items() if key != "eval_rank"}
+        if "seed" in self._allowed():
+            options = {"seed": seed, **options}
+        if self.name == "adalora":  # PEFT wants a length before there is one
+            options["total_step"] = int(options.get("tinit", 0)) + int(options.get("tfinal", 0)) + 2
+        config = config_class(self.name)(task_type=task_type, **options)
+        if self.name == "adalora":
+            from rankwise.baselines.adalora import check_schedule
+
+            check_schedule(config)  # type: ignore[arg-type]
+        return config
+
+
+def config_class(name: str) -> type[PeftConfig]:
+    """Return the PEFT config class of a method; importing it is what takes time."""
+    if name == "heterolora":
+        from rankwise import HeteroLoraConfig
+
+        return HeteroLoraConfig
+    if name == "lor2c":
+        from rankwise import Lor2cConfig
+
+        return Lor2cConfig
+    if name == "adapterdrop":
+        from rankwise.baselines import BottleneckConfig
+
+        return BottleneckConfig
+    from peft import AdaLoraConfig, LoraConfig
+
+    return AdaLoraConfig if name == "adalora" else LoraConfig
