@@ -13,7 +13,7 @@ from rankwise.run.dryrun import stand_in
 from rankwise.run.recipe import parse_recipe
 from rankwise.run.reporting import OVER_TIME
 
-COMMANDS = ("demo", "train", "score", "plan", "export", "report")
+COMMANDS = ("demo", "train", "score", "plan", "export", "evaluate", "report")
 
 
 def call(*arguments: object) -> Result:
@@ -83,6 +83,10 @@ def test_a_dry_run_keeps_nothing(recipe: Path, tmp_path: Path, monkeypatch: pyte
         (("score", "RECIPE", "--set", "data.data_dir=gone"), "gone"),
         (("plan", "RECIPE", "--set", "model.name=./gone"), "no such folder"),
         (("export", "gone", "OUT"), "holds no run"),
+        (("evaluate", "gone", "--task", "drop"), "holds no run"),
+        (("evaluate", "gone"), "nothing to evaluate on: give --task, --task-file or --suite (paper)"),
+        (("evaluate", "gone", "--suite", "papers"), "did you mean 'paper'?"),
+        (("evaluate", "gone", "--task", "a", "--shots", "1", "--shots", "2"), "2 --shots for 1"),
         (("report", "gone", "--out", "OUT"), "there is no gone: give a run folder"),
         (("report", "RECIPE", "--out", "OUT"), "line 1 is not a search"),
         (("report", "gone", "--out", "OUT", "--format", "jpg"), "format='jpg' is not one of 'png', 'svg'"),
@@ -117,6 +121,13 @@ def test_a_missing_library_is_named_in_one_line(tmp_path: Path, monkeypatch: pyt
     result = call("report", tmp_path, "--out", tmp_path / "out")
     assert result.exit_code == USER_ERROR
     assert result.output == "Error: a picture needs matplotlib: pip install 'rankwise[report]'\n"
+
+
+def test_a_classifier_is_not_evaluated(recipe: Path, tmp_path: Path) -> None:
+    assert call("train", recipe, "--out", tmp_path / "run").exit_code == 0
+    refused = call("evaluate", tmp_path / "run", "--task", "drop", "--shots", 3)
+    assert refused.exit_code == USER_ERROR
+    assert "trained a classifier (task 'rte')" in refused.output
 
 
 def test_a_second_run_must_be_asked_for(recipe: Path, tmp_path: Path) -> None:
