@@ -342,7 +342,8 @@ def _before_forward(module: Any, args: Any) -> None:
         if paths.recorder is not None and not paths.probing and not torch.compiler.is_compiling():
             _drop_skipped_step(paths)
         idle = paths.allocator is None or not paths.allocator.begun
-        if idle and not paths.detached and not paths.probing and paths.trains and paths.moves:
+        wanted = paths.config.acts or (paths.moves and not torch.compiler.is_compiling())  # a whole graph stays whole
+        if idle and wanted and not paths.detached and not paths.probing and paths.trains:
             _wake(module, paths)
 
 
