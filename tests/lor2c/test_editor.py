@@ -67,6 +67,34 @@ def test_a_step_changes_what_is_on_and_the_head_before_and_after_each_edit(share
     assert sum(name.endswith((".query", ".value")) for name in names) == 2
 
 
+def test_measuring_around_an_edit_leaves_the_training_as_it_is() -> None:
+    batch = class_batches(1)[0]
+    losses: list[float] = []
+
+    def measure(model: Any) -> float:
+        assert not model.training
+        torch.rand(3)
+        losses.append(float(model(**batch).loss))
+        return losses[-1]
+
+    models = []
+    for given in (None, measure):
+        torch.manual_seed(0)  # the head, then the dropout
+        model = model_of()
+        optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
+        editor = rankwise.Editor(model, optimizer, measure=given)
+        for each in class_batches(8):
+            step(model, optimizer, each)
+        editor.close()
+        models.append(model)
+    plain, measured = models
+    assert all(torch.equal(one, two) for one, two in zip(plain.parameters(), measured.parameters(), strict=True))
+    assert [record["measured"] for record in rankwise.history(plain)] == [[None, None], [None, None]]
+    merge, inject = (record["measured"] for record in rankwise.history(measured))
+    assert [*merge, *inject] == losses
+    assert merge[0] != merge[1] == inject[0] != inject[1]
+
+
 @pytest.mark.parametrize(
     "schedule",
     [

@@ -17,8 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rankwise.run.dryrun import WORDS, stand_in, tiny_tokenizer
 from rankwise.run.evaluation import evaluate_run, evaluation_table, read_tasks
+from rankwise.run.folder import RunFolder
 from rankwise.run.harness import ALLOW_CODE, SUITES, Asked
+from rankwise.run.models import load_base, load_tokenizer
 from rankwise.run.progress import quiet
+from rankwise.run.quantised import prepare
 from rankwise.run.reading import merged
 from rankwise.run.recipe import parse_recipe
 from rankwise.run.train import train
@@ -29,6 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "r": 4, "lora_alpha": 32, "target_modules": TARGETS},
     "heterolora": {"name": "heterolora", "r": 4, "lora_alpha": 32, "target_modules": TARGETS, "budget": 0.5},
     "lor2c": {"name": "lor2c", "r": 4, "lora_alpha": 32, "merges": 1, "injections": 1},
+    "quantised": {"name": "lora", "r": 4, "lora_alpha": 32, "target_modules": TARGETS},
 }
 QUESTIONS = [" ".join(WORDS[(7 * n + k) % len(WORDS)] for k in range(4)) for n in range(24)]
 PAIRS = [(WORDS[(5 * n) % len(WORDS)], WORDS[(11 * n + 3) % len(WORDS)]) for n in range(24)]
@@ -62,7 +66,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def run(method: str) -> Path:
         if method not in folders:
             home = tmp_path_factory.mktemp(method)
-            given = {"model": {"name": "meta-llama/Llama-2-7b-hf"}, "method": METHODS[method]}
+            bits = {"load_in": "4bit"} if method == "quantised" else {}
+            given = {"model": {"name": "meta-llama/Llama-2-7b-hf", **bits}, "method": METHODS[method]}
             small = stand_in(parse_recipe({**given, "data": {"task": "instruction", "train_file": "none"}}), home)
             tokenizer = tiny_tokenizer()
             tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -150,7 +155,7 @@ def rows_of(run: Path) -> list[Row]:
     ]
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", ["full", "lora", "heterolora", "lor2c"])
 def test_the_trained_model_is_what_is_evaluated_and_the_base_is_not(
     trained: Callable[[str], Path], write_task: WriteTask, tmp_path: Path, method: str
 ) -> None:
@@ -171,6 +176,24 @@ def test_the_trained_model_is_what_is_evaluated_and_the_base_is_not(
     assert found[True]["own_words"]["metrics"]["exact_match"] == pytest.approx(sum(written) / len(rows))
     assert not all(chosen)
     assert not all(written)
+
+
+def test_a_quantised_run_is_evaluated_as_it_was_trained(
+    trained: Callable[[str], Path], write_task: WriteTask, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason="the extra 'eval' is not installed")
+    pytest.importorskip("bitsandbytes", reason="comes with the extra 'quantised'")
+    run = trained("quantised")
+    recipe, arguments = RunFolder(run).recipe(), RunFolder(run).figures()["model_arguments"]
+    with quiet():
+        base = prepare(load_base(recipe, task_type="CAUSAL_LM", arguments=arguments), recipe)
+        model, tokenizer = PeftModel.from_pretrained(base, str(run / "adapter")).eval(), load_tokenizer(recipe.model)
+    rows = [
+        {"question": question, "choices": list(pair), "label": prefers(model, tokenizer, question, pair)}
+        for question, pair in zip(QUESTIONS, PAIRS, strict=True)
+    ]
+    found, _ = evaluate_run(run, read_tasks(files=[write_task(CHOICE, rows)]), out=tmp_path / "figures.json")
+    assert found["results"]["own_choice"]["metrics"]["acc"] == 1.0
 
 
 def test_the_file_says_how_its_figures_came_about(run: Path, write_task: WriteTask) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 import rankwise
 from rankwise.allocation.record import HISTORY
+from rankwise.run.edit_loss import dev_loss, edit_loss
 from rankwise.run.exporting import export_run
 from rankwise.run.folder import RunFolder
 from rankwise.run.job import build, method_callbacks
@@ -53,6 +55,9 @@ def test_the_edits_are_in_the_history_the_figures_and_the_table(make: Make, tmp_
     ]
     assert metrics["edits"][0]["what"].startswith("merge ")
     assert metrics["edits"][1]["what"].startswith("inject ")
+    merge, inject = (edit["dev_loss"] for edit in metrics["edits"])
+    assert merge[0] == pytest.approx(metrics["metrics"]["per_epoch"][0]["loss"], abs=0.2)
+    assert merge[0] != merge[1] == inject[0] != inject[1]
     counts = metrics["parameters"]
     assert (counts["at_start"], counts["trainable"], counts["enabled"]) == (3 * PATH, 2 * PATH, 2 * PATH)
     assert counts["resident"] == 6 * PATH
@@ -61,6 +66,22 @@ def test_the_edits_are_in_the_history_the_figures_and_the_table(make: Make, tmp_
     text = shown(result_table(metrics))
     assert "of them editing" in text
     assert f"start ({3 * PATH:,}); after step 2 merge" in text
+    assert f"dev loss {merge[0]:.4f} -> {merge[1]:.4f}" in " ".join(text.split())
+
+
+def test_the_loss_around_an_edit_is_the_one_a_plain_pass_finds(make: Make, tmp_path: Path) -> None:
+    recipe = edited(make, merges=1, injections=0)
+    with quiet():
+        job = build(recipe)
+    assert job.data.dev is not None
+    rows = job.data.dev.select(range(3))
+    batches = [job.data.collator([dict(row)]) for row in rows]
+    with torch.no_grad():
+        single = [float(job.data.loss(job.model.eval(), batch)) for batch in batches]
+    data = dataclasses.replace(job.data, dev=rows)
+    training = recipe.training.model_copy(update={"eval_batch_size": 2})
+    assert dev_loss(data, training, job.model) == pytest.approx(sum(single) / 3, rel=1e-5)
+    assert edit_loss(dataclasses.replace(job.data, dev=None), training) is None
 
 
 def test_a_shared_down_projection_counts_once(make: Make, tmp_path: Path) -> None:

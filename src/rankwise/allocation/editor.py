@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -18,6 +20,7 @@ from rankwise.distributed import check_same_everywhere
 from rankwise.edits import Disable, Edit, apply_to_paths_
 from rankwise.lor2c_config import Lor2cConfig
 from rankwise.paths.low_rank_path import LowRankPath
+from rankwise.scores.probe import untouched
 from rankwise.scores.spectrum import mean_sv, sfs, singular_values
 
 logger = logging.getLogger("rankwise")
@@ -36,6 +39,8 @@ class Editor(Listener):
         optimizer: The optimizer to listen to; any that owns the paths' parameters if left out.
         steps_per_epoch: Optimizer steps in an epoch.
         total_steps: Optimizer steps of the whole training.
+        measure: Called with the model before and after each edit; what it returns goes into the record. The model is in
+            evaluation mode then, without gradients, and everything is put back afterwards.
         adapter: The adapter to edit; the active one if left out.
 
     Raises:
@@ -50,9 +55,11 @@ class Editor(Listener):
         *,
         steps_per_epoch: int | None = None,
         total_steps: int | None = None,
+        measure: Callable[[nn.Module], float] | None = None,
         adapter: str | None = None,
     ) -> None:
         super().__init__(model, optimizer, adapter=adapter)
+        self._measure = measure
         config = self.config
         if not isinstance(config, Lor2cConfig):
             raise ValueError(
@@ -118,7 +125,12 @@ class Editor(Listener):
         check_same_everywhere(
             [repr(edit) for edit in edits], f"the {kind} at step {self.step}", self.paths.resident[0].lora_B.device
         )
+        seconds = time.perf_counter() - began
+        measured = [self._measured(edits)]
+        began = time.perf_counter()
         apply_to_paths_(self.paths, edits, self.optimizer)
+        seconds += time.perf_counter() - began
+        measured.append(self._measured(edits))
         record = {
             "step": self.step,
             "how": "edit",
@@ -131,13 +143,20 @@ class Editor(Listener):
             "before": before,
             "chosen": [path.name for path in self.paths.enabled],
             "counts": {**self.paths.counts(), "head": head_parameters(self.model, self.paths)},
-            "seconds": time.perf_counter() - began,
+            "seconds": seconds,
             "tap_seconds": 0.0,
+            "measured": measured,
         }
         self.paths.history.append(record)
         self.edits_due += 1
         logger.info("step %d: %s", self.step, ", ".join(map(repr, edits)) or f"no candidate for a {kind}: skipped")
         return record
+
+    def _measured(self, edits: list[Edit]) -> float | None:
+        if self._measure is None or not edits:
+            return None
+        with untouched(self.model), torch.no_grad():
+            return float(self._measure(self.model.eval()))
 
     def scores(self) -> dict[str, float | None]:
         """Return the score of each ``layer`` path that trains; None where its matrix is all zero or not finite."""

@@ -26,7 +26,8 @@ def history(model: nn.Module, adapter: str | None = None) -> list[dict[str, Any]
     ``switched_off``, ``counts`` in parameters, ``budget``, ``seconds`` of the search itself and ``tap_seconds`` spent
     collecting in the training steps before it. The record of a scheduled edit holds ``step``, ``how`` (``"edit"``),
     ``due`` (``"merge"`` or ``"inject"``), ``edits``, whether it was ``skipped`` for want of a candidate, ``metric``,
-    ``scores`` and ``unscored``, the enabled paths ``before`` it and ``chosen`` by it, ``counts`` and ``seconds``.
+    ``scores`` and ``unscored``, the enabled paths ``before`` it and ``chosen`` by it, ``counts``, ``seconds`` and what
+    was ``measured`` before and after it (None where the editor has nothing to measure by, or nothing was edited).
 
     Args:
         model: A model with rankwise paths.

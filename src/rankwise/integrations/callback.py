@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
@@ -42,6 +43,8 @@ class AllocationCallback(TrainerCallback):
         compute_loss: Called with (model, batch), for losses that the model does not compute itself.
         resume_from: The checkpoint folder whose search to continue, where it is not the one that the adapter's weights
             were loaded from.
+        measure: Called with the model before and after each scheduled edit of LoR2C; what it returns goes into the
+            history. The model is in evaluation mode then, without gradients, and everything is put back afterwards.
 
     Raises:
         ValueError: When training begins: the model has no rankwise paths.
@@ -50,8 +53,14 @@ class AllocationCallback(TrainerCallback):
 
     required = True
 
-    def __init__(self, compute_loss: ComputeLoss | None = None, resume_from: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        compute_loss: ComputeLoss | None = None,
+        resume_from: str | Path | None = None,
+        measure: Callable[[nn.Module], float] | None = None,
+    ) -> None:
         self.compute_loss = compute_loss
+        self.measure = measure
         self.resume_from = resume_from
         self._started: weakref.WeakSet[PathSet] = weakref.WeakSet()
 
@@ -122,7 +131,13 @@ class AllocationCallback(TrainerCallback):
         sized = isinstance(train_dataloader, DataLoader) and hasattr(train_dataloader.dataset, "__len__")
         per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps) if sized else None
         if isinstance(paths.config, Lor2cConfig):
-            return Editor(model, steps_per_epoch=per_epoch, total_steps=state.max_steps, adapter=paths.adapter)
+            return Editor(
+                model,
+                steps_per_epoch=per_epoch,
+                total_steps=state.max_steps,
+                measure=self.measure,
+                adapter=paths.adapter,
+            )
         scaler = getattr(optimizer, "scaler", None)  # accelerate's wrapper has one, torch's optimizers don't
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         batches = (

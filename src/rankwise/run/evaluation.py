@@ -22,6 +22,7 @@ from rankwise.run.folder import RunFolder
 from rankwise.run.harness import SUITES, Asked, Figures
 from rankwise.run.models import load_base, load_tokenizer
 from rankwise.run.progress import quiet
+from rankwise.run.quantised import prepare
 from rankwise.run.recipe import Recipe
 
 
@@ -144,6 +145,7 @@ def _language_model(folder: RunFolder, recipe: Recipe, trained: Figures, *, base
         task_type=trained["task_type"],
         arguments=trained["model_arguments"],
     )
+    model = prepare(model, recipe)  # what a run did to a quantised base before it trained
     if not base and not whole:
         model = PeftModel.from_pretrained(model, str(folder.adapter))
     device = PartialState().device

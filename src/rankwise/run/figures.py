@@ -83,7 +83,7 @@ def size(parameter: nn.Parameter) -> int:
 
 
 def edits(history: list[dict[str, Any]]) -> list[Figures]:
-    """Return what each scheduled edit did, and how many parameters trained from then on."""
+    """Return what each scheduled edit did, the dev loss just before and after it, and what trained from then on."""
     return [
         {
             "step": record["step"],
@@ -91,6 +91,7 @@ def edits(history: list[dict[str, Any]]) -> list[Figures]:
             "what": words(record),
             "edits": record["edits"],
             "enabled": record["counts"]["enabled"],
+            "dev_loss": record["measured"],
         }
         for record in history
         if "due" in record

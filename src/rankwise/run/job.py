@@ -15,6 +15,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 import rankwise
 from rankwise.baselines import AdaLoraCallback, DyLoraCallback, Truncation, penalty, with_orthogonality
 from rankwise.errors import nearest
+from rankwise.run.edit_loss import edit_loss
 from rankwise.run.folder import RunFolder
 from rankwise.run.methods import WITH_PATHS
 from rankwise.run.models import adapt, load_base, load_tokenizer
@@ -143,7 +144,7 @@ def method_callbacks(job: Job) -> list[TrainerCallback]:
             compute_loss = job.data.loss if job.data.loss_func is not None else None
             return [rankwise.AllocationCallback(compute_loss=compute_loss)]
         case "lor2c":
-            return [rankwise.AllocationCallback(), AfterEdits()]
+            return [rankwise.AllocationCallback(measure=edit_loss(job.data, job.recipe.training)), AfterEdits()]
         case "adalora":
             return [AdaLoraCallback(job.model)]
         case "dylora":

@@ -33,11 +33,19 @@ def result_table(metrics: Mapping[str, Any]) -> Table:
         f"{spent['train']:.1f} s of training, {spent['search']:.1f} s of them {what} ({spent['search_share']:.1%})"
     )
     if edits:
-        made = "; ".join(f"after step {each['step']} {each['what']} ({each['enabled']:,})" for each in edits)
+        made = "; ".join(
+            f"after step {each['step']} {each['what']} ({each['enabled']:,}{_losses(each)})" for each in edits
+        )
         table.caption += f"\nEdits, with the parameters that trained then: start ({counts['at_start']:,}); {made}"
     if "kept" in counts:
         table.caption += f"\n{counts['kept']:,} of the trainable parameters are in triplets that were kept"
     return table
+
+
+def _losses(edit: Mapping[str, Any]) -> str:
+    """Return the dev loss just before and just after an edit, where it was measured."""
+    before, after = edit["dev_loss"]
+    return "" if before is None else f"; dev loss {before:.4f} -> {after:.4f}"
 
 
 def score_table(found: ScoreTable) -> Table:
