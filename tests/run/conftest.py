@@ -33,12 +33,15 @@ Make = Callable[..., Recipe]
 
 
 def content(method: str, task: str = "mrpc") -> dict[str, Any]:
-    """A recipe for RoBERTa as a file would say it."""
-    data = {"task": task} if task not in ("text", "instruction") else {"task": task, "train_file": "not-there"}
+    """A recipe for RoBERTa as a file would say it, for LLaMA where something is to be generated."""
+    causal = task in ("text", "instruction")
+    options = METHODS[method]
+    if causal and "target_modules" in options:
+        options = {**options, "target_modules": ["q_proj", "v_proj"]}
     return {
-        "model": {"name": "FacebookAI/roberta-base"},
-        "data": data,
-        "method": METHODS[method],
+        "model": {"name": "meta-llama/Llama-2-7b-hf" if causal else "FacebookAI/roberta-base"},
+        "data": {"task": task, "train_file": "not-there"} if causal else {"task": task},
+        "method": options,
         "training": {"learning_rate": 1e-2},
     }
 

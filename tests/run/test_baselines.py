@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from tests.run.conftest import Make
 from tests.run.test_tables import shown
 from tests.run.test_train import Fails, same, weights
 from torch import Tensor
+from transformers import TrainerCallback
 
-from rankwise.baselines.adalora import AdaLoraCallback
+from rankwise.baselines.adalora import AdaLoraCallback, kept_parameters
 from rankwise.run.exporting import export_run
 from rankwise.run.folder import RunFolder
 from rankwise.run.job import build, make_trainer, training_arguments
@@ -162,3 +164,45 @@ def test_what_needs_no_export_says_so(make: Make, tmp_path: Path, method: str, w
     train(make(method, training=shape), tmp_path / "run")
     with pytest.raises(ValueError, match=words):
         export_run(tmp_path / "run", tmp_path / "plain")
+
+
+class FirstIsBest(TrainerCallback):
+    """Says that the earliest evaluation was the best."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        kwargs["metrics"]["eval_accuracy"] = 1.0 / state.global_step
+
+
+def test_adalora_selects_among_what_has_its_final_ranks(make: Make, tmp_path: Path) -> None:
+    recipe = make("adalora", method={"tfinal": 3}).model_copy(update={"select": "dev"})
+    result = train(recipe, tmp_path / "run", callbacks=[FirstIsBest()])
+    assert result.metrics["metrics"]["dev_selected"]["step"] == 4  # of 2, 4 and 6: the final choice comes at step 3
+    with quiet():
+        base = load_base(recipe, task_type="SEQ_CLS", arguments=result.metrics["model_arguments"])
+    saved = PeftModel.from_pretrained(base, str(result.out / "adapter"))
+    assert kept_parameters(saved) == result.metrics["parameters"]["kept"]
+
+
+def test_adalora_adds_its_penalty_once_a_step_to_text(make: Make, tmp_path: Path) -> None:
+    found = []
+    for micro in (4, 2):
+        shape = {"batch_size": micro, "accumulation": 4 // micro, "max_steps": 2, "every": 2, "logging_steps": 1}
+        result = train(make("adalora", "text", training=shape), tmp_path / str(micro))
+        state = json.loads((result.out / "checkpoints/checkpoint-2/trainer_state.json").read_text())
+        found.append(next(entry["loss"] for entry in state["log_history"] if "loss" in entry))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "words"),
+    [
+        ("adalora", {"deltaT": 0}, "deltaT=0: 1 is the least"),
+        ("adalora", {"beta1": 2.0}, "beta1=2.0: must be above 0 and below 1"),
+        ("adalora", {"init_lora_weights": "pissa"}, "start in its own way"),
+        ("lora", {"r": "abc"}, "r='abc' does not fit: Input should be a valid integer"),
+        ("lora", {"modules_to_save": ["clasifier"]}, "'clasifier' names no module.*did you mean 'classifier'"),
+    ],
+)
+def test_options_out_of_range_are_refused(make: Make, method: str, changes: dict[str, Any], words: str) -> None:
+    with quiet(), pytest.raises(ValueError, match=words):
+        build(make(method, method=changes))

@@ -28,8 +28,35 @@ def test_other_files_neither_stop_a_run_nor_go(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("{}")
     folder = RunFolder(tmp_path)
     folder.start(recipe())
+    folder.settle()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "notes.txt"]
     assert folder.recipe() == recipe()
+
+
+def test_a_start_that_is_withdrawn_or_killed_brings_the_earlier_run_back(tmp_path: Path) -> None:
+    def content() -> dict[str, str]:
+        return {str(p.relative_to(tmp_path)): p.read_text() for p in tmp_path.rglob("*") if p.is_file()}
+
+    folder = RunFolder(tmp_path)
+    folder.start(recipe())
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "weights").write_text("old")
+    (tmp_path / "metrics.json").write_text("{}")
+    folder.settle()
+    before = content()
+    folder.start(recipe(seed=1))
+    (tmp_path / "tensorboard").mkdir()
+    folder.withdraw()
+    assert content() == before
+    folder.start(recipe(seed=1))  # killed after this
+    RunFolder(tmp_path).start(recipe(seed=2))
+    folder.withdraw()
+    assert content() == before
+    (tmp_path / ".replaced").mkdir()  # killed while it was moving the earlier run
+    (tmp_path / "config.yaml").rename(tmp_path / ".replaced" / "config.yaml")
+    RunFolder(tmp_path).start(recipe(seed=2))
+    folder.withdraw()
+    assert content() == before
 
 
 def test_resume_needs_a_run_with_the_same_recipe(tmp_path: Path) -> None:

@@ -47,10 +47,14 @@ def test_the_recipe_reaches_the_trainer(make: Make, tmp_path: Path) -> None:
         ("learning_rate", "say it as training.learning_rate instead"),
         ("seed", "say it as seed instead"),
         ("save_strategy", "say it as training.evaluate instead"),
+        ("save_total_limit", "say it as training.keep_checkpoints instead"),
+        ("output_dir", "is set by the run itself"),
+        ("load_best_model_at_end", "has no effect here: .*`select` says which to save"),
+        ("label_smoothing_factor", "has no effect here"),
     ],
 )
 def test_extra_is_checked(key: str, words: str) -> None:
-    given = {**dict.fromkeys(SAME.values()), "seed": 0, "save_strategy": "epoch"}
+    given = {**dict.fromkeys(SAME.values()), "seed": 0, "save_strategy": "epoch", "output_dir": "x"}
     with pytest.raises(ValueError, match=words):
         check_extra({key: 1}, given)
 

@@ -26,7 +26,7 @@ from rankwise.run.planning import plan_recipe
 from rankwise.run.progress import quiet
 from rankwise.run.recipe import Recipe
 from rankwise.run.score import score
-from rankwise.run.selection import AfterEdits, last_edit
+from rankwise.run.selection import AfterChanges, after_edits, last_edit
 from rankwise.run.tables import result_table
 from rankwise.run.train import train
 
@@ -136,15 +136,15 @@ def test_a_best_checkpoint_before_an_edit_is_forgotten(make: Make, tmp_path: Pat
         model = build(edited(make)).model
     args, control = TrainingArguments(output_dir=str(tmp_path), report_to=[]), TrainerControl()
     state = TrainerState(best_global_step=4, best_metric=0.5, best_model_checkpoint="checkpoint-4")
-    AfterEdits().on_step_begin(args, state, control, model=model)
+    after_edits().on_step_begin(args, state, control, model=model)
     assert state.best_global_step == 4
     paths = model.get_base_model().rankwise_paths["default"]
     paths.history.append({"step": 4, "edits": []})  # one that was skipped
-    AfterEdits().on_step_begin(args, state, control, model=model)
+    after_edits().on_step_begin(args, state, control, model=model)
     assert state.best_metric == 0.5
     paths.history.append({"step": 4, "edits": [{"edit": "Merge"}]})
     assert last_edit(paths.history) == 4
-    AfterEdits().on_step_begin(args, state, control, model=model)
+    after_edits().on_step_begin(args, state, control, model=model)
     best: list[object] = [state.best_global_step, state.best_metric, state.best_model_checkpoint]
     assert best == [None, None, None]
 
@@ -188,5 +188,5 @@ def test_edits_that_do_not_fit_are_refused_before_training(make: Make, tmp_path:
 def test_the_callbacks_of_a_run_without_edits_leave_it_alone(make: Make) -> None:
     with quiet():
         job = build(edited(make, merges=0, injections=0))
-    assert any(isinstance(callback, AfterEdits) for callback in method_callbacks(job))
+    assert any(isinstance(callback, AfterChanges) for callback in method_callbacks(job))
     assert last_edit(rankwise.history(job.model)) == 0

@@ -79,6 +79,12 @@ def test_weights_that_would_stay_random_are_refused(make: Make, tmp_path: Path) 
         )
 
 
+def test_an_encoder_is_not_taught_to_generate(make: Make) -> None:
+    recipe = make("lora")
+    with pytest.raises(ValueError, match=r"is an encoder \(roberta\): each of its tokens sees those that follow"):
+        load_base(recipe, task_type="CAUSAL_LM", arguments={"pad_token_id": 0})
+
+
 def test_checkpoints_without_safetensors_are_refused(make: Make, tmp_path: Path) -> None:
     recipe = make()
     folder = Path(recipe.model.name)

@@ -167,9 +167,27 @@ def test_overwriting_waits_until_everything_is_loaded(make: Make, tmp_path: Path
         train(make(method={"target_modules": ["qurey"]}), out, overwrite=True)
     with pytest.raises(ValueError, match=r"say it as training\.epochs"):
         train(make(training={"extra": {"num_train_epochs": 2}}), out, overwrite=True)
+    with pytest.raises(ValueError, match="tinit=9 and tfinal=0 leave 6 steps"):  # found when training begins
+        train(make("adalora", method={"tinit": 9}), out, overwrite=True)
+    with pytest.raises(RuntimeError, match="cable pulled"):
+        train(make(seed=1), out, overwrite=True, callbacks=[Fails(0)])
     assert (out / "metrics.json").read_bytes() == before
+    assert not list(out.glob(".*"))
     train(make(seed=1), out, overwrite=True)
     assert (out / "metrics.json").read_bytes() != before
+
+
+def test_a_start_that_fails_leaves_no_run(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="tinit=9"):
+        train(make("adalora", method={"tinit": 9}), tmp_path / "run")
+    train(make("adalora"), tmp_path / "run")
+
+
+def test_one_checkpoint_kept_is_the_best_and_the_newest(make: Make, tmp_path: Path) -> None:
+    train(make(training={"keep_checkpoints": 1}), tmp_path / "run")
+    kept = {folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert "checkpoint-6" in kept
+    assert len(kept) <= 2
 
 
 def test_the_saved_adapter_is_the_one_that_was_measured(make: Make, tmp_path: Path) -> None:

@@ -27,8 +27,18 @@ def check_schedule(config: AdaLoraConfig) -> None:
     """Check what of the schedule does not depend on the length of training.
 
     Raises:
-        ValueError: Ranks would not be taken away.
+        ValueError: Ranks would not be taken away, or a field is out of its range.
     """
+    for name, least in (("target_r", 1), ("deltaT", 1), ("tinit", 0), ("tfinal", 0)):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name}={getattr(config, name)}: {least} is the least")
+    for name in ("beta1", "beta2"):
+        if not 0 < getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)}: must be above 0 and below 1")
+    if config.init_lora_weights is not True:
+        raise ValueError(
+            f"init_lora_weights={config.init_lora_weights!r}: AdaLoRA's triplets start in its own way; leave it out"
+        )
     if config.target_r >= config.init_r:
         raise ValueError(
             f"target_r={config.target_r} must be below init_r={config.init_r}: AdaLoRA takes ranks away; for one fixed "
@@ -70,7 +80,7 @@ class AdaLoraCallback(TrainerCallback):
         if state.max_steps - config.tinit - config.tfinal < 2:
             raise ValueError(
                 f"tinit={config.tinit} and tfinal={config.tfinal} leave {state.max_steps} steps of training no room to "
-                f"take ranks away: their sum may be at most {state.max_steps - 2}"
+                f"take ranks away: train for at least {config.tinit + config.tfinal + 2}, or lower them"
             )
         self.tuner.rankallocator.set_total_step(state.max_steps)
         if state.global_step:
@@ -148,7 +158,7 @@ def with_orthogonality(loss: Loss, model: PeftModel) -> Loss:
     """Return a loss for Trainer's ``compute_loss_func`` with AdaLoRA's penalty added while the model trains.
 
     PEFT adds it to a loss that the model computes itself, so a loss computed outside goes without, silently. It is
-    added once an optimizer step: each micro-batch bears its share.
+    added once an optimizer step: each micro-batch bears the share of its labels, as Trainer counts them.
 
     Args:
         loss: Called with (outputs, labels, number of items in the optimizer step).
@@ -159,7 +169,7 @@ def with_orthogonality(loss: Loss, model: PeftModel) -> Loss:
         value = loss(outputs, labels, num_items_in_batch)
         if not model.training:
             return value
-        share = 1.0 if num_items_in_batch is None else len(labels) / num_items_in_batch
+        share = 1.0 if num_items_in_batch is None else labels.ne(-100).sum() / num_items_in_batch
         return value + share * penalty(model)
 
     return penalised

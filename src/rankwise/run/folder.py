@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,10 +142,30 @@ class RunFolder:
             )
 
     def start(self, recipe: Recipe) -> None:
-        """Delete what an earlier run left and write the recipe; other files in the folder stay."""
-        for part in self.parts:
+        """Set aside what an earlier run left and write the recipe; other files in the folder stay."""
+        if self._aside.is_dir():  # of a start that was killed before its first step
+            self.withdraw()
+        for part in self.parts:  # the recipe first: while it is missing, what is still there is the earlier run's
+            if part.exists():
+                self._aside.mkdir(parents=True, exist_ok=True)
+                os.replace(part, self._aside / part.name)
+        write_text_atomic(self.config, recipe.to_yaml())
+
+    def settle(self) -> None:
+        """Delete what ``start`` set aside."""
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    def withdraw(self) -> None:
+        """Delete what the new run wrote and put back what ``start`` set aside."""
+        for part in self.parts if self.config.exists() else ():
             if part.is_dir():
                 shutil.rmtree(part)
             else:
                 part.unlink(missing_ok=True)
-        write_text_atomic(self.config, recipe.to_yaml())
+        for part in list(self._aside.glob("*")):
+            os.replace(part, self.root / part.name)
+        self.settle()
+
+    @property
+    def _aside(self) -> Path:
+        return self.root / ".replaced"

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 import rankwise
 from rankwise.baselines import AdaLoraCallback, DyLoraCallback, Truncation, penalty, with_orthogonality
@@ -21,13 +23,18 @@ from rankwise.run.methods import WITH_PATHS
 from rankwise.run.models import adapt, load_base, load_tokenizer
 from rankwise.run.rates import with_head_rate
 from rankwise.run.recipe import Recipe
-from rankwise.run.selection import AfterEdits
+from rankwise.run.selection import after_edits, after_pruning
 from rankwise.tasks import INSTRUCTION, TaskData, choice_loss, load_task
 
 FIELDS = {field.name for field in fields(TrainingArguments)}
 CHECKPOINTING = "activation_checkpointing"  # transformers' name for it
 if CHECKPOINTING not in FIELDS:
     CHECKPOINTING = "gradient_checkpointing"
+# Fields that a run has its own way for, and what that is.
+TAKEN = {
+    "load_best_model_at_end": "the last and the dev-selected checkpoint are both measured, and `select` says which to save",
+    "label_smoothing_factor": "a run's losses are not smoothed",
+}
 # Recipe key -> field of TrainingArguments, where one is the other's value unchanged.
 SAME = {
     "epochs": "num_train_epochs",
@@ -42,9 +49,19 @@ SAME = {
     "max_grad_norm": "max_grad_norm",
     "gradient_checkpointing": CHECKPOINTING,
     "bf16": "bf16",
-    "keep_checkpoints": "save_total_limit",
     "logging_steps": "logging_steps",
     "workers": "dataloader_num_workers",
+}
+
+
+RENAMED = {
+    "seed": "seed",
+    "save_total_limit": "training.keep_checkpoints",
+    "report_to": "training.report_to",
+    "eval_strategy": "training.evaluate",
+    "save_strategy": "training.evaluate",
+    "eval_steps": "training.every",
+    "save_steps": "training.every",
 }
 
 
@@ -86,6 +103,8 @@ def training_arguments(recipe: Recipe, data: TaskData, output: Path) -> Training
     given: dict[str, Any] = {name: getattr(training, key) for key, name in SAME.items()}
     given |= {
         "output_dir": str(output),
+        # Trainer would take a limit of 1 for the best one alone, and nothing could be resumed from the newest.
+        "save_total_limit": None if training.keep_checkpoints is None else max(2, training.keep_checkpoints),
         "seed": recipe.seed,
         "eval_strategy": rhythm,
         "save_strategy": "epoch" if rhythm == "no" else rhythm,
@@ -108,12 +127,16 @@ def training_arguments(recipe: Recipe, data: TaskData, output: Path) -> Training
 
 def check_extra(extra: dict[str, Any], given: dict[str, Any]) -> None:
     """Refuse keys that ``TrainingArguments`` doesn't have, and those that would say a thing twice."""
-    own = {name: f"training.{key}" for key, name in SAME.items()} | {"seed": "seed"}
+    own = {name: f"training.{key}" for key, name in SAME.items()} | RENAMED
     for key in extra:
         if key not in FIELDS:
             raise ValueError(f"training.extra.{key}: TrainingArguments has no such field{nearest(key, FIELDS)}")
+        if key in TAKEN:
+            raise ValueError(f"training.extra.{key} has no effect here: {TAKEN[key]}; leave it out")
+        if key in own:
+            raise ValueError(f"training.extra.{key}: say it as {own[key]} instead")
         if key in given:
-            raise ValueError(f"training.extra.{key}: say it as {own.get(key, 'training.evaluate')} instead")
+            raise ValueError(f"training.extra.{key} is set by the run itself ({given[key]!r}): leave it out")
 
 
 def loss_function(data: TaskData) -> Any:
@@ -124,6 +147,12 @@ def loss_function(data: TaskData) -> Any:
     ``choice_loss`` is the cross entropy of a classification too.
     """
     return choice_loss if data.kind == "classification" else data.loss_func
+
+
+def causal_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Return what a causal model's own loss is, for Trainer's ``compute_loss_func``."""
+    loss: Tensor = ForCausalLMLoss(outputs.logits, labels, outputs.logits.shape[-1], num_items_in_batch)
+    return loss
 
 
 def trainer_class(job: Job) -> type[Trainer]:
@@ -144,9 +173,10 @@ def method_callbacks(job: Job) -> list[TrainerCallback]:
             compute_loss = job.data.loss if job.data.loss_func is not None else None
             return [rankwise.AllocationCallback(compute_loss=compute_loss)]
         case "lor2c":
-            return [rankwise.AllocationCallback(measure=edit_loss(job.data, job.recipe.training)), AfterEdits()]
+            return [rankwise.AllocationCallback(measure=edit_loss(job.data, job.recipe.training)), after_edits()]
         case "adalora":
-            return [AdaLoraCallback(job.model)]
+            callback = AdaLoraCallback(job.model)
+            return [callback, after_pruning(callback.config.tfinal)]
         case "dylora":
             return [DyLoraCallback(Truncation(job.model, job.recipe.method.eval_rank), job.recipe.seed)]
         case _:
@@ -163,8 +193,8 @@ def make_trainer(
         board.logging_dir = str(folder.tensorboard)
         more.append(board)
     compute_loss = loss_function(job.data)
-    if job.recipe.method.name == "adalora" and compute_loss is not None:
-        compute_loss = with_orthogonality(compute_loss, job.model)
+    if job.recipe.method.name == "adalora" and job.data.name != INSTRUCTION:
+        compute_loss = with_orthogonality(compute_loss or causal_loss, job.model)
     trainer = with_head_rate(trainer_class(job), job.recipe.training.head_learning_rate)(
         model=job.model,
         args=arguments,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from rankwise.errors import nearest
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FILLED_IN = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
 FILLED_IN |= {"inference_mode", "rankwise_version", "runtime_config"}
 ADALORA_FILLED_IN = {"total_step", "rank_pattern", "r"}  # the length of training, its state, and a field it ignores
+UNTYPED = {"eval_rank", "init_lora_weights"}  # no field of a config; PEFT takes more than its annotation says
 WITH_PATHS = ("heterolora", "lor2c")
 PLAIN_LORA = ("lora", "dylora")
 
@@ -56,6 +57,19 @@ class Method(BaseModel):
                 raise ValueError(f"method {self.name!r} {takes} (given: {key}={self.options[key]!r})")
         return self
 
+    @model_validator(mode="after")
+    def _options_have_their_types(self) -> Method:
+        types = get_type_hints(config_class(self.name)) if self.options else {}
+        for key, value in self.options.items():
+            if key in UNTYPED or key not in types:
+                continue
+            try:
+                TypeAdapter(types[key]).validate_python(value, strict=True)
+            except ValidationError as error:
+                wanted = "; ".join(dict.fromkeys(each["msg"] for each in error.errors()))
+                raise ValueError(f"method {self.name!r}: {key}={value!r} does not fit: {wanted}") from error
+        return self
+
     def _allowed(self) -> set[str]:
         if self.name == "full":
             return set()
@@ -76,7 +90,7 @@ class Method(BaseModel):
         if "seed" in self._allowed():
             options = {"seed": seed, **options}
         if self.name == "adalora":  # PEFT wants a length before there is one
-            options["total_step"] = int(options.get("tinit", 0)) + int(options.get("tfinal", 0)) + 2
+            options["total_step"] = max(options.get("tinit", 0), 0) + max(options.get("tfinal", 0), 0) + 2
         config = config_class(self.name)(task_type=task_type, **options)
         if self.name == "adalora":
             from rankwise.baselines.adalora import check_schedule

@@ -108,14 +108,21 @@ def load_base(recipe: Recipe, *, task_type: str, arguments: Mapping[str, Any]) -
         arguments: What the task puts into the model's config: the number of labels, their names.
 
     Raises:
-        ValueError: The checkpoint lacks weights that nothing in the recipe would train.
+        ValueError: The checkpoint lacks weights that nothing in the recipe would train, or is an encoder that was to
+            generate.
         ModuleNotFoundError: The weights are to be quantised and bitsandbytes is not installed.
     """
     spec = recipe.model
+    config = load_config(spec, **arguments)
+    if task_type == "CAUSAL_LM" and getattr(config, "is_decoder", True) is False:  # encoders have that field
+        raise ValueError(
+            f"model.name={spec.name!r} is an encoder ({config.model_type}): each of its tokens sees those that follow, "
+            "so there is nothing to predict; data.task 'text' and 'instruction' need a causal language model"
+        )
     model, info = _found(
         spec,
         model_class(task_type).from_pretrained,
-        config=load_config(spec, **arguments),
+        config=config,
         dtype=spec.dtype,
         use_safetensors=True,
         output_loading_info=True,
@@ -141,13 +148,14 @@ def adapt(model: PreTrainedModel, recipe: Recipe, task_type: str) -> PeftModel |
     if config is None:
         return model
     model = prepare(model, recipe)
+    check_targets(model, getattr(config, "modules_to_save", None), "modules_to_save")
     if isinstance(config, LoraConfig) and recipe.method.name not in WITH_PATHS:
         check_targets(model, config.target_modules)
     return get_peft_model(model, config)
 
 
-def check_targets(model: nn.Module, targets: Any) -> None:
-    """Refuse a listed target that names no module: PEFT passes over it while another one matches."""
+def check_targets(model: nn.Module, targets: Any, field: str = "target_modules") -> None:
+    """Refuse a listed name that is no module's: PEFT passes over it, for ``target_modules`` while another matches."""
     if targets is None or isinstance(targets, str):
         return
     names = [name for name, _ in model.named_modules() if name]
@@ -155,7 +163,7 @@ def check_targets(model: nn.Module, targets: Any) -> None:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             last = {name.rsplit(".", 1)[-1] for name in names} - {str(n) for n in range(1000)}
             raise ValueError(
-                f"method.target_modules: {target!r} names no module of {type(model).__name__}"
+                f"method.{field}: {target!r} names no module of {type(model).__name__}"
                 f"{nearest(target, last)} (for example: {', '.join(sorted(last)[:12])})"
             )
 

@@ -109,8 +109,8 @@ class Recipe(Spec):
         method: What is trained.
         training: What the Trainer is told.
         seed: Seeds the head, the order of the data, dropout and the method.
-        select: Whether ``adapter/`` holds the checkpoint that was best on dev, or the last one. Where a method edits
-            the model, the best of those after the last edit.
+        select: Whether ``adapter/`` holds the checkpoint that was best on dev, or the last one. Where a method changes
+            the model (LoR2C's edits, AdaLoRA's ranks), the best of those after the last change.
     """
 
     model: ModelSpec

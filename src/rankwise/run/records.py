@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 import rankwise
 from rankwise.files import write_json_atomic, write_text_atomic
-from rankwise.run.folder import CLOCK_FILE
+from rankwise.run.folder import CLOCK_FILE, RunFolder
 
 
 class Clock(TrainerCallback):
@@ -45,6 +45,21 @@ def seconds_before(checkpoint: Path | None) -> float:
     if checkpoint is None:
         return 0.0
     return float(json.loads((checkpoint / CLOCK_FILE).read_text(encoding="utf-8"))["seconds"])
+
+
+class Settle(TrainerCallback):
+    """Lets go of the run that this one replaces, after the first step: what is wrong with a recipe shows by then."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        """Settle ``folder``."""
+        self.folder = folder
+        self.done = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Settle."""
+        if not self.done:
+            self.folder.settle()
+            self.done = True
 
 
 class HistoryFile(TrainerCallback):

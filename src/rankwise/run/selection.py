@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import rankwise
@@ -15,13 +16,30 @@ def last_edit(history: Sequence[Mapping[str, Any]]) -> int:
     return max((record["step"] for record in history if record.get("edits")), default=0)
 
 
-class AfterEdits(TrainerCallback):
-    """Lets the best checkpoint be one of the model as it is in the end: with every edit made, and trained since."""
+class AfterChanges(TrainerCallback):
+    """Lets the best checkpoint be one of the model as it is in the end: with every change made, and trained since.
+
+    Args:
+        last_change: Returns the optimizer step after which a method changed the model last, or will.
+    """
+
+    def __init__(self, last_change: Callable[[TrainerState, nn.Module], int]) -> None:
+        self.last_change = last_change
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget a best checkpoint that an edit has left behind; one written right after an edit is not trained yet."""
+        """Forget a best checkpoint that a change has left behind; one right after a change is not trained yet."""
         best = state.best_global_step
-        if best is not None and best <= last_edit(rankwise.history(kwargs["model"])):
+        if best is not None and best <= self.last_change(state, kwargs["model"]):
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+
+def after_edits() -> AfterChanges:
+    """Return the callback for LoR2C, whose structure is edited."""
+    return AfterChanges(lambda state, model: last_edit(rankwise.history(model)))
+
+
+def after_pruning(final_steps: int) -> AfterChanges:
+    """Return the callback for AdaLoRA, which takes ranks away until ``final_steps`` before the end."""
+    return AfterChanges(lambda state, model: state.max_steps - final_steps)

@@ -24,7 +24,7 @@ from rankwise.run.job import Job, build, make_trainer, training_arguments
 from rankwise.run.models import load_state
 from rankwise.run.progress import RichProgress, quiet
 from rankwise.run.recipe import Recipe
-from rankwise.run.records import Clock, HistoryFile, seconds_before
+from rankwise.run.records import Clock, HistoryFile, Settle, seconds_before
 from rankwise.run.spectra import watchers
 from rankwise.tasks import TaskData
 
@@ -58,7 +58,7 @@ def train(
         recipe: What to run.
         out: The run folder.
         resume: Continue the run in ``out`` from its newest checkpoint; the recipe must be the one it has.
-        overwrite: Delete the run in ``out`` once model and data are loaded.
+        overwrite: Delete the run in ``out`` once the new one has made a step.
         console: Where the progress bar goes; none shows nothing.
         callbacks: More callbacks for the Trainer.
         data: Prepared data in place of what ``recipe.data`` names.
@@ -84,14 +84,26 @@ def train(
         clock = Clock(seconds_before(checkpoint))
         history = [HistoryFile(folder.history)] if job.has_paths else []
         at_start = figures.parameters(job)["trainable"]
-        with _progress(console if process.is_main_process else None, job) as bars:
-            trainer = make_trainer(
-                job, arguments, folder, [*history, *watchers(job.model, folder), *bars, *callbacks, clock]
-            )
+        settles = [Settle(folder)] if process.is_main_process else []
+        with _progress(console if process.is_main_process else None, job) as bars, _withdrawn(settles, resume):
+            own = [*settles, *history, *watchers(job.model, folder), *bars]
+            trainer = make_trainer(job, arguments, folder, [*own, *callbacks, clock])
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _finish(trainer, job, folder, clock.seconds, command, at_start)
         process.wait_for_everyone()
     return Result(folder.root, folder.figures(), main_process=process.is_main_process)
+
+
+@contextmanager
+def _withdrawn(settles: Sequence[Settle], resume: bool) -> Iterator[None]:
+    """Leave the folder as it was if a fresh run fails before its first step: the mistake costs nothing."""
+    try:
+        yield
+    except BaseException:
+        for settle in settles:
+            if not resume and not settle.done:
+                settle.folder.withdraw()
+        raise
 
 
 @contextmanager
