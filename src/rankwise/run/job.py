@@ -32,7 +32,7 @@ if CHECKPOINTING not in FIELDS:
     CHECKPOINTING = "gradient_checkpointing"
 # Fields that a run has its own way for, and what that is.
 TAKEN = {
-    "load_best_model_at_end": "the last and the dev-selected checkpoint are both measured, and `select` says which to save",
+    "load_best_model_at_end": "the last and the dev-selected checkpoint are both measured, `select` says which to save",
     "label_smoothing_factor": "a run's losses are not smoothed",
 }
 # Recipe key -> field of TrainingArguments, where one is the other's value unchanged.
@@ -151,7 +151,8 @@ def loss_function(data: TaskData) -> Any:
 
 def causal_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
     """Return what a causal model's own loss is, for Trainer's ``compute_loss_func``."""
-    loss: Tensor = ForCausalLMLoss(outputs.logits, labels, outputs.logits.shape[-1], num_items_in_batch)
+    count: Any = num_items_in_batch
+    loss: Tensor = ForCausalLMLoss(outputs.logits, labels, outputs.logits.shape[-1], count)
     return loss
 
 
