@@ -115,6 +115,7 @@ def test_gradient_checkpointing_sees_the_same_rank() -> None:
         ({}, 5, "eval_rank=5 must be"),
         ({"use_dora": True}, None, "use_dora=True: DyLoRA cuts B A to its first ranks; leave use_dora out"),
         ({"rank_pattern": {"layer.0.attention.self.query": 2}}, None, "rank_pattern="),
+        ({"target_modules": ["word_embeddings"]}, None, "can't cut the LoRA of an embedding: leave .*word_embeddings"),
         ({"init_lora_weights": "pissa"}, None, r"init_lora_weights='pissa' .*use one of True, False, 'gaussian'"),
     ],
 )

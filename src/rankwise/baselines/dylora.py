@@ -60,7 +60,12 @@ class Truncation:
         self.root_scale = config.use_rslora
         self.rank = config.r
         self.eval_rank = eval_rank or config.r
-        downs = [m.lora_A[model.active_adapter] for m in model.modules() if isinstance(m, LoraLayer)]
+        adapter = model.active_adapter
+        layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+        embeddings = [name for name, layer in layers.items() if adapter in layer.lora_embedding_A]
+        if embeddings:
+            raise ValueError(f"target_modules: DyLoRA can't cut the LoRA of an embedding: leave {embeddings[0]} out")
+        downs = [layer.lora_A[adapter] for layer in layers.values()]
         self.handles = [down.register_forward_hook(self._cut) for down in downs]
 
     def _cut(self, down: nn.Module, args: Any, output: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def _read_folder(data_dir: Path, task: Task) -> dict[str, Source]:
         there = sorted(entry.name for entry in data_dir.iterdir() if entry.is_dir()) if data_dir.is_dir() else []
         raise ValueError(
             f"no folder {folder}{nearest(task.name, there)}; data_dir={str(data_dir)!r} "
-            f"{'holds ' + ', '.join(there) if there else 'has no folders'}"
+            f"{'holds ' + ', '.join(there) if there else 'has no folders' if data_dir.is_dir() else 'is not there'}"
         )
     splits: dict[str, Source] = {}
     for split in ("train", "validation", "test", *task.extra):
