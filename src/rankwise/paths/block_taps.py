@@ -59,25 +59,24 @@ def is_reentrant(block: nn.Module) -> bool:
 class Flow(threading.local):
     """What is under way in one block: activations of the forward pass of the thread that asks, and of no other."""
 
-    h: Tensor | None = None
-    u: Tensor | None = None
-    u_prev: Tensor | None = None
-    u_out: Tensor | None = None
-    carried: Tensor | None = None
-    sent = False
-    running = False
+    def __init__(self) -> None:  # once a thread; torch.compile loses track of attributes that only the class has
+        self.forget()
 
     def forget(self) -> None:
         """Hold nothing."""
-        self.h = self.u = self.u_prev = self.u_out = self.carried = None
+        self.h: Tensor | None = None
+        self.u: Tensor | None = None
+        self.u_prev: Tensor | None = None
+        self.u_out: Tensor | None = None
+        self.carried: Tensor | None = None
         self.sent = self.running = False
 
 
 class Crossing(threading.local):
     """The mid that one block leaves to the next, with the number of the block it is for."""
 
-    block = -1
-    u: Tensor | None = None
+    def __init__(self) -> None:  # once a thread; see Flow
+        self.put(-1, None)
 
     def put(self, block: int, u: Tensor | None) -> None:
         """Leave a mid to a block."""

@@ -92,16 +92,13 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _spearman(values: Sequence[float]) -> float:
-    """Return the rank correlation of values with their places; ties share their mean rank."""
+    """Return the rank correlation of values with their places; NaN for fewer than three, or equal ones."""
     known = [value for value in values if not math.isnan(value)]
-    count = len(known)
-    if count < 3 or len(set(known)) == 1:
+    if len(known) < 3 or len(set(known)) == 1:  # the latter has none, and scipy would warn
         return math.nan
-    ranks = [sum(other < value for other in known) + (known.count(value) - 1) / 2 for value in known]
-    middle = (count - 1) / 2
-    together = sum((rank - middle) * (place - middle) for place, rank in enumerate(ranks))
-    spread = sum((rank - middle) ** 2 for rank in ranks) * sum((place - middle) ** 2 for place in range(count))
-    return float(together / math.sqrt(spread))
+    from scipy.stats import spearmanr  # late: slow to import, and most reports have no gradients
+
+    return float(spearmanr(range(len(known)), known).statistic)
 
 
 def grouped(found: GradientRatio, most: int = MOST_EPOCHS) -> GradientRatio:

@@ -1,0 +1,111 @@
+"""LoR2C under DistributedDataParallel: two processes stay replicas and make the edits that one would make."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from tests.families import FAMILIES
+from tests.lor2c.test_editor import edits_of, owned, snapshot, trainable
+from tests.models import tokens
+from tests.shortcuts import checkpointed
+from torch import nn
+
+import rankwise
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 8
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("bert", {}),
+    "shared": ("bert", {"share": True}),
+    "plain, llama, checkpointed": ("llama", {"checkpointing": True}),
+    "shared, llama, frozen after the merge": ("llama", {"share": True, "freeze_merged": True}),
+}
+
+
+def made(case: str) -> Any:
+    """A merge is due after the second of eight steps, an injection after the third."""
+    name, given = CASES[case]
+    fields = {key: value for key, value in given.items() if key != "checkpointing"}
+    config = rankwise.Lor2cConfig(
+        task_type="CAUSAL_LM" if FAMILIES[name].causal else "SEQ_CLS",
+        r=4,
+        merges=1,
+        injections=1,
+        edit_unit="steps",
+        total_steps=STEPS,
+        separate_edits=True,
+        **fields,
+    )
+    model: Any = get_peft_model(FAMILIES[name](4), config).train()
+    return checkpointed(model) if "checkpointing" in given else model
+
+
+def run(case: str, share: slice, *, parallel: bool) -> dict[str, Any]:
+    """Train on a share of each batch; report the edits, what a step moved that was off, and every number."""
+    model = made(case)
+    wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=False) if parallel else model
+    optimizer = torch.optim.AdamW(trainable(wrapped), 1e-2, weight_decay=0.1)
+    paths = model.get_base_model().rankwise_paths["default"]
+    drift, strange = 0.0, []
+    for seed in range(STEPS):
+        ids = tokens(4, seed=seed)
+        labels = ids if FAMILIES[CASES[case][0]].causal else torch.arange(4) % 2
+        wrapped(input_ids=ids[share], labels=labels[share]).loss.backward()
+        off = [(p, p.detach().clone()) for p in paths.idle_parameters()]
+        wanted, before = owned(model), snapshot(model)
+        optimizer.step()
+        optimizer.zero_grad()
+        changed = {name for name, value in snapshot(model).items() if not torch.equal(value, before[name])}
+        strange += sorted(changed ^ wanted)
+        drift = max([drift, *((p - kept).abs().max().item() for p, kept in off)])
+    found = {
+        "edits": edits_of(model),
+        "records": [[r["edits"], r["chosen"], r["counts"]] for r in rankwise.history(model)],
+        "scores": [record["scores"] for record in rankwise.history(model)],
+        "names": list(rankwise.named_paths(model)),
+        "weights": {key: tensor.flatten().tolist() for key, tensor in model.state_dict().items()},
+        "drift": drift,
+        "strange": strange,
+    }
+    rankwise.detach(model)
+    return found
+
+
+def worker(out: str) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    found = {case: run(case, slice(2 * rank, 2 * rank + 2), parallel=True) for case in CASES}
+    (Path(out) / f"{rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.distributed
+def test_two_processes_are_replicas_and_edit_as_one(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(f"from tests.integrations.test_lor2c_distributed import worker; worker({str(tmp_path)!r})")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    for case in CASES:
+        first, second = (found[case] for found in ranks)
+        assert first == second, case
+        assert [edit for _, edit in first["edits"] if edit != "Disable"] == ["Merge", "Inject"], case
+        assert first["drift"] == 0.0, case
+        assert first["strange"] == [], case
+        alone = json.loads(json.dumps(run(case, slice(0, 4), parallel=False)))
+        for key in ("edits", "records", "names"):
+            assert alone[key] == first[key], case
+        for one, two in zip(alone["scores"], first["scores"], strict=True):
+            assert two == pytest.approx(one, rel=1e-3), case
+        for name, values in alone["weights"].items():
+            assert first["weights"][name] == pytest.approx(values, rel=1e-2, abs=1e-3), f"{case}: {name}"
