@@ -8,10 +8,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from rankwise.cli import RUN_FAILED, USER_ERROR, app
 from rankwise.run.dryrun import stand_in
 from rankwise.run.recipe import parse_recipe
 from rankwise.run.reporting import OVER_TIME
+from rankwise_cli import RUN_FAILED, USER_ERROR, app
 
 COMMANDS = ("demo", "train", "score", "plan", "export", "evaluate", "report")
 
@@ -34,6 +34,12 @@ def test_help_has_an_example(command: str) -> None:
     result = call(command, "--help")
     assert result.exit_code == 0
     assert f"rankwise {command}" in result.output.replace("\n", " ")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import rankwise_cli, sys; print([name for name in ('torch', 'peft', 'rankwise') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_help_and_version() -> None:
@@ -155,6 +161,6 @@ def test_debug_shows_where(recipe: Path) -> None:
 
 @pytest.mark.slow
 def test_the_module_runs_as_a_process() -> None:
-    done = subprocess.run([sys.executable, "-m", "rankwise.cli", "plan", "gone.yaml"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "rankwise_cli", "plan", "gone.yaml"], capture_output=True, text=True)
     assert done.returncode == USER_ERROR
     assert "no recipe at gone.yaml" in done.stderr

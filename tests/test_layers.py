@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"integrations"},
     {""},
     {"baselines", "report", "run", "tasks"},
-    {"cli", "__main__"},
+    {"cli"},
 ]
 # Importable from everywhere, so they themselves import nothing above each other ...
 BASE = {
@@ -43,17 +43,20 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "peft.*": ("peft_registration", "tuner", "paths", "baselines"),  # anything but PEFT's public names
     "matplotlib": ("report",),
     "plotly": ("report",),
-    "typer": ("cli", "__main__"),
+    "typer": ("cli",),
     "lm_eval": ("run.harness",),
     "trl": ("run.instruction",),
 }
 
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+CLI = ROOT / "src" / "rankwise_cli.py"
+SOURCES = [*sorted(PACKAGE.rglob("*.py")), CLI]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 
 def module_name(file: Path) -> str:
-    """Dotted name below ``rankwise``; the package itself is the empty string."""
+    """Dotted name below ``rankwise``; the package itself is the empty string, the command line beside it ``cli``."""
+    if file == CLI:
+        return "cli"
     parts = file.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

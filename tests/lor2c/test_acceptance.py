@@ -297,7 +297,7 @@ def test_an_edit_leaves_everything_else_as_found() -> None:
 def test_checkpointed_gradients_are_the_same_before_between_and_after_the_edits(
     name: str, reentrant: bool, share: bool
 ) -> None:
-    dropout = {"lora_dropout": 0.2, "inject_dropout": 0.2}
+    dropout: dict[str, Any] = {"lora_dropout": 0.2, "inject_dropout": 0.2}
     models = [made(name, FAMILIES[name](4).double(), share=share, **dropout).double().train() for _ in range(2)]
     models[1].enable_input_require_grads()
     checkpointed(models[1], reentrant=reentrant)

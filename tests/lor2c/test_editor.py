@@ -269,7 +269,7 @@ def test_errors_of_the_length_of_training(tmp_path: Path) -> None:
         rankwise.Editor(model_of(edit_unit="epochs", total_steps=None))
     with pytest.raises(ValueError, match=r"whole number of epochs.*set edit_unit='steps'"):
         trainer_of(tmp_path, by_epochs(), num_train_epochs=8.5).train()
-    with pytest.raises(ValueError, match=r"not in the first half\. Lower both to at most 0, train for 4 epochs"):
+    with pytest.raises(ValueError, match=r"not in the first half\. Train for 4 epochs"):
         trainer_of(tmp_path, by_epochs(), num_train_epochs=2).train()
     hetero = get_peft_model(tiny_llama(), rankwise.HeteroLoraConfig(target_modules=["q_proj"], budget=1.0))
     with pytest.raises(ValueError, match="HeteroLoraConfig, which has no scheduled edits"):

@@ -60,6 +60,12 @@ def test_the_rank_correlation_is_spearmans(means: list[float], wanted: float) ->
     assert found.correlation == pytest.approx(wanted)
 
 
+def test_a_panel_without_a_number_is_empty() -> None:
+    """LoR2C's B was zero throughout, so there is no ratio at equal norm."""
+    figure = plot_gradient_ratio([epoch((1, 1, 0), (2, 2, 0))])
+    assert [len(axes.collections) for axes in figure.axes] == [1, 0]
+
+
 @pytest.mark.parametrize("means", [[1], [1, 2], [5, 5, 5]])
 def test_there_is_no_correlation_of_too_few_or_equal_numbers(means: list[float]) -> None:
     assert math.isnan(gradient_ratio([epoch(*((mean, mean, 1) for mean in means))]).correlation)

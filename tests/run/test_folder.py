@@ -13,7 +13,7 @@ def recipe(**changes: int) -> Recipe:
     return parse_recipe({"model": {"name": "m"}, "data": {"task": "mrpc"}, "method": method, **changes})
 
 
-@pytest.mark.parametrize("part", ["config.yaml", "metrics.json", "search_history.jsonl"])
+@pytest.mark.parametrize("part", ["config.yaml", "metrics.json", "search_history.jsonl", "evaluation.json"])
 def test_any_part_of_a_run_stops_a_new_one(tmp_path: Path, part: str) -> None:
     (tmp_path / part).write_text("x")
     folder = RunFolder(tmp_path)

@@ -16,7 +16,6 @@ from trl.trainer.sft_trainer import SFTTrainer
 from typer.testing import CliRunner
 
 from rankwise.baselines import penalty
-from rankwise.cli import app
 from rankwise.run.dryrun import stand_in
 from rankwise.run.folder import RunFolder
 from rankwise.run.job import Job, build, make_trainer, training_arguments
@@ -25,6 +24,7 @@ from rankwise.run.reading import merged
 from rankwise.run.recipe import Recipe, parse_recipe
 from rankwise.run.train import train
 from rankwise.tasks.encode import prompt_of
+from rankwise_cli import app
 
 TARGETS = ["q_proj", "v_proj"]
 METHODS: dict[str, dict[str, Any]] = {

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoModel, BertConfig
+from transformers import AutoConfig, AutoModel, BertConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from rankwise.run.dryrun import TINY, tiny_config
 from rankwise.run.models import check_targets, load_base, load_tokenizer, resolve_name, set_dropout
@@ -83,6 +84,21 @@ def test_an_encoder_is_not_taught_to_generate(make: Make) -> None:
     recipe = make("lora")
     with pytest.raises(ValueError, match=r"is an encoder \(roberta\): each of its tokens sees those that follow"):
         load_base(recipe, task_type="CAUSAL_LM", arguments={"pad_token_id": 0})
+
+
+def test_a_causal_model_with_a_decoder_field_loads(make: Make, tmp_path: Path) -> None:
+    """GPT-NeoX's config says ``is_decoder: false`` by default, and the model is causal all the same."""
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=20, **shape)).save_pretrained(tmp_path / "neox")
+    recipe = make("lora", model={"name": str(tmp_path / "neox")})
+    with quiet():
+        model = load_base(recipe, task_type="CAUSAL_LM", arguments={"pad_token_id": 0})
+    assert isinstance(model, GPTNeoXForCausalLM)
 
 
 def test_checkpoints_without_safetensors_are_refused(make: Make, tmp_path: Path) -> None:

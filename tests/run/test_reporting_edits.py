@@ -128,6 +128,27 @@ def test_runs_that_differ_in_more_than_merges_and_injections_are_not_mixed(tmp_p
     assert not [path for path in one_each.written if "merges" in path.stem]
 
 
+def test_the_map_says_which_runs_it_leaves_out(tmp_path: Path) -> None:
+    cells = [(0, 1), (1, 1), (1, 1)]
+    runs = [run(tmp_path / f"{number}", *cell, score=0.5) for number, cell in enumerate(cells)]
+    runs.append(run(tmp_path / "open", 1, 0))
+    report = write_report(runs, tmp_path / "pictures")
+    assert f"{runs[1]} has the merges, injections and seed of another run: not in the map" in report.left_out
+    assert f"{runs[3]} is not finished: not in the map" in report.left_out
+    assert len(report.left_out) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("metrics.json", "{"), ("spectra.jsonl", "{}"), ("config.yaml", "model: 3")],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: str) -> None:
+    folder = run(tmp_path / "run", score=0.5)
+    (folder / file).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=str(folder)):
+        write_report([folder], tmp_path / "pictures")
+
+
 def test_many_runs_in_a_map_are_not_drawn_one_by_one(tmp_path: Path) -> None:
     runs = [run(tmp_path / f"{m}-{i}", m, i, score=0.5 + m / 10) for m in range(4) for i in range(4)]
     report = write_report(runs, tmp_path / "out")

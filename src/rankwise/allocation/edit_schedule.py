@@ -69,8 +69,10 @@ class EditSchedule:
             longer = next(total for total in itertools.count(self.total) if 2 * self._last(total) <= total)
             raise ValueError(
                 f"merges={self.merges}, injections={self.injections} in {self.total} {self.unit}: the last edit would "
-                f"be due after {last} of them, which is not in the first half. Lower both to at most {fits}, train for "
-                f"{longer} {self.unit}" + (", or set edit_unit='steps'" if self.unit == "epochs" else "")
+                f"be due after {last} of them, which is not in the first half. "
+                + (f"Lower both to at most {fits}, train for " if fits else "Train for ")
+                + f"{longer} {self.unit}"
+                + (", or set edit_unit='steps'" if self.unit == "epochs" else "")
             )
 
     def _last(self, total: int, most: int | None = None) -> int:

@@ -156,9 +156,10 @@ def _bars(axes: Any, found: GradientRatio, norm: Normalize) -> None:
         for x in range(columns)
         if not math.isnan(value := found.values[x][y])
     ]  # fmt: skip
-    xs, ys, heights = (list(values) for values in zip(*cells, strict=True)) if cells else ([], [], [])
-    colours = [colormaps["viridis"](norm(height)) for height in heights]
-    axes.bar3d([x - 0.4 for x in xs], [y - 0.3 for y in ys], 0, 0.8, 0.6, heights, color=colours, shade=True)
+    if cells:
+        xs, ys, heights = (list(values) for values in zip(*cells, strict=True))
+        colours = [colormaps["viridis"](norm(height)) for height in heights]
+        axes.bar3d([x - 0.4 for x in xs], [y - 0.3 for y in ys], 0, 0.8, 0.6, heights, color=colours, shade=True)
     axes.view_init(elev=33, azim=-60)
     axes.set_box_aspect((1.5, 1.1, 0.8), zoom=1.02)
     each = 1 + (columns - 1) // 12

@@ -76,7 +76,8 @@ class RunFolder:
     def parts(self) -> tuple[Path, ...]:
         """Everything a run writes."""
         records = (self.history, self.spectra, self.gradients)
-        return (self.config, self.metrics, self.adapter, *records, self.checkpoints, self.tensorboard)
+        evaluations = (self.evaluation, self.base_evaluation)
+        return (self.config, self.metrics, self.adapter, *records, *evaluations, self.checkpoints, self.tensorboard)
 
     @property
     def finished(self) -> bool:

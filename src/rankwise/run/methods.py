@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 # PEFT's bookkeeping: the run fills these in.
 FILLED_IN = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
-FILLED_IN |= {"inference_mode", "rankwise_version", "runtime_config"}
+FILLED_IN |= {"inference_mode", "rankwise_version", "runtime_config", "total_steps"}
 ADALORA_FILLED_IN = {"total_step", "rank_pattern", "r"}  # the length of training, its state, and a field it ignores
 UNTYPED = {"eval_rank", "init_lora_weights"}  # no field of a config; PEFT takes more than its annotation says
+WIDER = {"lora_alpha": float}  # PEFT says int and takes any number
 WITH_PATHS = ("heterolora", "lor2c")
 PLAIN_LORA = ("lora", "dylora")
 
@@ -59,7 +60,7 @@ class Method(BaseModel):
 
     @model_validator(mode="after")
     def _options_have_their_types(self) -> Method:
-        types = get_type_hints(config_class(self.name)) if self.options else {}
+        types = {**get_type_hints(config_class(self.name)), **WIDER} if self.options else {}
         for key, value in self.options.items():
             if key in UNTYPED or key not in types:
                 continue

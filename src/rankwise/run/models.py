@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGE = "package:"
+# What AutoModelForCausalLM takes and gives attention in both directions, unless told that it is a decoder.
+ENCODERS = (
+    *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
+    *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
 DROPOUTS = (
     "attention_dropout",
     "attention_probs_dropout_prob",
@@ -114,7 +119,7 @@ def load_base(recipe: Recipe, *, task_type: str, arguments: Mapping[str, Any]) -
     """
     spec = recipe.model
     config = load_config(spec, **arguments)
-    if task_type == "CAUSAL_LM" and getattr(config, "is_decoder", True) is False:  # encoders have that field
+    if task_type == "CAUSAL_LM" and config.model_type in ENCODERS and not getattr(config, "is_decoder", False):
         raise ValueError(
             f"model.name={spec.name!r} is an encoder ({config.model_type}): each of its tokens sees those that follow, "
             "so there is nothing to predict; data.task 'text' and 'instruction' need a causal language model"

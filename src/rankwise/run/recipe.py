@@ -93,6 +93,13 @@ class Training(Spec):
             raise ValueError(f"{value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
         return value
 
+    @field_validator("warmup")
+    @classmethod
+    def _warmup_is_a_fraction_or_steps(cls, value: float) -> float:
+        if value > 1 and not value.is_integer():
+            raise ValueError(f"{value} is neither a fraction of the steps (below 1) nor a whole number of steps")
+        return value
+
     @model_validator(mode="after")
     def _steps_have_a_number(self) -> Training:
         if (self.evaluate == "steps") != (self.every is not None):

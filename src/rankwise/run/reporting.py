@@ -80,6 +80,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path, *, picture_format:
     report = Report([], [])
     _draw_frequency(report, found, names, folder / f"frequency.{picture_format}")
     maps = _maps(found)
+    report.left_out.extend(_not_mapped(found, maps))
     mapped = {id(run) for group in maps for run in group}
     few = len(mapped) <= MOST_ALONE
     for run, name in zip(found, names, strict=True):
@@ -135,6 +136,20 @@ def _maps(found: Sequence[Source]) -> list[list[Source]]:
         if run.figures is not None:
             groups.setdefault(run.recipe, []).append(run)
     return [runs for runs in groups.values() if len({run.cell for run in runs}) > 1]
+
+
+def _not_mapped(found: Sequence[Source], maps: Sequence[Sequence[Source]]) -> list[str]:
+    """Say which LoR2C runs a map can't show: those without figures, and all but the last of a cell and seed."""
+    unfinished = [run for run in found if maps and "merges" in run.settings and run.figures is None]
+    told = [f"{run.place} is not finished: not in the map" for run in unfinished]
+    for runs in maps:
+        last = {(run.cell, (run.figures or {}).get("seed")): run for run in runs}
+        told += [
+            f"{run.place} has the merges, injections and seed of another run: not in the map"
+            for run in runs
+            if run not in last.values()
+        ]
+    return told
 
 
 def _map(runs: Sequence[Source]) -> Any:

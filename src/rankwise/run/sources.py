@@ -113,6 +113,13 @@ def read_source(place: str | Path) -> Source:
     given = Path(place)
     if not given.exists():
         raise FileNotFoundError(f"there is no {given}: give {EXPECTED}")
+    try:
+        return _source(given)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:  # no record of ours looks like that
+        raise ValueError(f"a file of {given} is damaged or of another kind ({error!r}): give {EXPECTED}") from error
+
+
+def _source(given: Path) -> Source:
     file = given / HISTORY if given.is_dir() else given
     history = _read(file, read_history)
     known = _settings(file.parent) if file.name == HISTORY else {}

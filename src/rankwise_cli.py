@@ -1,4 +1,7 @@
-"""The command line. Heavy imports wait inside the commands, so that ``--help`` is quick."""
+"""The command line. Heavy imports wait inside the commands, so that ``--help`` is quick.
+
+A module beside the package: importing anything of ``rankwise`` registers its methods, and so imports PEFT and torch.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ def _explained(debug: bool) -> Iterator[None]:
         mistakes = (ValueError, SafetensorError, FileNotFoundError, NotADirectoryError, ModuleNotFoundError)
         mistake = isinstance(error, mistakes)
         interrupted = isinstance(error, KeyboardInterrupt)
-        text = "interrupted; what was saved stays, --resume continues" if interrupted else str(error)
+        text = "interrupted; a run with a checkpoint goes on with --resume" if interrupted else str(error)
         errors.print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True, highlight=False)
         raise typer.Exit(USER_ERROR if mistake else RUN_FAILED) from error
 
