@@ -1,4 +1,4 @@
-"""LoR2C under DistributedDataParallel: two processes stay replicas and make the edits that one would make."""
+"""LoR2C in two processes, replicated (DDP) and sharded (FSDP2): they stay alike and make the edits that one would."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from tests.lor2c.test_editor import edits_of, owned, snapshot, trainable
 from tests.models import tokens
 from tests.shortcuts import checkpointed
 from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 import rankwise
 
@@ -79,10 +81,41 @@ def run(case: str, share: slice, *, parallel: bool) -> dict[str, Any]:
     return found
 
 
+def sharded(share: slice) -> dict[str, Any]:
+    """The first case under FSDP2: what is sharded, the edits, what off paths drifted by, every number in full."""
+    model = made("plain")
+    for block in model.get_base_model().bert.encoder.layer:
+        fully_shard(block)
+    fully_shard(model)
+    optimizer = torch.optim.AdamW(trainable(model), 1e-2, weight_decay=0.1)
+    paths = model.get_base_model().rankwise_paths["default"]
+    drift = 0.0
+    for seed in range(STEPS):
+        model(input_ids=tokens(4, seed=seed)[share], labels=(torch.arange(4) % 2)[share]).loss.backward()
+        off = [(p, whole(p).clone()) for p in paths.idle_parameters()]
+        optimizer.step()
+        optimizer.zero_grad()
+        drift = max([drift, *((whole(p) - kept).abs().max().item() for p, kept in off)])
+    found = {
+        "sharded": sum(isinstance(parameter, DTensor) for parameter in model.parameters()),
+        "edits": edits_of(model),
+        "drift": drift,
+        "weights": {name: whole(p).flatten().tolist() for name, p in model.named_parameters()},
+    }
+    rankwise.detach(model)
+    return found
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    tensor = parameter.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def worker(out: str) -> None:
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
-    found = {case: run(case, slice(2 * rank, 2 * rank + 2), parallel=True) for case in CASES}
+    share = slice(2 * rank, 2 * rank + 2)
+    found = {case: run(case, share, parallel=True) for case in CASES} | {"FSDP": sharded(share)}
     (Path(out) / f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
@@ -109,3 +142,11 @@ def test_two_processes_are_replicas_and_edit_as_one(tmp_path: Path) -> None:
             assert two == pytest.approx(one, rel=1e-3), case
         for name, values in alone["weights"].items():
             assert first["weights"][name] == pytest.approx(values, rel=1e-2, abs=1e-3), f"{case}: {name}"
+    first, second = (found["FSDP"] for found in ranks)
+    replicated = ranks[0]["plain"]
+    assert first == second
+    assert first["sharded"] > 0
+    assert first["edits"] == replicated["edits"]
+    assert first["drift"] == 0.0
+    for name, values in first["weights"].items():
+        assert replicated["weights"][name] == pytest.approx(values, rel=1e-2, abs=1e-3), f"FSDP: {name}"
