@@ -291,8 +291,8 @@ def test_bfloat16_and_autocast() -> None:
         torch.testing.assert_close(logits(exact).float(), expected, rtol=0.1, atol=0.5)
 
 
-def test_a_compiled_model_follows_twelve_reallocations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)  # torch's own, which the search raises
+@torch._dynamo.config.patch(recompile_limit=8)  # torch's own, which the search raises
+def test_a_compiled_model_follows_twelve_reallocations() -> None:
     model = made("bert", mode="dynamic", budget=0.5, proxy="constant", search_every=1, scoring="online")
     fill_(model)
     compiled: Any = torch.compile(model, backend="aot_eager")

@@ -335,9 +335,12 @@ def _wiring_for(model: Any, config: PathConfig) -> Wiring | None:
 
 def _before_forward(module: Any, args: Any) -> None:
     """Wake the search of each adapter at its first training forward, and notice a step that was skipped."""
-    if not (module.training and torch.is_grad_enabled()):
+    if not torch.is_grad_enabled():
         return
     for paths in module.rankwise_paths.values():
+        if not module.training:
+            paths.unheard = paths.unheard or not (paths.probing or torch.compiler.is_compiling())
+            continue
         paths.tied = world_size() > 1
         if paths.recorder is not None and not paths.probing and not torch.compiler.is_compiling():
             _drop_skipped_step(paths)

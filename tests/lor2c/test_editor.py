@@ -278,6 +278,18 @@ def test_errors_of_the_length_of_training(tmp_path: Path) -> None:
         rankwise.Allocator(model_of())
 
 
+def test_training_in_evaluation_mode_is_told(tmp_path: Path) -> None:
+    model = model_of().eval()
+    optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
+    model.save_pretrained(tmp_path)  # nothing was trained yet
+    model(**class_batches(1)[0]).loss.backward()
+    optimizer.step()
+    with pytest.warns(UserWarning, match=r"'default' seems to have been trained in evaluation mode.*model\.train\(\)"):
+        model.save_pretrained(tmp_path)
+    rankwise.detach(model)
+    model.save_pretrained(tmp_path)
+
+
 def test_a_run_that_was_cut_short_says_so() -> None:
     model = model_of()
     optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)

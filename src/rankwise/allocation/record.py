@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def after_saving(model: PeftModel, folder: str | Path) -> None:
         place = paths.folder = Path(folder) if adapter == "default" else Path(folder) / adapter
         if paths.allocator is not None and not paths.allocator.knows_epochs:
             warn_if_idle(paths)
+        warn_if_unheard(paths)
         if rank() != 0 or not place.is_dir():
             continue
         write_json_atomic(place / ALLOCATION, {**_listed(paths), "parameters": paths.counts(), **_structure(paths)})
@@ -91,6 +93,19 @@ def after_saving(model: PeftModel, folder: str | Path) -> None:
             write_text_atomic(place / HISTORY, "".join(json.dumps(record) + "\n" for record in paths.history))
         else:  # another run's, left in a folder that is used again
             (place / HISTORY).unlink(missing_ok=True)
+
+
+def warn_if_unheard(paths: PathSet) -> None:
+    """Warn if an adapter was trained in evaluation mode, where neither its search nor its edits ever begin."""
+    began = paths.allocator is not None or paths.history or paths.detached
+    asked = paths.unheard and paths.config.acts and paths.trains
+    if asked and not began and any(bool(path.lora_B.any()) for path in paths.enabled):
+        warnings.warn(
+            f"adapter {paths.adapter!r} seems to have been trained in evaluation mode, in which nothing is searched or "
+            "edited: call model.train() before training (freeze what is to stay as it is some other way), or "
+            "rankwise.detach(model) if no search is wanted",
+            stacklevel=2,
+        )
 
 
 def _listed(paths: PathSet) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class PathSet:
         history: One record per search.
         folder: Where the adapter was last saved to or loaded from.
         detached: Whether its searches and edits were ended by hand.
+        unheard: Whether a forward pass with gradients came in evaluation mode, where nothing listens.
     """
 
     def __init__(self, adapter: str, config: PathConfig, resident: Iterable[LowRankPath]) -> None:
@@ -69,6 +70,7 @@ class PathSet:
         self.allocator: Any = None
         self.folder: Path | None = None
         self.detached = False
+        self.unheard = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the search under way behind."""
