@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.models import adapted, class_batches, tiny_bert
+from tests.processes import in_two_processes
 
 import rankwise
 
@@ -54,12 +51,8 @@ def train(wrapped: Any, share: slice) -> dict[str, Any]:
     }
 
 
-def worker(find_unused: bool, out: str, fields: dict[str, Any]) -> None:
-    torch.distributed.init_process_group("gloo")
-    rank = torch.distributed.get_rank()
-    found = train(model(find_unused, **fields), slice(2 * rank, 2 * rank + 2))
-    (Path(out) / f"{rank}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
+def replica(share: slice, find_unused: bool, fields: dict[str, Any]) -> dict[str, Any]:
+    return train(model(find_unused, **fields), share)
 
 
 @pytest.mark.distributed
@@ -71,15 +64,7 @@ def worker(find_unused: bool, out: str, fields: dict[str, Any]) -> None:
 def test_two_processes_are_replicas_and_agree_with_one(
     find_unused: bool, fields: dict[str, Any], tmp_path: Path
 ) -> None:
-    code = f"from tests.integrations.test_distributed import worker; worker({find_unused}, {str(tmp_path)!r}, {fields})"
-    script = tmp_path / "run.py"
-    script.write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, env=environment(), cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    first, second = in_two_processes(replica, tmp_path, find_unused, fields)
     assert first == second
     assert first["drift"] == 0.0
     assert len(first["chosen"]) >= 3
@@ -87,10 +72,3 @@ def test_two_processes_are_replicas_and_agree_with_one(
     assert alone["chosen"] == first["chosen"]
     for one, two in zip(alone["scores"], first["scores"], strict=True):
         assert two == pytest.approx(one, rel=1e-3)
-
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from peft import get_peft_model
 from tests.families import FAMILIES
 from tests.lor2c.test_editor import edits_of, owned, snapshot, trainable
 from tests.models import tokens
+from tests.processes import in_two_processes
 from tests.shortcuts import checkpointed
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -22,7 +20,6 @@ from torch.distributed.tensor import DTensor
 
 import rankwise
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 8
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("bert", {}),
@@ -111,24 +108,13 @@ def whole(parameter: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def worker(out: str) -> None:
-    torch.distributed.init_process_group("gloo")
-    rank = torch.distributed.get_rank()
-    share = slice(2 * rank, 2 * rank + 2)
-    found = {case: run(case, share, parallel=True) for case in CASES} | {"FSDP": sharded(share)}
-    (Path(out) / f"{rank}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
+def both(share: slice) -> dict[str, Any]:
+    return {case: run(case, share, parallel=True) for case in CASES} | {"FSDP": sharded(share)}
 
 
 @pytest.mark.distributed
 def test_two_processes_are_replicas_and_edit_as_one(tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(f"from tests.integrations.test_lor2c_distributed import worker; worker({str(tmp_path)!r})")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    ranks = in_two_processes(both, tmp_path)
     for case in CASES:
         first, second = (found[case] for found in ranks)
         assert first == second, case

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +12,13 @@ from accelerate import Accelerator
 from datasets import Dataset
 from tests.families import FAMILIES
 from tests.models import tokens
+from tests.processes import in_two_processes
 from tests.shortcuts import batches, checkpointed, gradients, kinds, made
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import rankwise
 
-ROOT = Path(__file__).resolve().parents[2]
 SEARCH: dict[str, Any] = {"mode": "dynamic", "budget": 0.5, "score_batches": 2, "filled": False}
 CLOCKS = ("seconds", "tap_seconds")
 
@@ -185,23 +182,13 @@ def run(case: str, share: slice, *, parallel: bool) -> dict[str, Any]:
     return found
 
 
-def worker(out: str) -> None:
-    torch.distributed.init_process_group("gloo")
-    rank = torch.distributed.get_rank()
-    found = {case: run(case, slice(2 * rank, 2 * rank + 2), parallel=True) for case in CASES}
-    (Path(out) / f"{rank}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
+def replicas(share: slice) -> dict[str, Any]:
+    return {case: run(case, share, parallel=True) for case in CASES}
 
 
 @pytest.mark.distributed
 def test_two_processes_are_replicas_and_agree_with_one(tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(f"from tests.integrations.test_shortcut_training import worker; worker({str(tmp_path)!r})")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    ranks = in_two_processes(replicas, tmp_path)
     for case in CASES:
         first, second = (found[case] for found in ranks)
         assert first == second, case
