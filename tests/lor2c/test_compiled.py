@@ -64,3 +64,13 @@ def test_compiled_as_one_graph_it_follows_a_merge_with_no_eager_pass_before() ->
     for (seen, grads), (wanted, exact) in zip(*found, strict=True):
         torch.testing.assert_close(seen, wanted)
         assert_same_gradients(grads, exact)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_with_an_editor_made_before_a_run_is_one_graph_per_structure() -> None:
+    model = made(base=small(2), injections=0)
+    editor = rankwise.Editor(model)
+    train(model, count=4, call=torch.compile(model.train(), backend="aot_eager", fullgraph=True))
+    assert edits_of(model) == [(2, "Merge")]
+    editor.close()

@@ -34,6 +34,8 @@ class Editor(Listener):
 
         rankwise.Editor(model, optimizer, steps_per_epoch=len(loader), total_steps=epochs * len(loader))
 
+    ``torch.compile(model, fullgraph=True)`` needs one that was made before: making it is a graph break.
+
     Args:
         model: A model with LoR2C paths; under DDP the unwrapped one.
         optimizer: The optimizer to listen to; any that owns the paths' parameters if left out.
@@ -72,6 +74,7 @@ class Editor(Listener):
             self._length(config), config.merges, config.injections, config.edit_unit, config.separate_edits
         )
         self.listen()
+        self.begun = True  # there is nothing to wait for
 
     def _length(self, config: Lor2cConfig) -> int:
         """Return the length of training in the config's unit."""

@@ -1,4 +1,4 @@
-"""Whether ``target_modules`` names what a model has."""
+"""Whether ``target_modules``, or LoR2C's ``inject_targets``, names what a model has."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ def check_targets(model: nn.Module, config: PathConfig) -> None:
     targets = config.target_modules
     if targets is None or targets == "all-linear":
         return
+    field = "inject_targets" if config.linear_waits else "target_modules"
     names = [name.replace(".base_layer", "") for name, module in model.named_modules() if name]
     linear = {
         name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, (nn.Linear, Linear))
     }
     if isinstance(targets, str) and not any(re.fullmatch(targets, name) for name in names):
         raise ValueError(
-            f"target_modules={targets!r} is a regular expression that matches no module of {type(model).__name__}"
+            f"{field}={targets!r} is a regular expression that matches no module of {type(model).__name__}"
             f"{nearest(targets, linear)}; its linear layers are {', '.join(sorted(linear - {'base_layer'}))}"
         )
     for target in [] if isinstance(targets, str) else sorted(targets):
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise ValueError(
-                f"target_modules names {target!r}, which matches no module of {type(model).__name__}"
+                f"{field} names {target!r}, which matches no module of {type(model).__name__}"
                 f"{nearest(target, linear)}; its linear layers are {', '.join(sorted(linear - {'base_layer'}))}"
             )
     if not targets and not config.block_paths().kinds:
