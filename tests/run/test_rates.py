@@ -46,7 +46,6 @@ def test_the_head_has_its_own_rate_and_the_decay_it_had(make: Make, tmp_path: Pa
 
 
 def test_a_run_without_a_head_is_told(make: Make, tmp_path: Path) -> None:
-    target = {"target_modules": ["query"]}
-    recipe = make("lora", "text", method=target, training={"head_learning_rate": 1e-3})
+    recipe = make("lora", "text", training={"head_learning_rate": 1e-3})
     with pytest.raises(ValueError, match=r"training\.head_learning_rate=0\.001: the model has no head that trains"):
         optimizer_of(recipe, tmp_path)
