@@ -209,7 +209,7 @@ def test_one_adapter_merges_beside_anothers_shortcuts() -> None:
 
 
 def test_blocks_may_return_tuples_and_model_outputs() -> None:
-    from rankwise.paths.block_taps import output_tensor, with_output_tensor
+    from rankwise.wiring.block_hooks import output_tensor, with_output_tensor
 
     x, y = torch.ones(2), torch.zeros(2)
     for output in (x, (x, None), BaseModelOutput(last_hidden_state=x, attentions=(y,))):

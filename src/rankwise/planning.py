@@ -21,15 +21,15 @@ from transformers import (
     PreTrainedModel,
 )
 
-from rankwise.allocation.allocator import head_parameters
-from rankwise.allocation.budget import resolve_budget
-from rankwise.allocation.policy import Policy
-from rankwise.config import HeteroLoraConfig
-from rankwise.export import plain_config
-from rankwise.path_config import PathConfig
+from rankwise.configs.heterolora import HeteroLoraConfig
+from rankwise.configs.path import PathConfig
+from rankwise.method.export import plain_config
 from rankwise.paths.path_set import PathSet, has_adapter, path_set
+from rankwise.rules.budget import resolve_budget
+from rankwise.rules.policy import Policy
 from rankwise.scores.probe import Batch, ComputeLoss, score_paths
 from rankwise.scores.statistics import AUTO_COLUMNS, EXACT_BYTES
+from rankwise.search.allocator import head_parameters
 
 AUTO_CLASSES: dict[str | None, Any] = {
     "SEQ_CLS": AutoModelForSequenceClassification,

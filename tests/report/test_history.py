@@ -9,11 +9,11 @@ import pytest
 from tests.report.edits import edited_history
 from tests.report.histories import mixed_history, paths, real_history, record
 
-from rankwise.allocation.record import HISTORY
 from rankwise.files import write_text_atomic
 from rankwise.report import frequency, overlaps, read_history, score_ranges, shares
 from rankwise.report.enabled import caption
 from rankwise.report.history import edited, in_order, row_of, searched
+from rankwise.search.history import HISTORY
 
 
 def test_a_stored_history_is_read_back(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import rankwise
 from rankwise.paths.path_set import path_set
-from rankwise.paths.wiring import Wiring
+from rankwise.wiring.wiring import Wiring
 
 VARIANTS = [("bert", "inside"), ("bert", "reapply"), ("opt-post", "inside"), ("opt-pre", "inside"), ("llama", "inside")]
 KINDS = ("res1", "res2", "in", "cut")

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor
 
+from rankwise.paths.autograd import Tie
 from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.path_set import PathSet
-from rankwise.paths.taps import Tie
 
 
 class Gate(LoraVariant):

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from rankwise.path_config import PathConfig
+from rankwise.configs.path import PathConfig
 from rankwise.paths.low_rank_path import LowRankPath
 
 CROSSING = ("in", "cut")

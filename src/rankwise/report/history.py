@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankwise.anatomy import locate
-from rankwise.kinds import BLOCK_KINDS
+from rankwise.rules.kinds import BLOCK_KINDS
+from rankwise.wiring.anatomy import locate
 
 History = Sequence[Mapping[str, Any]]
 

@@ -8,9 +8,9 @@ from collections.abc import Collection
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from rankwise.kinds import BLOCK_KINDS, is_shortcut
 from rankwise.report.drawing import DOTS, new_figure, percent_axis, plain, row_colours
 from rankwise.report.history import History, candidates, in_order, row_of, searched
+from rankwise.rules.kinds import BLOCK_KINDS, is_shortcut
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from rankwise.kinds import kind_of
 from rankwise.report.history import IN_BLOCKS, History, edited, in_order
+from rankwise.rules.kinds import kind_of
 
 SHORT = {"query": "q", "key": "k", "value": "v"}  # how a projection is called where there is little room
 MOST_NAMES = 3

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rankwise.config import CHOICES
+from rankwise.configs.heterolora import CHOICES
 from rankwise.errors import check_choice
 from rankwise.paths.low_rank_path import dequantised_weight
 from rankwise.paths.path_set import PathSet, path_set

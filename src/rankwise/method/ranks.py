@@ -1,0 +1,53 @@
+"""Ranks from a number of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from rankwise.configs.heterolora import HeteroLoraConfig
+from rankwise.wiring.wiring import Wiring
+
+
+def resolve_ranks(config: HeteroLoraConfig, projections: Iterable[Any], wiring: Wiring | None) -> None:
+    """Set a config's ranks so that its candidates together have at most ``rank_budget`` parameters.
+
+    A path of rank r from i to o features has ``r (i + o)`` parameters. With ``N`` and ``M`` the sums of ``i + o`` over
+    linear paths and shortcuts: ``r = shortcut_r = budget // (N + M)`` for ``rank_shape="same"``, and
+    ``shortcut_r = (budget - r N) // M`` for ``"shortcuts"`` (the shapes of Table 3, arXiv 2406.14956).
+
+    Args:
+        config: The config, with a ``rank_budget``.
+        projections: The modules that get a linear path.
+        wiring: The model's block paths, where there are any.
+
+    Raises:
+        ValueError: The budget leaves less than rank 1.
+    """
+    budget = config.rank_budget
+    assert budget is not None
+    linear = sum(sum(_features(module)) for module in projections)
+    shortcuts = 2 * wiring.width * len(wiring.names(config)) if wiring is not None else 0
+    if config.rank_shape == "same":
+        rank, least = budget // (linear + shortcuts), linear + shortcuts
+    else:
+        rank, least = (budget - config.r * linear) // shortcuts, config.r * linear + shortcuts
+    if rank < 1:
+        raise ValueError(
+            f"rank_budget={budget} with rank_shape={config.rank_shape!r} leaves less than rank 1: the candidates need "
+            f"at least {least} parameters; raise rank_budget, target fewer modules or name fewer shortcuts"
+        )
+    if config.rank_shape == "same":
+        config.r = rank
+    config.shortcut_r = rank if shortcuts else None
+
+
+def _features(module: nn.Module) -> tuple[int, int]:
+    base: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    if isinstance(base, nn.Linear):
+        return base.in_features, base.out_features
+    first, second = base.weight.shape  # transformers' Conv1D is transposed, the sum is the same
+    return first, second
