@@ -24,12 +24,11 @@ from transformers import (
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.configs.path import PathConfig
 from rankwise.method.export import plain_config
-from rankwise.paths.path_set import PathSet, has_adapter, path_set
+from rankwise.paths.path_set import PathSet, has_adapter, head_parameters, path_set
 from rankwise.rules.budget import resolve_budget
 from rankwise.rules.policy import Policy
 from rankwise.scores.probe import Batch, ComputeLoss, score_paths
 from rankwise.scores.statistics import AUTO_COLUMNS, EXACT_BYTES
-from rankwise.search.allocator import head_parameters
 
 AUTO_CLASSES: dict[str | None, Any] = {
     "SEQ_CLS": AutoModelForSequenceClassification,

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rankwise.configs.path import PathConfig
 from rankwise.paths.low_rank_path import LowRankPath
+from rankwise.rules.records import Record
 
 CROSSING = ("in", "cut")
 
@@ -60,7 +61,7 @@ class PathSet:
         self.config: Any = config
         self.norm = config.block_paths().norm
         self.resident = list(resident)
-        self.history: list[dict[str, Any]] = []
+        self.history: list[Record] = []
         self._idle()
 
     def _idle(self) -> None:
@@ -236,3 +237,9 @@ def named_paths(model: nn.Module, adapter: str | None = None) -> dict[str, LowRa
         ValueError: The model has no rankwise paths, or the adapter none.
     """
     return dict(path_set(model, adapter).paths)
+
+
+def head_parameters(model: nn.Module, paths: PathSet) -> int:
+    """Return how many parameters train beside the paths: heads and ``modules_to_save``."""
+    own = {id(parameter) for path in paths.resident for parameter in path.parameters}
+    return sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in own)

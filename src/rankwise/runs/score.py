@@ -12,6 +12,7 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 
 import rankwise
+from rankwise.rules.records import SearchRecord
 from rankwise.runs.building.job import Job, build
 from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.recipe import Recipe
@@ -33,7 +34,7 @@ class ScoreTable:
     scores: dict[str, float | None]
     costs: dict[str, int]
     chosen: list[str]
-    record: dict[str, Any]
+    record: SearchRecord
 
 
 def score(recipe: Recipe, *, data: TaskData | None = None, out: str | Path | None = None) -> ScoreTable:
@@ -68,7 +69,7 @@ def score(recipe: Recipe, *, data: TaskData | None = None, out: str | Path | Non
         rankwise.detach(job.model)
         if out is not None:
             rankwise.export_lora(job.model, out)
-    return ScoreTable(record["scores"], costs, record["chosen"], record)
+    return ScoreTable(record.scores, costs, record.chosen, record)
 
 
 class _Batches(Iterable[Any]):

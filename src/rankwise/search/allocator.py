@@ -17,10 +17,11 @@ from torch.optim import Optimizer
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.distributed import check_same_everywhere
 from rankwise.edits import apply_to_paths_
-from rankwise.paths.path_set import PathSet
+from rankwise.paths.path_set import head_parameters
 from rankwise.rules.budget import resolve_budget
 from rankwise.rules.edits import switches
 from rankwise.rules.policy import Policy
+from rankwise.rules.records import SearchRecord, searches
 from rankwise.rules.schedule import FALLBACK_EVERY, Schedule
 from rankwise.scores.probe import Autocast, Batch, ComputeLoss, model_loss, probe
 from rankwise.scores.proxies import PROXIES, Scores, score_from_means, score_without_data
@@ -173,8 +174,8 @@ class Allocator(Listener):
         self._open_window()
 
     def _last_search_step(self) -> int | None:
-        searches = [record["step"] for record in self.paths.history if "search" in record]
-        return searches[-1] if self.searches and searches else None
+        done = searches(self.paths.history)
+        return done[-1].step if self.searches and done else None
 
     def _open_window(self) -> StatisticRecorder | None:
         """Record the ``score_batches`` steps before the next search, where they are what it scores by."""
@@ -210,7 +211,7 @@ class Allocator(Listener):
         )
 
     @torch.no_grad()
-    def search(self) -> dict[str, Any]:
+    def search(self) -> SearchRecord:
         """Score all paths, choose, switch, and return the record that was added to the history.
 
         Raises:
@@ -233,7 +234,7 @@ class Allocator(Listener):
         record = self._record(how, scores, names, before, time.perf_counter() - began)
         self.paths.history.append(record)
         self.searches += 1
-        logger.info("search %d at step %d: %d paths on", record["search"], self.step, len(names))
+        logger.info("search %d at step %d: %d paths on", record.search, self.step, len(names))
         return record
 
     def _scores(self) -> tuple[str, Scores]:
@@ -269,24 +270,24 @@ class Allocator(Listener):
             )
         return "probe", scores
 
-    def _record(self, how: str, scores: Scores, chosen: list[str], before: set[str], seconds: float) -> dict[str, Any]:
+    def _record(self, how: str, scores: Scores, chosen: list[str], before: set[str], seconds: float) -> SearchRecord:
         tap_seconds, self.tap_seconds = self.tap_seconds, 0.0
-        return {
-            "step": self.step,
-            "search": self.searches,
-            "how": how,
-            "proxy": self.policy.proxy_of(self.searches),
-            "score_on": self.config.score_on,
-            "scores": {name: value if math.isfinite(value) else None for name, value in scores.values.items()},
-            "unscored": list(scores.unscored),
-            "chosen": chosen,
-            "switched_on": sorted(set(chosen) - before),
-            "switched_off": sorted(before - set(chosen)),
-            "counts": {**self.paths.counts(), "head": head_parameters(self.model, self.paths)},
-            "budget": self.config.budget,
-            "seconds": seconds,
-            "tap_seconds": tap_seconds,
-        }
+        return SearchRecord(
+            step=self.step,
+            search=self.searches,
+            how=how,
+            proxy=self.policy.proxy_of(self.searches),
+            score_on=self.config.score_on,
+            scores={name: value if math.isfinite(value) else None for name, value in scores.values.items()},
+            unscored=list(scores.unscored),
+            chosen=chosen,
+            switched_on=sorted(set(chosen) - before),
+            switched_off=sorted(before - set(chosen)),
+            counts={**self.paths.counts(), "head": head_parameters(self.model, self.paths)},
+            budget=self.config.budget,
+            seconds=seconds,
+            tap_seconds=tap_seconds,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a resumed search needs that is not in the adapter's tensors: counters, history, sums."""
@@ -315,9 +316,3 @@ class Allocator(Listener):
 def _first(batches: Iterable[Batch], count: int) -> Iterable[Batch]:
     for _, batch in zip(range(count), batches, strict=False):
         yield batch
-
-
-def head_parameters(model: nn.Module, paths: PathSet) -> int:
-    """Return how many parameters train beside the paths: heads and ``modules_to_save``."""
-    own = {id(parameter) for path in paths.resident for parameter in path.parameters}
-    return sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in own)

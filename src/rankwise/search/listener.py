@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from rankwise.distributed import world_size
 from rankwise.paths.driver import DRIVERS
 from rankwise.paths.path_set import PathSet, path_set
+from rankwise.rules.records import record_of
 
 
 class Listener:
@@ -116,12 +117,17 @@ class Listener:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs that is not in the adapter's tensors."""
-        return {"step": self.step, "tap_seconds": 0.0, "history": list(self.paths.history), "sums": {}}
+        return {
+            "step": self.step,
+            "tap_seconds": 0.0,
+            "history": [record.to_dict() for record in self.paths.history],
+            "sums": {},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken."""
         self.step = state["step"]
-        self.paths.history[:] = state["history"]
+        self.paths.history[:] = map(record_of, state["history"])
         self.begun = True
 
     def close(self) -> None:
