@@ -13,8 +13,9 @@ from safetensors import safe_open
 from tests.models import adapted, class_batches, fill_, keep_only_, logits, tiny_bert
 
 import rankwise
+from rankwise.notebook import html_table
 from rankwise.rules.records import HISTORY_FILE, SearchRecord
-from rankwise.search.history import ALLOCATION, History, html_table
+from rankwise.search.history import ALLOCATION, History
 
 FIELDS: dict[str, Any] = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS", "mode": "dynamic"}
 KEPT = ("layers.0.query", "layers.1.value")
