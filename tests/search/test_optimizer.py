@@ -22,7 +22,7 @@ from rankwise.search.allocator import Allocator
 from rankwise.search.optimizer import DRIVER
 
 
-def listener_of(model: PeftModel) -> Listening:
+def listener_of(model: Any) -> Listening:
     """What listens to the model's optimizer."""
     listener = path_set(model).session.listener
     assert listener is not None
