@@ -85,6 +85,7 @@ class SearchRecord(Record):
         switched_on: What it switched on.
         switched_off: What it switched off.
         budget: The config's budget.
+        unspent: What is left of it and why, in words; empty where nothing is.
     """
 
     LABEL: ClassVar[str] = "proxy"
@@ -95,6 +96,7 @@ class SearchRecord(Record):
     switched_on: list[str] = field(default_factory=list)
     switched_off: list[str] = field(default_factory=list)
     budget: float | int | None = None
+    unspent: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
