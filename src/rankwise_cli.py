@@ -166,6 +166,39 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) 
         console.print(plan_table(plan_recipe(checked)))
 
 
+@app.command(
+    epilog="Examples:\n\n"
+    "[bold]rankwise ranks recipes/minilm/mrpc-uniform.yaml --set data.data_dir=data --budget 9216[/]\n\n"
+    "[bold]rankwise ranks my.yaml --budget 100000 --out planned[/]   writes an adapter that other tools start from"
+)
+def ranks(
+    recipe: RecipeFile,
+    budget: Annotated[int, typer.Option(help="The most parameters of the adapter.", show_default=False)],
+    space: Annotated[str, typer.Option(help="linear: plain LoRA; all: with shortcuts and LoR2C.")] = "linear",
+    batches: Annotated[int, typer.Option(help="Training batches to plan on.", min=2)] = 24,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write an untrained adapter, the plan and snippets for other tools.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Plan how much rank each projection gets under a budget, by what the loss is predicted to fall; trains nothing."""
+    with _explained(debug):
+        from rankwise.runs.recipes.recipe import load_recipe
+
+        checked = load_recipe(recipe, overrides or [])
+        from rankwise.report.terminal import render_ranks
+        from rankwise.runs.ranks import plan_ranks
+
+        found = plan_ranks(checked, budget=budget, space=space, batches=batches, out=out)
+        console.print(render_ranks(found.plan))
+        for name in () if out is not None else ("Python",):
+            console.print(found.snippets.get(name, ""), markup=False, highlight=False, soft_wrap=True)
+        if out is not None:
+            console.print(f"adapter to start from, plan and snippets: [bold]{escape(str(out))}[/]")
+
+
 @app.command(epilog="Example: [bold]rankwise export runs/mrpc-grad-norm-dynamic-seed0 plain-lora[/]")
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
