@@ -21,10 +21,11 @@ from rankwise.edits import apply_to_paths_
 from rankwise.paths.path_set import head_parameters, path_set
 from rankwise.rules.budget import resolve_budget, why_unspent
 from rankwise.rules.edits import switches
+from rankwise.rules.proxies import PROXIES
 from rankwise.rules.records import SearchRecord, searches
 from rankwise.rules.schedule import FALLBACK_EVERY, Schedule
 from rankwise.scores.probe import Autocast, Batch, ComputeLoss, model_loss, probe
-from rankwise.scores.proxies import PROXIES, Scores, score_from_means, score_without_data
+from rankwise.scores.proxies import Scores, score_from_means, score_without_data
 from rankwise.scores.recorder import StatisticRecorder
 from rankwise.scores.statistics import gradient_statistic
 from rankwise.search.listener import Listener, Training
