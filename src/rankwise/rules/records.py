@@ -211,6 +211,8 @@ TYPES: dict[str, Any] = {
     "tap_seconds": float | int,
     "scores": dict,
     "counts": dict,
+    "ranks": dict,
+    "unspent": str,
     "unscored": list,
     "chosen": list,
     "switched_on": list,
@@ -221,6 +223,7 @@ TYPES: dict[str, Any] = {
 ITEMS: dict[str, Any] = {
     "scores": float | int | None,
     "counts": int,
+    "ranks": int,
     "unscored": str,
     "chosen": str,
     "switched_on": str,
