@@ -275,12 +275,17 @@ def test_what_is_no_field_is_no_key(name: str) -> None:
         SEARCH[name]
 
 
+def test_a_record_says_which_fields_it_has() -> None:
+    assert "search" in SEARCH
+    assert "edits" not in SEARCH
+
+
 def test_a_search_has_a_row_for_each_path() -> None:
     shared = {"step": 20, "how": "online", "score_name": "snip"}
     assert SEARCH.rows() == [
-        {**shared, "path": "layers.0.query", "kind": "linear", "score": 0.1, "enabled": False},
-        {**shared, "path": "layers.1.in", "kind": "in", "score": 2.5, "enabled": True},
-        {**shared, "path": "layers.1.query", "kind": "linear", "score": None, "enabled": False},
+        {**shared, "path": "layers.0.query", "kind": "linear", "score": 0.1, "unscored": False, "enabled": False},
+        {**shared, "path": "layers.1.in", "kind": "in", "score": 2.5, "unscored": True, "enabled": True},
+        {**shared, "path": "layers.1.query", "kind": "linear", "score": None, "unscored": False, "enabled": False},
     ]
     assert LEAST.rows() == []
 
