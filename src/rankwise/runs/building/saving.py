@@ -24,6 +24,15 @@ class WholeCheckpoints:
     make the first step with the rate that the checkpoint ended with, which is 0 at the end of a linear schedule.
     """
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train an epoch. From a checkpoint of the last step, Trainer would make one more than it was asked for."""
+        trainer: Any = super()
+        mine: Any = self
+        if mine.state.global_step >= mine.state.max_steps:
+            mine.control.should_training_stop = True
+            return
+        trainer._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Write a checkpoint; one that fails says where and what to do."""
         trainer: Any = super()
