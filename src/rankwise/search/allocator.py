@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,17 +18,16 @@ from torch.optim import Optimizer
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.distributed import check_same_everywhere
 from rankwise.edits import apply_to_paths_
-from rankwise.paths.path_set import head_parameters
+from rankwise.paths.path_set import head_parameters, path_set
 from rankwise.rules.budget import resolve_budget
 from rankwise.rules.edits import switches
-from rankwise.rules.policy import Policy
 from rankwise.rules.records import SearchRecord, searches
 from rankwise.rules.schedule import FALLBACK_EVERY, Schedule
 from rankwise.scores.probe import Autocast, Batch, ComputeLoss, model_loss, probe
 from rankwise.scores.proxies import PROXIES, Scores, score_from_means, score_without_data
 from rankwise.scores.recorder import StatisticRecorder
 from rankwise.scores.statistics import gradient_statistic
-from rankwise.search.listener import Listener
+from rankwise.search.listener import Listener, Training
 
 logger = logging.getLogger("rankwise")
 Batches = Callable[[int], Iterable[Batch]]
@@ -90,20 +90,16 @@ class Allocator(Listener):
                 f"adapter {self.paths.adapter!r} is a {type(config).__name__}, which has no search: its edits are made "
                 "by rankwise.Editor(model, optimizer, steps_per_epoch=..., total_steps=...)"
             )
-        probes = config.mode != "off" and config.scoring == "probe" and self._needs_batches(config.proxy)
+        policy = config.policy()
+        if policy is None:
+            raise ValueError("mode='off' has no search, so there is nothing for an Allocator to do: leave it out")
+        self.policy = policy
+        probes = config.scoring == "probe" and self._needs_batches(config.proxy)
         if probes and batches is None:
             raise ValueError(
                 f"scoring='probe' with proxy={config.proxy!r} needs training batches: train with transformers' "
                 "Trainer, pass rankwise.Allocator(..., batches=...), or set scoring='online'"
             )
-        self.policy = Policy(
-            config.proxy,
-            config.warmup_searches,
-            config.budget,
-            config.budget_unit,
-            config.allocation,
-            config.seed,
-        )
         self.schedule = Schedule(
             mode=config.mode,
             every=config.search_every,
@@ -116,6 +112,21 @@ class Allocator(Listener):
         if self.schedule.falls_back:
             logger.info("the length of an epoch is unknown here: searching every %d optimizer steps", FALLBACK_EVERY)
         self.listen()
+
+    @classmethod
+    def of(cls, model: nn.Module, adapter: str, training: Training) -> Allocator:
+        """Make one for an adapter, with what the training loop knows."""
+        config = path_set(model, adapter).config
+        return cls(
+            model,
+            batches=partial(training.batches, config) if training.batches is not None else None,
+            steps_per_epoch=training.steps_per_epoch,
+            total_steps=training.total_steps,
+            compute_loss=training.compute_loss,
+            autocast=training.autocast,
+            loss_scale=training.loss_scale,
+            adapter=adapter,
+        )
 
     @property
     def knows_epochs(self) -> bool:
@@ -158,7 +169,7 @@ class Allocator(Listener):
 
     def fold(self) -> None:
         """Take the statistics of the step that is being made."""
-        recorder = self.paths.recorder
+        recorder = self.paths.session.recorder
         if isinstance(recorder, StatisticRecorder):
             recorder.fold(self._loss_scale() if self._loss_scale is not None else 1.0)
 
@@ -183,10 +194,10 @@ class Allocator(Listener):
         due = self.schedule.next_search(self.step + 1 if self._last_search_step() == self.step else self.step)
         online = self.config.scoring == "online" and self._needs_batches(proxy)
         if due is None or not online or due - self.step > self.config.score_batches:
-            self.paths.recorder = None
+            self.paths.session.recorder = None
             return None
-        if isinstance(self.paths.recorder, StatisticRecorder):
-            return self.paths.recorder
+        if isinstance(self.paths.session.recorder, StatisticRecorder):
+            return self.paths.session.recorder
         statistic = gradient_statistic(
             proxy,
             self.config.score_on,
@@ -195,12 +206,12 @@ class Allocator(Listener):
             seed=self.config.seed,
         )
         recorder = StatisticRecorder(statistic)
-        self.paths.recorder = recorder
+        self.paths.session.recorder = recorder
         return recorder
 
     def idleness(self) -> str | None:
         """Say that a search was asked for and none ever ran."""
-        if self.config.mode == "off" or self.searches:
+        if self.searches:
             return None
         return (
             f"mode={self.config.mode!r} asked for a search of adapter {self.paths.adapter!r}, but none ran in "
@@ -240,7 +251,7 @@ class Allocator(Listener):
     def _scores(self) -> tuple[str, Scores]:
         """Return how the scores were had, and the scores."""
         proxy, config = self.policy.proxy_of(self.searches), self.config
-        recorder, self.paths.recorder = self.paths.recorder, None
+        recorder, self.paths.session.recorder = self.paths.session.recorder, None
         if PROXIES[proxy].needs == "nothing":
             return "random", score_without_data(proxy, list(self.paths.paths), config.seed)
         if isinstance(recorder, StatisticRecorder):
@@ -291,7 +302,7 @@ class Allocator(Listener):
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a resumed search needs that is not in the adapter's tensors: counters, history, sums."""
-        recorder = self.paths.recorder
+        recorder = self.paths.session.recorder
         open_window = recorder if isinstance(recorder, StatisticRecorder) else None
         return {
             **super().state_dict(),
@@ -306,7 +317,7 @@ class Allocator(Listener):
         super().load_state_dict(state)
         self.searches = state["searches"]
         self.tap_seconds = state["tap_seconds"]
-        self.paths.recorder = None
+        self.paths.session.recorder = None
         recorder = self._open_window()
         if recorder is not None:
             devices = {name: path.lora_A.device for name, path in self.paths.paths.items()}

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rankwise.distributed import rank, sum_over_processes_
 from rankwise.files import read_json_object, sha256, write_atomic, write_json_atomic
+from rankwise.paths.session import Listening
 from rankwise.rules.records import record_of, searches
-from rankwise.search.listener import Listener
 
 STATE = "rankwise_search.json"
 SUMS = "rankwise_search.safetensors"
@@ -23,16 +23,16 @@ COUNTS = ("step", "searches", "window_steps")
 SUM_NAME = re.compile(r"^(finite|sum\d+)/(?P<path>.+)$")
 
 
-def save_search(allocator: Listener, folder: str | Path) -> None:
+def save_search(listener: Listening, folder: str | Path) -> None:
     """Write a search's counters, history and open window into a folder; every process must call it.
 
     The window's sums are added up over processes and written by the first, and their digest beside the counters.
 
     Args:
-        allocator: The search.
+        listener: The search.
         folder: The checkpoint's folder; made if it is not there.
     """
-    state = allocator.state_dict()
+    state = listener.state_dict()
     sums = {name: tensor.clone().contiguous() for name, tensor in sorted(state.pop("sums").items())}
     sum_over_processes_(sums.values())
     if rank() == 0:
@@ -40,7 +40,7 @@ def save_search(allocator: Listener, folder: str | Path) -> None:
         write_json_atomic(Path(folder) / STATE, {**state, "sums_sha256": sha256(Path(folder) / SUMS)})
 
 
-def load_search(allocator: Listener, folder: str | Path) -> None:
+def load_search(listener: Listening, folder: str | Path) -> None:
     """Continue the search that ``save_search`` wrote.
 
     Raises:
@@ -48,16 +48,16 @@ def load_search(allocator: Listener, folder: str | Path) -> None:
         ValueError: A file is damaged, or it is the search of other paths.
     """
     state = read_state(folder)
-    lacking = sorted(set(allocator.state_dict()) - {*state, "sums"})
+    lacking = sorted(set(listener.state_dict()) - {*state, "sums"})
     if lacking:
         raise ValueError(f"{Path(folder) / STATE} is damaged, it lacks {lacking[0]!r}: {ELSE}")
     sums = read_sums(folder, state.pop("sums_sha256", None))
     state["sums"] = sums if rank() == 0 else {}  # the sums of all processes are in the file: one takes them back
     names = {key.partition("/")[2] for key in state["sums"]}
-    unknown = sorted(names - set(allocator.paths.paths))
+    unknown = sorted(names - set(listener.paths.paths))
     if unknown:
         raise ValueError(f"{folder} holds the search of another model: this one has no path {unknown[0]!r}")
-    allocator.load_state_dict(state)
+    listener.load_state_dict(state)
 
 
 def read_sums(folder: str | Path, digest: str | None) -> dict[str, Tensor]:

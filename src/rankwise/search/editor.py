@@ -22,7 +22,7 @@ from rankwise.rules.edits import Disable, Edit
 from rankwise.rules.records import EditRecord, edits
 from rankwise.scores.probe import untouched
 from rankwise.scores.spectrum import singular_values, tail_share
-from rankwise.search.listener import Listener
+from rankwise.search.listener import Listener, Training
 
 logger = logging.getLogger("rankwise")
 
@@ -76,6 +76,17 @@ class Editor(Listener):
         )
         self.listen()
         self.begun = True  # there is nothing to wait for
+
+    @classmethod
+    def of(cls, model: nn.Module, adapter: str, training: Training) -> Editor:
+        """Make one for an adapter, with what the training loop knows."""
+        return cls(
+            model,
+            steps_per_epoch=training.steps_per_epoch,
+            total_steps=training.total_steps,
+            measure=training.measure,
+            adapter=adapter,
+        )
 
     def _length(self, config: Lor2cConfig) -> int:
         """Return the length of training in the config's unit."""

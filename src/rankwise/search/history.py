@@ -87,7 +87,7 @@ def before_saving(model: PeftModel, kwargs: dict[str, Any]) -> dict[str, Any]:
     leave_out = {
         name: paths
         for name, paths in sets.items()
-        if (asked if asked is not None else paths.config.mode == "static" and bool(paths.history))
+        if (asked if asked is not None else paths.config.final and bool(paths.history))
     }
     if leave_out:
         kwargs["state_dict"] = _without_idle_paths(kwargs.get("state_dict") or model.state_dict(), leave_out)
@@ -108,8 +108,8 @@ def _without_idle_paths(state: dict[str, Tensor], sets: dict[str, PathSet]) -> d
 def after_saving(model: PeftModel, folder: str | Path) -> None:
     """Write the history and the allocation of each saved adapter beside its tensors."""
     for adapter, paths in _own(model).items():
-        place = paths.folder = Path(folder) if adapter == "default" else Path(folder) / adapter
-        if paths.allocator is not None and not paths.allocator.knows_epochs:
+        place = paths.session.folder = Path(folder) if adapter == "default" else Path(folder) / adapter
+        if paths.session.listener is not None and not paths.session.listener.knows_epochs:
             warn_if_idle(paths)
         warn_if_unheard(paths)
         if rank() != 0 or not place.is_dir():
@@ -123,8 +123,8 @@ def after_saving(model: PeftModel, folder: str | Path) -> None:
 
 def warn_if_unheard(paths: PathSet) -> None:
     """Warn if an adapter was trained in evaluation mode, where neither its search nor its edits ever begin."""
-    began = paths.allocator is not None or paths.history or paths.detached
-    asked = paths.unheard and paths.config.acts and paths.trains
+    began = paths.session.listener is not None or paths.history or paths.session.detached
+    asked = paths.session.unheard and paths.config.acts and paths.trains
     if asked and not began and any(bool(path.lora_B.any()) for path in paths.enabled):
         warnings.warn(
             f"adapter {paths.adapter!r} seems to have been trained in evaluation mode, in which nothing is searched or "
@@ -153,7 +153,7 @@ def _structure(paths: PathSet) -> dict[str, Any]:
         ],
         "shared": any(path.shared for path in paths.resident),
         "edits": done,
-        "step": paths.allocator.step if paths.allocator is not None else None,
+        "step": paths.session.listener.step if paths.session.listener is not None else None,
     }
 
 
@@ -162,7 +162,7 @@ def after_loading(model: PeftModel, folder: str | Path, adapter: str) -> None:
     paths = _own(model).get(adapter)
     if paths is None or not Path(folder).is_dir():
         return
-    paths.folder = Path(folder)
+    paths.session.folder = Path(folder)
     file = Path(folder) / HISTORY_FILE
     if file.is_file():
         paths.history[:] = from_lines(file.read_text(encoding="utf-8"), file)
