@@ -18,14 +18,15 @@ STANDS_FOR: dict[type, tuple[type, ...]] = {
 }
 
 
-def wrong_field(cls: type, values: Mapping[str, Any]) -> str | None:
+def wrong_field(cls: type, values: Mapping[str, Any], **wider: Any) -> str | None:
     """Return what is wrong with the first value that doesn't fit its field: its name, the value, what is allowed.
 
     Args:
         cls: A dataclass.
         values: Values by field; names that the class doesn't have are passed over.
+        wider: Types of fields that take more than their annotation says.
     """
-    hints = get_type_hints(cls)
+    hints = {**get_type_hints(cls), **wider}
     for field in fields(cls):
         if field.name in values and not fits(values[field.name], hints[field.name]):
             return f"{field.name}={values[field.name]!r:.80} must be {words(hints[field.name])}"
