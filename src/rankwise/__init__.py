@@ -1,4 +1,18 @@
-"""rankwise: low-rank paths under a budget that goes where it pays, as PEFT methods."""
+"""rankwise: low-rank paths under a budget that goes where it pays, as PEFT methods.
+
+What importing it does, each once, and how to undo it:
+
+- It adds its methods to PEFT's enum ``PeftType`` and tables, so that ``get_peft_model`` and ``from_pretrained`` know
+  ``HeteroLoraConfig`` and ``Lor2cConfig``. This stays for the process; other methods are not touched.
+- It wraps ``PeftModel.save_pretrained`` and ``PeftModel.load_adapter``, which write and read a search's history and
+  allocation beside the tensors; for other adapters they do what they did. The originals are their ``__wrapped__``.
+- It adds a callback to the defaults of transformers' Trainer, which leaves models without paths alone:
+  ``trainer.remove_callback(rankwise.search.callback.AutomaticAllocationCallback)`` takes it out of one Trainer.
+- It registers an exit hook that warns of searches that were asked for and never ran.
+
+torch's optimizer step hooks come with the first training forward of a model with paths and go with
+``rankwise.detach(model)``.
+"""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from transformers import (
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.configs.path import PathConfig
 from rankwise.method.export import plain_config
+from rankwise.notebook import html_table
 from rankwise.paths.path_set import PathSet, has_adapter, head_parameters, path_set
 from rankwise.rules.policy import Policy
 from rankwise.scores.probe import Batch, ComputeLoss, score_paths
@@ -76,6 +77,11 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook."""
+        rows = ((name, f"{value:,}" if isinstance(value, int) else value) for name, value in self.to_dict().items())
+        return html_table(("", "size"), rows)
 
 
 def plan(model_or_config: nn.Module | PreTrainedConfig, config: PathConfig | None = None) -> Plan:

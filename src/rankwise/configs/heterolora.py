@@ -25,7 +25,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "allocation": ("combined", "separated"),
     "shortcut_norm": ("inside", "reapply"),
     "rank_shape": ("same", "shortcuts"),
-    "cost": ("parameters",),
     "on_disable": ("keep", "reset", "freeze"),
     "synflow_loss": ("logits", "loss"),
 }
@@ -82,7 +81,6 @@ class HeteroLoraConfig(PathConfig):
         budget: A fraction of the candidates (float in [0, 1]) or a number of parameters or paths (int).
         budget_unit: ``"parameters"`` or ``"paths"``.
         allocation: ``"combined"`` ranks all paths together, ``"separated"`` linear paths and shortcuts apart.
-        cost: What a path costs: ``"parameters"``.
         searches_per_epoch: Searches in an epoch where its length is known.
         search_every: Optimizer steps between searches; overrides ``searches_per_epoch``.
         warmup_searches: How many first searches draw at random (``constant``) before ``proxy`` is asked.
@@ -115,7 +113,6 @@ class HeteroLoraConfig(PathConfig):
     budget: float | int = 0.25
     budget_unit: str = "parameters"
     allocation: str = "combined"
-    cost: str = "parameters"
     searches_per_epoch: int = 5
     search_every: int | None = None
     warmup_searches: int = 0

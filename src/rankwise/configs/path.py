@@ -25,6 +25,7 @@ UNSUPPORTED: dict[str, str] = {
     "kasa_config": "KaSA truncates W0 while building",
     "megatron_config": "Megatron's parallel layers are not supported",
 }
+RETIRED = {"cost": "parameters"}
 INITS = (True, False, "gaussian", "orthogonal")
 
 
@@ -70,6 +71,12 @@ class PathConfig(LoraConfig):
         super().__post_init__()
         self.rankwise_version = self.rankwise_version or version("rankwise")
         self._check_lora_options()
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """Drop the fields that adapters of earlier versions were saved with and that never had another value."""
+        given = super().check_kwargs(**kwargs)
+        return {name: value for name, value in given.items() if name not in RETIRED or value != RETIRED[name]}
 
     def block_paths(self) -> BlockPaths:
         """Return what the block paths are and their sizes."""
