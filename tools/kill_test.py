@@ -96,9 +96,12 @@ class Saboteur:
     def install(self) -> None:
         """Watch Python's file operations, and the writers of tensors, which open their files by themselves."""
         sys.addaudithook(self.audit)
-        torch.save = self.halved(torch.save, lambda args: args[1])
-        tensors = self.halved(peft.peft_model.safe_save_file, lambda args: args[1])
-        peft.peft_model.safe_save_file = rankwise.search.checkpoint.save_file = tensors
+        pickles: Any = torch
+        adapters: Any = peft.peft_model
+        sums: Any = rankwise.search.checkpoint
+        pickles.save = self.halved(pickles.save)
+        adapters.safe_save_file = self.halved(adapters.safe_save_file)
+        sums.save_file = self.halved(sums.save_file)
 
     def audit(self, event: str, args: tuple[Any, ...]) -> None:
         """Note an event; see ``sys.addaudithook``."""
@@ -114,13 +117,12 @@ class Saboteur:
             kill()
         self.seen.append(f"{event} {os.path.relpath(path, self.root)}")
 
-    def halved(self, write: Callable[..., Any], target: Callable[[tuple[Any, ...]], Any]) -> Callable[..., Any]:
+    def halved(self, write: Callable[..., Any]) -> Callable[..., Any]:
         """Return a writer with two places to die at: before it opens the file, and when half of it is written."""
 
-        def writer(*args: Any, **kwargs: Any) -> Any:
-            path = target(args)
+        def writer(content: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
             self.note("write", path)
-            result = write(*args, **kwargs)
+            result = write(content, path, *args, **kwargs)
             if len(self.seen) == self.at and str(path).startswith(self.root):
                 os.truncate(path, os.path.getsize(path) // 2)
             self.note("half", path)
@@ -129,14 +131,14 @@ class Saboteur:
         return writer
 
 
-def child(work: Callable[[], None], *, after: float | None = None) -> int:
+def child(work: Callable[[], object], *, after: float | None = None) -> int:
     """Do ``work`` in a forked process and return its exit status; kill it ``after`` so many seconds."""
     process = os.fork()
     if process == 0:
         faulthandler.disable()
         try:
             work()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (whatever it was, the parent is told)
             print(f"  {type(error).__name__}: {error}", file=sys.stderr)
             os._exit(1)
         os._exit(0)
@@ -179,7 +181,7 @@ def trial(made: Recipe, out: Path, expected: dict[str, Any], *, at: int | None, 
     if code not in (-signal.SIGKILL, 0):
         return f"failed before the kill ({code})"
     begun = (out / "config.yaml").exists()
-    if child(lambda: train(made, out, resume=begun) and None) != 0:
+    if child(lambda: train(made, out, resume=begun)) != 0:
         return "could not be resumed"
     found = outcome(out)
     differing = [name for name in expected if found.get(name) != expected[name]]

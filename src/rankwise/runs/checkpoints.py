@@ -231,7 +231,8 @@ def _state(checkpoint: Path) -> dict[str, Any]:
     if wrong is None and content.get("global_step") != step_of(checkpoint):
         wrong = f"global_step={content.get('global_step')!r} must be {step_of(checkpoint)}"
     entries = content.get("log_history")
-    if wrong is None and not all(isinstance(entry, dict) and "step" in entry for entry in entries or ()):
+    listed = isinstance(entries, list) and all(isinstance(entry, dict) and "step" in entry for entry in entries)
+    if wrong is None and not listed:
         wrong = f"log_history={entries!r:.80} must be a list of entries with a step"
     if wrong is not None:
         raise ValueError(f"{STATE} is damaged: {wrong}")
