@@ -84,7 +84,9 @@ class SearchRecord(Record):
         score_on: ``"weight"`` or ``"factors"``.
         switched_on: What it switched on.
         switched_off: What it switched off.
+        ranks: The rank that each path got, where ranks were chosen.
         budget: The config's budget.
+        unspent: What is left of it and why, in words; empty where nothing is.
     """
 
     LABEL: ClassVar[str] = "proxy"
@@ -94,7 +96,9 @@ class SearchRecord(Record):
     score_on: str = ""
     switched_on: list[str] = field(default_factory=list)
     switched_off: list[str] = field(default_factory=list)
+    ranks: dict[str, int] = field(default_factory=dict)
     budget: float | int | None = None
+    unspent: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ class History(list[Record]):
 def history(model: nn.Module, adapter: str | None = None) -> History:
     """Return one record per search or scheduled edit of a model's adapter, oldest first.
 
-    They are ``SearchRecord`` and ``EditRecord`` of ``rankwise.rules.records``, where each field is explained;
+        They are ``SearchRecord`` and ``EditRecord`` of ``rankwise.rules.records``, where each field is explained;
     ``history(model).to_pandas()`` is all of it as a table.
 
     Args:
