@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,11 @@ def wrap_peft_model(before_saving: Any, after_saving: Any, after_loading: Any) -
         vouched = check_folder(folder)
         try:
             result = load(self, model_id, adapter_name, *args, **kwargs)
-        except SafetensorError as error:
+        except (SafetensorError, pickle.UnpicklingError) as error:
+            # Of a pickle only the kind of the error is told: torch advises to load it without protection.
+            reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else error
             raise ValueError(
-                f"{model_id} holds an adapter_model.safetensors that is not whole ({error}); copy or train it again"
+                f"{model_id} holds weights that are no whole safetensors file ({reason}); copy or train it again"
             ) from error
         after_loading(self, folder, adapter_name, vouched)
         return result

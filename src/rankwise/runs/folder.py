@@ -148,7 +148,7 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: ``resume`` was said and no run is here.
-            PermissionError: The folder can't be written to.
+            NotADirectoryError, PermissionError: The folder can't be written to.
             ValueError: A run is here and neither was said, both were said, or the recipes differ.
         """
         if resume and overwrite:
@@ -161,8 +161,10 @@ class RunFolder:
                 "again, or give another --out"
             )
         place = next(each for each in (self.root, *self.root.absolute().parents) if each.exists())
+        words = f"the run can't be written to {self.root}: give an --out that you may write to"
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, words, str(place))
         if not os.access(place, os.W_OK):
-            words = f"the run can't be written to {self.root}: give an --out that you may write to"
             raise PermissionError(errno.EACCES, words, str(place))
 
     def changes(self, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
