@@ -6,11 +6,14 @@ A module beside the package: importing anything of ``rankwise`` registers its me
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -19,10 +22,22 @@ from rich.markup import escape
 from safetensors import SafetensorError
 
 RUN_FAILED, USER_ERROR = 1, 2
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as a shell counts
+MISTAKES = (
+    ValueError,
+    SafetensorError,
+    FileNotFoundError,
+    NotADirectoryError,
+    FileExistsError,
+    PermissionError,
+    ModuleNotFoundError,
+)
 
 app = typer.Typer(
     name="rankwise",
     help="Fine-tune a transformer on a fixed budget of low-rank parameters and let the budget go where it pays.",
+    epilog="Exit codes: 0 done; 1 the run failed; 2 something asked for or given is wrong; 130 and 143 it was stopped "
+    "by Ctrl-C and by SIGTERM.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -40,20 +55,34 @@ Seed = Annotated[int, typer.Option(help="Seeds everything that is drawn.", min=0
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as schedulers send it, taken like Ctrl-C: what is open is closed."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
 @contextmanager
 def _explained(debug: bool) -> Iterator[None]:
     """Turn an error into one red line and an exit code: 2 for the user's mistake, 1 for a run that failed."""
+    ours = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    before = signal.signal(signal.SIGTERM, _terminate) if ours else None
     try:
         yield
     except (ValueError, SafetensorError, OSError, RuntimeError, ModuleNotFoundError, KeyboardInterrupt) as error:
         if debug:
             raise
-        mistakes = (ValueError, SafetensorError, FileNotFoundError, NotADirectoryError, ModuleNotFoundError)
-        mistake = isinstance(error, mistakes)
-        interrupted = isinstance(error, KeyboardInterrupt)
-        text = "interrupted; a run with a checkpoint goes on with --resume" if interrupted else str(error)
+        text, code = str(error), USER_ERROR if isinstance(error, MISTAKES) else RUN_FAILED
+        if isinstance(error, KeyboardInterrupt):
+            terminated = isinstance(error, _Terminated)
+            text = f"{'terminated' if terminated else 'interrupted'}; a run with a checkpoint goes on with --resume"
+            code = TERMINATED if terminated else INTERRUPTED
         errors.print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True, highlight=False)
-        raise typer.Exit(USER_ERROR if mistake else RUN_FAILED) from error
+        raise typer.Exit(code) from error
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _show_version(asked: bool) -> None:
@@ -89,7 +118,9 @@ def demo(
     epilog="Examples:\n\n"
     "[bold]rankwise train recipes/minilm/mrpc-grad-norm-dynamic.yaml --set data.data_dir=data[/]\n\n"
     "[bold]rankwise train my.yaml --out runs/mine --set training.epochs=1 --set seed=13[/]\n\n"
-    "[bold]rankwise train my.yaml --out runs/mine --resume[/]"
+    "[bold]rankwise train my.yaml --out runs/mine --resume[/]\n\n"
+    "Longer, also when it is finished: [bold]rankwise train runs/mine/config.yaml --out runs/mine --resume "
+    "--set training.epochs=6[/]"
 )
 def train(
     recipe: RecipeFile,
@@ -97,7 +128,12 @@ def train(
         Path | None, typer.Option(help="The run folder; by default runs/<recipe>-seed<seed>.", show_default=False)
     ] = None,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run in the folder; with a greater training.epochs also a finished one."
+        ),
+    ] = False,
     overwrite: Overwrite = False,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Two steps on a tiny random stand-in of the model; nothing is kept.")
@@ -123,7 +159,10 @@ def train(
         result = run(checked, folder, resume=resume, overwrite=overwrite, console=console, command=command)
         console.quiet = not result.main_process
         if not result.trained:
-            console.print(f"{folder} is finished already; nothing to resume")
+            console.print(
+                f"{folder} is finished already; nothing to resume (to train longer, raise training.epochs or "
+                "training.max_steps with --set)"
+            )
         console.print(result_table(result.metrics))
         console.print(f"adapter, metrics and checkpoints: [bold]{escape(str(folder))}[/]")
 

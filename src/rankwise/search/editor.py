@@ -123,10 +123,15 @@ class Editor(Listener):
         assert size is not None
         if self.step % size == 0:
             merge, inject = self.schedule.due(self.step // size)
-            if merge:
+            if merge and self._left("merge"):
                 self.edit("merge")
-            if inject:  # after the merge, on new scores
+            if inject and self._left("inject"):  # after the merge, on new scores
                 self.edit("inject")
+
+    def _left(self, kind: str) -> bool:
+        """Tell whether an edit of a kind is still to be made: training may be longer than its schedule was made for."""
+        wanted: int = self.config.merges if kind == "merge" else self.config.injections
+        return sum(record.due == kind for record in edits(self.paths.history)) < wanted
 
     def edit(self, kind: str) -> EditRecord:
         """Score the paths, choose, edit, and return the record that was added to the history.
