@@ -23,6 +23,14 @@ ROWS = 24
 LENGTH = 64
 WORDS = tuple(f"{start}{middle}{end}" for start in "bdklmnt" for middle in "aeiou" for end in "nrst")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+# How a conversation reads to the stand-in's tokenizer; what a model's own template calls these tokens does not matter.
+CHATML = (
+    "{% if tools %}{% for tool in tools %}{{ tool['function']['name'] + ' ' }}{% endfor %}{% endif %}"
+    "{% for message in messages %}{{ '[CLS] ' + message['role'] + ' ' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + ' [SEP]' }}{% endgeneration %}{{ ' ' }}"
+    "{% else %}{{ (message['content'] or '') + ' ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[CLS] assistant ' }}{% endif %}"
+)
 EDITS = ("merges", "injections")
 # The shape of the stand-in, for every field of these names that a family's config has.
 TINY: dict[str, Any] = {
@@ -81,6 +89,7 @@ def stand_in(recipe: Recipe, room: Path) -> Recipe:
         "max_eval_samples": ROWS,
         "max_length": LENGTH,
         "block_size": None,
+        "allow_cut_answers": True,
     }
     if not local:
         cut |= {"train_file": None, "validation_file": None, "test_file": None, "text_columns": ()}
@@ -175,6 +184,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="[SEP]",
         model_max_length=LENGTH,
         model_input_names=["input_ids", "attention_mask"],
+        chat_template=CHATML,
     )
 
 
