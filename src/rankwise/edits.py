@@ -47,8 +47,8 @@ def apply_to_paths_(paths: PathSet, edits: list[Edit], optimizer: Optimizer | No
         for path, status in before:
             path.set_(**status._asdict())
         raise
-    if paths.recorder is not None:
-        paths.recorder.keep(names & set(paths.paths))
+    if paths.session.recorder is not None:
+        paths.session.recorder.keep(names & set(paths.paths))
     _clear_(paths, [path for path in switched if not path.enabled], optimizer)
 
 

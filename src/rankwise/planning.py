@@ -24,12 +24,10 @@ from transformers import (
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.configs.path import PathConfig
 from rankwise.method.export import plain_config
-from rankwise.paths.path_set import PathSet, has_adapter, path_set
-from rankwise.rules.budget import resolve_budget
+from rankwise.paths.path_set import PathSet, has_adapter, head_parameters, path_set
 from rankwise.rules.policy import Policy
 from rankwise.scores.probe import Batch, ComputeLoss, score_paths
 from rankwise.scores.statistics import AUTO_COLUMNS, EXACT_BYTES
-from rankwise.search.allocator import head_parameters
 
 AUTO_CLASSES: dict[str | None, Any] = {
     "SEQ_CLS": AutoModelForSequenceClassification,
@@ -58,7 +56,7 @@ class Plan:
         optimizer_bytes: AdamW's two moments of what trains, or ever may have in a dynamic search, in float32.
         gradient_bytes: Gradients of what trains, in float32.
         window_bytes: The largest sums held while scores are collected.
-        flops_per_token: Forward FLOPs per token that the enabled paths add: two per parameter.
+        flops_per_token: Forward FLOPs per token that the contributing paths add: ``2 r (i + o)`` each.
     """
 
     candidates: int
@@ -116,31 +114,37 @@ def _hollow(model_or_config: nn.Module | PreTrainedConfig, config: PathConfig) -
 
 def _sizes(model: nn.Module, paths: PathSet, *, planned: bool = False) -> Plan:
     config, costs, counts = paths.config, paths.costs(), paths.counts()
-    limit = resolve_budget(config.budget, costs, config.budget_unit) if config.mode != "off" else counts["resident"]
-    if planned and config.mode != "off":
-        most = sum(sorted(costs.values(), reverse=True)[:limit]) if config.budget_unit == "paths" else limit
+    policy = config.policy()
+    limit, unit = (policy.limit(costs), policy.budget_unit) if policy else (counts["resident"], "parameters")
+    if planned and policy:
+        most = sum(sorted(costs.values(), reverse=True)[:limit]) if unit == "paths" else limit
         counts["enabled"] = counts["contributing"] = min(most, counts["resident"])
     head = head_parameters(model, paths)
     trained = counts["enabled"] + head
     # A path that is switched off keeps its moments unless it is reset, and each may have been on once.
-    moments = counts["resident"] + head if config.mode == "dynamic" and config.on_disable != "reset" else trained
+    moments = counts["resident"] + head if config.moments_stay else trained
     return Plan(
         candidates=len(costs),
         **counts,
         head=head,
         base=sum(p.numel() for p in model.parameters()) - counts["resident"] - head,
         budget=limit,
-        budget_unit=config.budget_unit,
+        budget_unit=unit,
         optimizer_bytes=2 * BYTES * moments,
         gradient_bytes=BYTES * trained,
         window_bytes=_window_bytes(paths),
-        flops_per_token=2 * counts["contributing"],
+        flops_per_token=2 * (counts["contributing"] if planned and policy else _multiplications(paths)),
     )
+
+
+def _multiplications(paths: PathSet) -> int:
+    """Return ``r (i + o)`` of each contributing path; a shared ``A`` is multiplied by in every block."""
+    return sum(p.numel() for path in paths.resident if path.contributing for p in path.parameters)
 
 
 def _window_bytes(paths: PathSet) -> int:
     config, own = paths.config, paths.paths.values()
-    if config.mode == "off" or config.proxy not in ("grad_norm", "snip"):
+    if config.policy() is None or config.proxy not in ("grad_norm", "snip"):
         return 0
     if config.score_on == "factors":
         return BYTES * sum(path.num_parameters for path in own)

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peft import LoraConfig
 from safetensors.torch import load_file
 
+from rankwise.report import read_history
+from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.score import score
+from rankwise.runs.training.train import train
 
 Make = Callable[..., Recipe]
 
@@ -22,6 +26,16 @@ def test_scores_and_choice_of_the_first_search(make: Make, task: str) -> None:
     ranked = sorted(found.scores, key=lambda name: -(found.scores[name] or 0.0))
     assert set(found.chosen) == set(ranked[:2])
     assert score(make("heterolora", task)).scores == found.scores
+
+
+@pytest.mark.parametrize("changes", [{}, {"training": {"bf16": True}}, {"method": {"score_batches": 2}}])
+def test_it_is_the_first_search_of_the_run(make: Make, tmp_path: Path, changes: dict[str, Any]) -> None:
+    recipe = make("heterolora", **changes)
+    train(recipe, tmp_path / "run")
+    first = read_history(RunFolder(tmp_path / "run").history)[0]
+    found = score(recipe)
+    assert found.record.scores == first.scores
+    assert found.chosen == first.chosen
 
 
 def test_only_a_search_can_be_scored(make: Make) -> None:

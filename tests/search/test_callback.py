@@ -88,7 +88,7 @@ def test_nothing_but_the_config_is_needed(tmp_path: Path) -> None:
 
     trainer(model, tmp_path, Note(), max_steps=-1, num_train_epochs=2).train()
     assert searched_at(model) == [(0, "probe"), *((step, "online") for step in (2, 5, 8, 10, 13))]
-    assert path_set(model).allocator is None
+    assert path_set(model).session.listener is None
     assert len(logged) == 17  # sixteen steps and the summary
     assert set(logged) == {record["counts"]["enabled"] for record in rankwise.history(model)}
 

@@ -101,7 +101,7 @@ def test_other_optimizers_and_nested_steps_do_not_count() -> None:
         for each in (optimizer, stranger, plain):
             each.step()
         optimizer.zero_grad()
-    assert path_set(model).allocator.step == 4
+    assert path_set(model).session.listener.step == 4
     assert searched_at(model) == [2, 4]
 
 
@@ -139,7 +139,7 @@ def scaled_scores(overflow: str) -> dict[str, float]:
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-    assert path_set(model).allocator.step == 2
+    assert path_set(model).session.listener.step == 2
     found: dict[str, float] = rankwise.history(model)[0]["scores"]
     return found
 
@@ -150,7 +150,7 @@ def test_sums_are_wide_whatever_autocast_says() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model(**class_batches(1)[0]).loss.backward()
     optimizer.step()
-    recorder: Any = path_set(model).recorder
+    recorder: Any = path_set(model).session.recorder
     assert {total.dtype for totals in recorder.sums.values() for total in totals} == {torch.float32}
 
 
@@ -200,7 +200,7 @@ def test_detach_ends_a_search_and_keeps_the_allocation() -> None:
     steps(model, optimizer, 3)
     on = {name: path.enabled for name, path in rankwise.named_paths(model).items()}
     rankwise.detach(model)
-    assert path_set(model).recorder is None
+    assert path_set(model).session.recorder is None
     assert {name: path.enabled for name, path in rankwise.named_paths(model).items()} == on
     DRIVER._before(optimizer, (), {})
     DRIVER._after(optimizer, (), {})
@@ -221,8 +221,8 @@ def test_a_copy_starts_a_search_of_its_own() -> None:
     optimizer = torch.optim.AdamW(trainable(model), 1e-2)
     steps(model, optimizer, 3)  # a window is open
     twin = copy.deepcopy(model)
-    assert path_set(twin).recorder is None
-    assert path_set(twin).allocator is None
+    assert path_set(twin).session.recorder is None
+    assert path_set(twin).session.listener is None
     assert searched_at(twin) == [2]
     steps(twin, torch.optim.AdamW(trainable(twin), 1e-2), 2)
     steps(model, optimizer, 1)

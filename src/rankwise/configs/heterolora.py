@@ -11,6 +11,7 @@ from peft import PeftType
 from rankwise.configs.path import BlockPaths, PathConfig
 from rankwise.errors import check_choice
 from rankwise.rules.kinds import BLOCK_KINDS
+from rankwise.rules.policy import Policy
 
 PROXIES = ("constant", "random", "grad_norm", "snip", "synflow")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -161,6 +162,22 @@ class HeteroLoraConfig(PathConfig):
     def acts(self) -> bool:
         """Whether there is a search."""
         return self.mode != "off"
+
+    def policy(self) -> Policy | None:
+        """Return what a search chooses by."""
+        if not self.acts:
+            return None
+        return Policy(self.proxy, self.warmup_searches, self.budget, self.budget_unit, self.allocation, self.seed)
+
+    @property
+    def final(self) -> bool:
+        """Whether what the first search chose stays."""
+        return self.mode == "static"
+
+    @property
+    def moments_stay(self) -> bool:
+        """Whether paths that were switched off keep their optimizer moments while others train."""
+        return self.mode == "dynamic" and self.on_disable != "reset"
 
     def block_paths(self) -> BlockPaths:
         """Return what the shortcuts are and their sizes."""

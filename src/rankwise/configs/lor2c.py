@@ -64,11 +64,6 @@ class Lor2cConfig(PathConfig):
         ValueError: A value is outside what is allowed, or an option of PEFT's LoRA does not fit.
     """
 
-    # Everything is on as built: there is no search, so no budget.
-    mode: ClassVar[str] = "off"
-    budget: ClassVar[float] = 1.0
-    budget_unit: ClassVar[str] = "parameters"
-    rank_budget: ClassVar[int | None] = None
     linear_waits: ClassVar[bool] = True
 
     lora_alpha: int = 16

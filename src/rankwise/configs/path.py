@@ -8,6 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from peft import LoraConfig
 
+from rankwise.rules.policy import Policy
+
 # Options of PEFT's LoRA that give a path another formula than W0 + s B A, or change W0 while building it.
 UNSUPPORTED: dict[str, str] = {
     "use_dora": "a DoRA layer rescales W0, so switching it off would not give the base model back",
@@ -77,6 +79,26 @@ class PathConfig(LoraConfig):
     def acts(self) -> bool:
         """Whether something is switched while the model trains."""
         raise NotImplementedError
+
+    def policy(self) -> Policy | None:
+        """Return what a search chooses by; None where nothing is searched and everything is on as built."""
+        return None
+
+    @property
+    def final(self) -> bool:
+        """Whether what the first search chose stays."""
+        return False
+
+    @property
+    def moments_stay(self) -> bool:
+        """Whether paths that were switched off keep their optimizer moments while others train."""
+        return False
+
+    def check_blocks(self, blocks: list[int]) -> None:
+        """Refuse what a model with these blocks can't have."""
+
+    def check_waiting(self, blocks: set[int]) -> None:
+        """Refuse more than the blocks in which linear paths wait allow."""
 
     @property
     def deletes(self) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankwise.errors import nearest
+from rankwise.method.initial import initial_value
+from rankwise.paths.path_set import PathSet
 
 FACTORS = ("lora_A", "lora_B")
 
@@ -54,3 +56,31 @@ def check_same_shapes(present: dict[str, Tensor], loaded: dict[str, Tensor]) -> 
             f"the adapter's {key!r} is {tuple(loaded[key].shape)} but this model's is {tuple(present[key].shape)} "
             f"({len(differing)} tensors differ); it was made for another model, another r or another number of labels"
         )
+
+
+def completed(loaded: dict[str, Tensor], model: nn.Module, paths: PathSet) -> dict[str, Tensor]:
+    """Return the tensors of a file with those that it may lack: of paths that don't contribute, and a shared ``A``.
+
+    A file written with ``enabled_only`` lacks the weights of paths that don't contribute; they keep their initial
+    values, which the seed determines.
+
+    Args:
+        loaded: The file's tensors under the model's names.
+        model: The model they are for.
+        paths: The paths they are for.
+
+    Raises:
+        ValueError: The file was made for another model or is not whole.
+    """
+    adapter, config = paths.adapter, paths.config
+    present = model.state_dict()
+    own = {key: value for key, value in present.items() if is_path_tensor(key, adapter)}
+    given = {key: value for key, value in loaded.items() if is_path_tensor(key, adapter)}
+    check_same_names(own, given)
+    check_same_shapes(present, loaded)
+    off = {key for key in own if key not in given and not key.endswith(f"lora_allocation.{adapter}")}
+    filled = {key: initial_value(key, paths) if own[key].is_meta else own[key] for key in off}
+    if config.block_paths().share and shared_downs(given):
+        (down,) = shared_downs(given)
+        filled |= dict.fromkeys(set(shared_downs(own)) - {down}, given[down])
+    return {**loaded, **filled}

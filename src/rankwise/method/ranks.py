@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from rankwise.configs.heterolora import HeteroLoraConfig
+from rankwise.configs.path import PathConfig
 from rankwise.wiring.wiring import Wiring
 
 
-def resolve_ranks(config: HeteroLoraConfig, projections: Iterable[Any], wiring: Wiring | None) -> None:
-    """Set a config's ranks so that its candidates together have at most ``rank_budget`` parameters.
+def resolve_ranks(config: PathConfig, projections: Callable[[], Iterable[Any]], wiring: Wiring | None) -> None:
+    """Set a config's ranks so that its candidates together have at most ``rank_budget`` parameters, if it says that.
 
     A path of rank r from i to o features has ``r (i + o)`` parameters. With ``N`` and ``M`` the sums of ``i + o`` over
     linear paths and shortcuts: ``r = shortcut_r = budget // (N + M)`` for ``rank_shape="same"``, and
     ``shortcut_r = (budget - r N) // M`` for ``"shortcuts"`` (the shapes of Table 3, arXiv 2406.14956).
 
     Args:
-        config: The config, with a ``rank_budget``.
-        projections: The modules that get a linear path.
+        config: The config.
+        projections: Returns the modules that get a linear path.
         wiring: The model's block paths, where there are any.
 
     Raises:
         ValueError: The budget leaves less than rank 1.
     """
+    if not isinstance(config, HeteroLoraConfig) or config.rank_budget is None:
+        return
     budget = config.rank_budget
-    assert budget is not None
-    linear = sum(sum(_features(module)) for module in projections)
+    linear = sum(sum(_features(module)) for module in projections())
     shortcuts = 2 * wiring.width * len(wiring.names(config)) if wiring is not None else 0
     if config.rank_shape == "same":
         rank, least = budget // (linear + shortcuts), linear + shortcuts

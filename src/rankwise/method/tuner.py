@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
-import torch
 from accelerate import init_empty_weights
 from peft import PeftConfig
 from peft.tuners.lora import LoraLayer, LoraModel
-from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 
-from rankwise.configs.heterolora import HeteroLoraConfig
-from rankwise.configs.lor2c import Lor2cConfig
 from rankwise.configs.path import PathConfig
-from rankwise.distributed import world_size
 from rankwise.method.first import first_allocation
-from rankwise.method.initial import initial_value, seeded
-from rankwise.method.loading import check_same_names, check_same_shapes, is_path_tensor, shared_downs
+from rankwise.method.initial import seeded
+from rankwise.method.loading import completed, shared_downs
 from rankwise.method.ranks import resolve_ranks
-from rankwise.method.targets import check_targets
-from rankwise.paths.driver import DRIVERS
+from rankwise.method.targets import check_gated, check_gated_merge, check_linear, check_targets
+from rankwise.method.waking import before_forward
+from rankwise.paths.driver import driver
 from rankwise.paths.gate import Gate
 from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.path_set import PathSet, PathSets, check_mergeable, crossings, live_shortcuts, path_set
@@ -31,12 +29,6 @@ from rankwise.paths.state import AllocationState, Status
 from rankwise.wiring.anatomy import locate, path_names
 from rankwise.wiring.block_host import BlockHost
 from rankwise.wiring.wiring import Wiring
-
-# PEFT's layers that ask a gate in their forward pass; the others would train a path that is off. By name: the
-# quantised ones exist only where their library does.
-GATED_LAYERS = ("Linear", "Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "HqqLoraLinear", "TorchaoLoraLinear")
-UNGATED_MERGE = ("GPTQLoraLinear", "TorchaoLoraLinear")
-NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 
 class PathModel(LoraModel):
@@ -65,9 +57,8 @@ class PathModel(LoraModel):
         with _linear_targets(config, wiring):
             self._prepare_adapter_config(config, self.get_model_config(model))
             check_targets(model, config)
-            self._check_kinds(model, config)
-            if isinstance(config, HeteroLoraConfig) and config.rank_budget is not None:
-                resolve_ranks(config, self._projections(model, config), wiring)
+            check_linear(model, partial(self._check_target_module_exists, config))
+            resolve_ranks(config, partial(self._projections, model, config), wiring)
             config.target_modules = config.target_modules or (
                 DUMMY_TARGET_MODULES if config.target_modules is not None else None
             )
@@ -121,16 +112,6 @@ class PathModel(LoraModel):
                 lora_config.linear_paths(), adapter_name, target, target_name, parent, current_key, **kwargs
             )
 
-    def _check_kinds(self, model: nn.Module, config: PathConfig) -> None:
-        """Refuse targets that are no linear map, before anything is built."""
-        for name, module in model.named_modules():
-            base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-            if isinstance(base, NOT_LINEAR) and self._check_target_module_exists(config, name):
-                raise ValueError(
-                    f"target_modules matches {name!r}, a {type(base).__name__}; a path runs along a linear "
-                    "projection: target linear layers only"
-                )
-
     def _build_paths(
         self,
         model: Any,
@@ -144,18 +125,13 @@ class PathModel(LoraModel):
             for name, module in model.named_modules()
             if isinstance(module, LoraLayer) and not isinstance(module, BlockHost) and adapter in module.lora_A
         }
-        for name, host in hosts.items():
-            if type(host).__name__ not in GATED_LAYERS:
-                raise ValueError(
-                    f"target {name!r} became PEFT's {type(host).__name__}, whose LoRA can't be switched; load the base "
-                    "unquantised or with bitsandbytes, GPTQ, HQQ or torchao"
-                )
+        check_gated(hosts)
         bare = (name.replace(".base_layer", "") for name, _ in model.named_modules() if ".lora_" not in name)
         names = path_names(hosts, bare)
         linear = [LowRankPath(names[module], "linear", module, host, adapter) for module, host in hosts.items()]
         paths = PathSet(adapter, config, [*linear, *block_paths])
         if "rankwise_paths" not in model.__dict__:
-            model.rankwise_paths = PathSets(model.register_forward_pre_hook(_before_forward))
+            model.rankwise_paths = PathSets(model.register_forward_pre_hook(before_forward))
         model.rankwise_paths.wiring = wiring or model.rankwise_paths.wiring
         copied_from = _structure_of(model, config)
         for path in paths.resident:
@@ -165,8 +141,7 @@ class PathModel(LoraModel):
             status = copied_from.get(path.own_name, Status(False, False, *_span(path), not waits))
             path.state.put(adapter, status, path.lora_B.device)
             path.host.lora_variant[adapter] = Gate(path, paths)
-        if isinstance(config, Lor2cConfig):
-            config.check_waiting({path.built_block for path in linear})
+        config.check_waiting({path.built_block for path in linear})
         for name in [] if copied_from else first_allocation(paths):
             paths.paths[name].set_(enabled=True, contributing=True)
         model.rankwise_paths[adapter] = paths
@@ -190,16 +165,14 @@ class PathModel(LoraModel):
         """
         for adapter in self.active_adapters:
             if adapter in self.model.rankwise_paths:
-                for driver in DRIVERS:
-                    driver.update_and_allocate(self.model.rankwise_paths[adapter])
+                driver().update_and_allocate(self.model.rankwise_paths[adapter])
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter, its paths and its search."""
         super().delete_adapter(adapter_name)
         paths = self.model.rankwise_paths.pop(adapter_name, None)
         if paths is not None:
-            for driver in DRIVERS:
-                driver.forget(paths)
+            driver().forget(paths)
             for path in paths.resident:
                 path.state.remove(adapter_name)
 
@@ -248,12 +221,7 @@ class PathModel(LoraModel):
         names = self._to_merge or self.active_adapters
         for paths in (sets for name, sets in self.model.rankwise_paths.items() if name in names):
             check_mergeable(paths)
-            for path in paths.resident:
-                if type(path.host).__name__ in UNGATED_MERGE and not path.contributing:
-                    raise ValueError(
-                        f"{path.name} is off, and PEFT's {type(path.host).__name__} would merge it all the same: "
-                        "export the adapter with rankwise.export_lora, load that on the base, and merge it there"
-                    )
+            check_gated_merge(paths.resident)
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         """Take the paths off the model, merged or not, and every trace of their searches."""
@@ -266,8 +234,7 @@ class PathModel(LoraModel):
         del model.__dict__["rankwise_paths"]
         sets.hook.remove()
         for paths in sets.values():
-            for driver in DRIVERS:
-                driver.forget(paths)
+            driver().forget(paths)
         return model
 
     @classmethod
@@ -291,20 +258,7 @@ class PathModel(LoraModel):
         values, which the seed determines.
         """
         loaded = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        suffix = f".{adapter_name}"
-        present = model.state_dict()
-        own = {key: value for key, value in present.items() if is_path_tensor(key, adapter_name)}
-        given = {key: value for key, value in loaded.items() if is_path_tensor(key, adapter_name)}
-        check_same_names(own, given)
-        check_same_shapes(present, loaded)
-        off = {key for key in own if key not in given and not key.endswith(f"lora_allocation{suffix}")}
-        assert isinstance(config, PathConfig)
-        paths = path_set(model, adapter_name)
-        filled = {key: initial_value(key, paths) if own[key].is_meta else own[key] for key in off}
-        if config.block_paths().share and shared_downs(given):
-            (down,) = shared_downs(given)
-            filled |= dict.fromkeys(set(shared_downs(own)) - {down}, given[down])
-        return {**loaded, **filled}
+        return completed(loaded, model, path_set(model, adapter_name))
 
 
 @contextmanager
@@ -328,39 +282,8 @@ def _wiring_for(model: Any, config: PathConfig) -> Wiring | None:
     present = model.__dict__["rankwise_paths"].wiring if "rankwise_paths" in model.__dict__ else None
     wiring = present or Wiring(model)
     wiring.check(config)
-    if isinstance(config, Lor2cConfig):
-        config.check_blocks([block for _, block, _ in wiring.names(config).values()])
+    config.check_blocks([block for _, block, _ in wiring.names(config).values()])
     return wiring
-
-
-def _before_forward(module: Any, args: Any) -> None:
-    """Wake the search of each adapter at its first training forward, and notice a step that was skipped."""
-    if not torch.is_grad_enabled():
-        return
-    for paths in module.rankwise_paths.values():
-        if not module.training:
-            paths.unheard = paths.unheard or not (paths.probing or torch.compiler.is_compiling())
-            continue
-        paths.tied = world_size() > 1
-        if paths.recorder is not None and not paths.probing and not torch.compiler.is_compiling():
-            _drop_skipped_step(paths)
-        idle = paths.allocator is None or not paths.allocator.begun
-        wanted = paths.config.acts or (paths.moves and not torch.compiler.is_compiling())  # a whole graph stays whole
-        if idle and wanted and not paths.detached and not paths.probing and paths.trains:
-            _wake(module, paths)
-
-
-def _drop_skipped_step(paths: PathSet) -> None:
-    """Forget what was recorded of gradients that were cleared without an optimizer step, as gradient scalers do."""
-    enabled = paths.enabled
-    if paths.recorder is not None and enabled and all(path.lora_B.grad is None for path in enabled):
-        paths.recorder.drop()
-
-
-@torch.compiler.disable
-def _wake(model: nn.Module, paths: PathSet) -> None:
-    for driver in DRIVERS:
-        driver.wake(model, paths)
 
 
 def _span(path: LowRankPath) -> tuple[int, int]:

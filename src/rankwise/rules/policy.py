@@ -32,6 +32,18 @@ class Policy:
     allocation: str
     seed: int
 
+    def limit(self, costs: Mapping[str, int]) -> int:
+        """Return the budget as a number of parameters or paths."""
+        return resolve_budget(self.budget, costs, self.budget_unit)
+
+    def prices(self, costs: Mapping[str, int]) -> Mapping[str, int]:
+        """Return what each path costs in the budget's unit."""
+        return costs if self.budget_unit == "parameters" else dict.fromkeys(costs, 1)
+
+    def first(self, costs: Mapping[str, int]) -> set[str]:
+        """Return a random choice within the budget: what is on before anything was scored."""
+        return self._allocate(dict.fromkeys(costs, 1.0), costs, self.limit(costs), ("first",))
+
     def proxy_of(self, search: int) -> str:
         """Return the proxy of the given search, counted from 0."""
         return "constant" if search < self.warmup_searches else self.proxy
@@ -52,8 +64,10 @@ class Policy:
         """
         if scores and not any(math.isfinite(score) for score in scores.values()):
             return None
-        if limit is None:
-            limit = resolve_budget(self.budget, costs, self.budget_unit)
-        per_path = costs if self.budget_unit == "parameters" else dict.fromkeys(costs, 1)
-        generator = np.random.default_rng(stable_seed(self.seed, "search", search))
-        return allocate(scores, per_path, limit, allocation=self.allocation, generator=generator)
+        return self._allocate(scores, costs, self.limit(costs) if limit is None else limit, ("search", search))
+
+    def _allocate(
+        self, scores: Mapping[str, float], costs: Mapping[str, int], limit: int, draw: tuple[object, ...]
+    ) -> set[str]:
+        generator = np.random.default_rng(stable_seed(self.seed, *draw))
+        return allocate(scores, self.prices(costs), limit, allocation=self.allocation, generator=generator)

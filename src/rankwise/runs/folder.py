@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.files import write_text_atomic
+from rankwise.rules.records import HISTORY_FILE
 from rankwise.runs.recipes.reading import flat, read_yaml
 from rankwise.runs.recipes.recipe import Recipe, parse_recipe
 
@@ -40,7 +41,7 @@ class RunFolder:
     @property
     def history(self) -> Path:
         """One search per line."""
-        return self.root / "search_history.jsonl"
+        return self.root / HISTORY_FILE
 
     @property
     def spectra(self) -> Path:

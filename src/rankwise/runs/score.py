@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from accelerate import PartialState
-from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 
 import rankwise
-from rankwise.runs.building.job import Job, build
+from rankwise.rules.records import SearchRecord, searches
+from rankwise.runs.building.job import build, make_trainer, training_arguments
+from rankwise.runs.folder import RunFolder
 from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.results.exporting import check_no_adapter
@@ -33,7 +34,7 @@ class ScoreTable:
     scores: dict[str, float | None]
     costs: dict[str, int]
     chosen: list[str]
-    record: dict[str, Any]
+    record: SearchRecord
 
 
 def score(recipe: Recipe, *, data: TaskData | None = None, out: str | Path | None = None) -> ScoreTable:
@@ -58,37 +59,29 @@ def score(recipe: Recipe, *, data: TaskData | None = None, out: str | Path | Non
     if recipe.method.name != "heterolora":
         raise ValueError(f"method.name={recipe.method.name!r} has no paths to choose among: score needs 'heterolora'")
     method = recipe.method.model_copy(update={"mode": "static", "warmup_searches": 0, "scoring": "probe"})
-    with quiet():
-        job = build(recipe.model_copy(update={"method": method}), data)
-        job.model.to(PartialState().device)
-        compute_loss = job.data.loss if job.data.loss_func is not None else None
-        allocator = rankwise.Allocator(job.model, batches=training_batches(job), compute_loss=compute_loss)
-        record = allocator.search()
+    training = recipe.training.model_copy(update={"report_to": []})
+    recipe = recipe.model_copy(update={"method": method, "training": training})
+    with quiet(), TemporaryDirectory() as scratch:
+        job = build(recipe, data)
+        arguments = training_arguments(recipe, job.data, Path(scratch))
+        trainer = make_trainer(job, arguments, RunFolder(Path(scratch)), [StopBeforeTheFirstStep()])
+        with suppress(Searched):
+            trainer.train()
+        (record,) = searches(rankwise.history(job.model))
         costs = {name: path.num_parameters for name, path in rankwise.named_paths(job.model).items()}
         rankwise.detach(job.model)
         if out is not None:
             rankwise.export_lora(job.model, out)
-    return ScoreTable(record["scores"], costs, record["chosen"], record)
+    return ScoreTable(record.scores, costs, record.chosen, record)
 
 
-class _Batches(Iterable[Any]):
-    """Shuffled training batches; the same ones each time it is iterated."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-
-    def __iter__(self) -> Iterator[Any]:
-        loader = DataLoader(
-            self.job.data.train,
-            batch_size=self.job.recipe.training.batch_size,
-            shuffle=True,
-            generator=torch.Generator().manual_seed(self.job.recipe.seed),
-            collate_fn=self.job.data.collator,
-        )
-        for batch in loader:
-            yield {name: value.to(self.job.model.device) for name, value in batch.items()}
+class Searched(Exception):
+    """The first search is done, and nothing is to be trained."""
 
 
-def training_batches(job: Job) -> Iterable[Any]:
-    """Return the job's training batches, to be iterated any number of times."""
-    return _Batches(job)
+class StopBeforeTheFirstStep(TrainerCallback):
+    """Leaves training when the first search has been made: the run itself says what its first search sees."""
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Leave."""
+        raise Searched

@@ -10,17 +10,17 @@ from peft import LoraConfig, get_peft_model
 import rankwise
 from rankwise.baselines.adalora import layers as adalora_layers
 from rankwise.configs.path import PathConfig
-from rankwise.runs.building.models import check_targets, is_head, load_config, model_class
+from rankwise.runs.building.models import check_named, is_head, load_config, model_class
 from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.tasks import TASKS
 
 BYTES = 4  # adapters, gradients and AdamW's two moments are float32
 SEARCH_ONLY = ("budget", "budget_unit", "window_bytes")
-Plan = dict[str, Any]
+Sizes = dict[str, Any]
 
 
-def plan_recipe(recipe: Recipe) -> Plan:
+def plan_recipe(recipe: Recipe) -> Sizes:
     """Count what a recipe would train and hold, from the model's config alone.
 
     Raises:
@@ -34,16 +34,16 @@ def plan_recipe(recipe: Recipe) -> Plan:
     with quiet():
         config = load_config(recipe.model, **{name: max(count, 1) for name, count in labels.items()})
         method = recipe.method.build(task_type, seed=recipe.seed)
-        sizes: Plan = {"method": recipe.method.name, "model": recipe.model.name}
+        sizes: Sizes = {"method": recipe.method.name, "model": recipe.model.name}
         if isinstance(method, PathConfig):
             found = rankwise.plan(config, method).to_dict()
-            unused = SEARCH_ONLY if isinstance(method, rankwise.Lor2cConfig) else ()
+            unused = SEARCH_ONLY if method.policy() is None else ()
             return sizes | {name: value for name, value in found.items() if name not in unused}
         with torch.device("meta"):
             model = model_class(task_type).from_config(config)
         base = sum(p.numel() for p in model.parameters())
         if isinstance(method, LoraConfig):
-            check_targets(model, method.target_modules)
+            check_named(model, method.target_modules)
             method.init_lora_weights = True  # the others look at weights, and there are none
         if method is not None:
             model = get_peft_model(model, method, low_cpu_mem_usage=True)

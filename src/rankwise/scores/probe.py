@@ -21,6 +21,7 @@ from rankwise.paths.path_set import PathSet, path_set
 from rankwise.scores.proxies import PROXIES, Scores, score_from_means, score_without_data
 from rankwise.scores.recorder import StatisticRecorder
 from rankwise.scores.statistics import FactorGradients, Statistic, WeightFlow, gradient_statistic
+from rankwise.wiring.checkpointing import is_reentrant
 
 Batch = Any
 ComputeLoss = Callable[[nn.Module, Batch], Tensor]
@@ -64,7 +65,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     Reentrant checkpointing, which hides its region from a backward pass to given points, becomes non-reentrant.
     """
-    reentrant: list[Any] = [module for module in model.modules() if _is_reentrant(module)]
+    reentrant: list[Any] = [module for module in model.modules() if is_reentrant(module)]
     functions = [module._gradient_checkpointing_func for module in reentrant]
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -87,21 +88,16 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def _is_reentrant(module: nn.Module) -> bool:
-    function = module.__dict__.get("_gradient_checkpointing_func")
-    return isinstance(function, partial) and bool(function.keywords.get("use_reentrant", True))
-
-
 @contextmanager
 def recording(paths: PathSet, statistic: Statistic, *, probing: bool) -> Iterator[StatisticRecorder]:
     """Open a window: all paths are recorded, and with ``probing`` all contribute."""
-    before = paths.recorder, paths.probing
+    before = paths.session.recorder, paths.session.probing
     recorder = StatisticRecorder(statistic)
-    paths.recorder, paths.probing = recorder, probing
+    paths.session.recorder, paths.session.probing = recorder, probing
     try:
         yield recorder
     finally:
-        paths.recorder, paths.probing = before
+        paths.session.recorder, paths.session.probing = before
 
 
 def collect(recorder: StatisticRecorder, loss: Tensor) -> None:

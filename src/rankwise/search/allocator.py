@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,16 +18,16 @@ from torch.optim import Optimizer
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.distributed import check_same_everywhere
 from rankwise.edits import apply_to_paths_
-from rankwise.paths.path_set import PathSet
+from rankwise.paths.path_set import head_parameters, path_set
 from rankwise.rules.budget import resolve_budget
 from rankwise.rules.edits import switches
-from rankwise.rules.policy import Policy
+from rankwise.rules.records import SearchRecord, searches
 from rankwise.rules.schedule import FALLBACK_EVERY, Schedule
 from rankwise.scores.probe import Autocast, Batch, ComputeLoss, model_loss, probe
 from rankwise.scores.proxies import PROXIES, Scores, score_from_means, score_without_data
 from rankwise.scores.recorder import StatisticRecorder
 from rankwise.scores.statistics import gradient_statistic
-from rankwise.search.listener import Listener
+from rankwise.search.listener import Listener, Training
 
 logger = logging.getLogger("rankwise")
 Batches = Callable[[int], Iterable[Batch]]
@@ -89,20 +90,16 @@ class Allocator(Listener):
                 f"adapter {self.paths.adapter!r} is a {type(config).__name__}, which has no search: its edits are made "
                 "by rankwise.Editor(model, optimizer, steps_per_epoch=..., total_steps=...)"
             )
-        probes = config.mode != "off" and config.scoring == "probe" and self._needs_batches(config.proxy)
+        policy = config.policy()
+        if policy is None:
+            raise ValueError("mode='off' has no search, so there is nothing for an Allocator to do: leave it out")
+        self.policy = policy
+        probes = config.scoring == "probe" and self._needs_batches(config.proxy)
         if probes and batches is None:
             raise ValueError(
                 f"scoring='probe' with proxy={config.proxy!r} needs training batches: train with transformers' "
                 "Trainer, pass rankwise.Allocator(..., batches=...), or set scoring='online'"
             )
-        self.policy = Policy(
-            config.proxy,
-            config.warmup_searches,
-            config.budget,
-            config.budget_unit,
-            config.allocation,
-            config.seed,
-        )
         self.schedule = Schedule(
             mode=config.mode,
             every=config.search_every,
@@ -115,6 +112,21 @@ class Allocator(Listener):
         if self.schedule.falls_back:
             logger.info("the length of an epoch is unknown here: searching every %d optimizer steps", FALLBACK_EVERY)
         self.listen()
+
+    @classmethod
+    def of(cls, model: nn.Module, adapter: str, training: Training) -> Allocator:
+        """Make one for an adapter, with what the training loop knows."""
+        config = path_set(model, adapter).config
+        return cls(
+            model,
+            batches=partial(training.batches, config) if training.batches is not None else None,
+            steps_per_epoch=training.steps_per_epoch,
+            total_steps=training.total_steps,
+            compute_loss=training.compute_loss,
+            autocast=training.autocast,
+            loss_scale=training.loss_scale,
+            adapter=adapter,
+        )
 
     @property
     def knows_epochs(self) -> bool:
@@ -157,7 +169,7 @@ class Allocator(Listener):
 
     def fold(self) -> None:
         """Take the statistics of the step that is being made."""
-        recorder = self.paths.recorder
+        recorder = self.paths.session.recorder
         if isinstance(recorder, StatisticRecorder):
             recorder.fold(self._loss_scale() if self._loss_scale is not None else 1.0)
 
@@ -173,8 +185,8 @@ class Allocator(Listener):
         self._open_window()
 
     def _last_search_step(self) -> int | None:
-        searches = [record["step"] for record in self.paths.history if "search" in record]
-        return searches[-1] if self.searches and searches else None
+        done = searches(self.paths.history)
+        return done[-1].step if self.searches and done else None
 
     def _open_window(self) -> StatisticRecorder | None:
         """Record the ``score_batches`` steps before the next search, where they are what it scores by."""
@@ -182,10 +194,10 @@ class Allocator(Listener):
         due = self.schedule.next_search(self.step + 1 if self._last_search_step() == self.step else self.step)
         online = self.config.scoring == "online" and self._needs_batches(proxy)
         if due is None or not online or due - self.step > self.config.score_batches:
-            self.paths.recorder = None
+            self.paths.session.recorder = None
             return None
-        if isinstance(self.paths.recorder, StatisticRecorder):
-            return self.paths.recorder
+        if isinstance(self.paths.session.recorder, StatisticRecorder):
+            return self.paths.session.recorder
         statistic = gradient_statistic(
             proxy,
             self.config.score_on,
@@ -194,12 +206,12 @@ class Allocator(Listener):
             seed=self.config.seed,
         )
         recorder = StatisticRecorder(statistic)
-        self.paths.recorder = recorder
+        self.paths.session.recorder = recorder
         return recorder
 
     def idleness(self) -> str | None:
         """Say that a search was asked for and none ever ran."""
-        if self.config.mode == "off" or self.searches:
+        if self.searches:
             return None
         return (
             f"mode={self.config.mode!r} asked for a search of adapter {self.paths.adapter!r}, but none ran in "
@@ -210,7 +222,7 @@ class Allocator(Listener):
         )
 
     @torch.no_grad()
-    def search(self) -> dict[str, Any]:
+    def search(self) -> SearchRecord:
         """Score all paths, choose, switch, and return the record that was added to the history.
 
         Raises:
@@ -233,13 +245,13 @@ class Allocator(Listener):
         record = self._record(how, scores, names, before, time.perf_counter() - began)
         self.paths.history.append(record)
         self.searches += 1
-        logger.info("search %d at step %d: %d paths on", record["search"], self.step, len(names))
+        logger.info("search %d at step %d: %d paths on", record.search, self.step, len(names))
         return record
 
     def _scores(self) -> tuple[str, Scores]:
         """Return how the scores were had, and the scores."""
         proxy, config = self.policy.proxy_of(self.searches), self.config
-        recorder, self.paths.recorder = self.paths.recorder, None
+        recorder, self.paths.session.recorder = self.paths.session.recorder, None
         if PROXIES[proxy].needs == "nothing":
             return "random", score_without_data(proxy, list(self.paths.paths), config.seed)
         if isinstance(recorder, StatisticRecorder):
@@ -269,28 +281,28 @@ class Allocator(Listener):
             )
         return "probe", scores
 
-    def _record(self, how: str, scores: Scores, chosen: list[str], before: set[str], seconds: float) -> dict[str, Any]:
+    def _record(self, how: str, scores: Scores, chosen: list[str], before: set[str], seconds: float) -> SearchRecord:
         tap_seconds, self.tap_seconds = self.tap_seconds, 0.0
-        return {
-            "step": self.step,
-            "search": self.searches,
-            "how": how,
-            "proxy": self.policy.proxy_of(self.searches),
-            "score_on": self.config.score_on,
-            "scores": {name: value if math.isfinite(value) else None for name, value in scores.values.items()},
-            "unscored": list(scores.unscored),
-            "chosen": chosen,
-            "switched_on": sorted(set(chosen) - before),
-            "switched_off": sorted(before - set(chosen)),
-            "counts": {**self.paths.counts(), "head": head_parameters(self.model, self.paths)},
-            "budget": self.config.budget,
-            "seconds": seconds,
-            "tap_seconds": tap_seconds,
-        }
+        return SearchRecord(
+            step=self.step,
+            search=self.searches,
+            how=how,
+            proxy=self.policy.proxy_of(self.searches),
+            score_on=self.config.score_on,
+            scores={name: value if math.isfinite(value) else None for name, value in scores.values.items()},
+            unscored=list(scores.unscored),
+            chosen=chosen,
+            switched_on=sorted(set(chosen) - before),
+            switched_off=sorted(before - set(chosen)),
+            counts={**self.paths.counts(), "head": head_parameters(self.model, self.paths)},
+            budget=self.config.budget,
+            seconds=seconds,
+            tap_seconds=tap_seconds,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a resumed search needs that is not in the adapter's tensors: counters, history, sums."""
-        recorder = self.paths.recorder
+        recorder = self.paths.session.recorder
         open_window = recorder if isinstance(recorder, StatisticRecorder) else None
         return {
             **super().state_dict(),
@@ -305,7 +317,7 @@ class Allocator(Listener):
         super().load_state_dict(state)
         self.searches = state["searches"]
         self.tap_seconds = state["tap_seconds"]
-        self.paths.recorder = None
+        self.paths.session.recorder = None
         recorder = self._open_window()
         if recorder is not None:
             devices = {name: path.lora_A.device for name, path in self.paths.paths.items()}
@@ -315,9 +327,3 @@ class Allocator(Listener):
 def _first(batches: Iterable[Batch], count: int) -> Iterable[Batch]:
     for _, batch in zip(range(count), batches, strict=False):
         yield batch
-
-
-def head_parameters(model: nn.Module, paths: PathSet) -> int:
-    """Return how many parameters train beside the paths: heads and ``modules_to_save``."""
-    own = {id(parameter) for path in paths.resident for parameter in path.parameters}
-    return sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in own)

@@ -19,14 +19,12 @@ from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 
 from rankwise.configs.heterolora import HeteroLoraConfig
-from rankwise.configs.lor2c import Lor2cConfig
 from rankwise.distributed import rank, world_size
 from rankwise.paths.path_set import PathSet, path_sets
 from rankwise.scores.probe import Batch, ComputeLoss
-from rankwise.search.allocator import Allocator
 from rankwise.search.checkpoint import load_search, save_search
-from rankwise.search.editor import Editor
-from rankwise.search.listener import Listener, warn_if_idle
+from rankwise.search.listener import Training, warn_if_idle
+from rankwise.search.listeners import make_listener
 from rankwise.seeds import stable_seed
 
 logger = logging.getLogger("rankwise")
@@ -81,11 +79,11 @@ class AllocationCallback(TrainerCallback):
             if paths in self._started:
                 continue
             self._started.add(paths)
-            listener: Listener | None = paths.allocator
+            listener = paths.session.listener
             if (
                 listener is None or listener.automatic or not listener.knows_epochs
             ):  # one of an interrupted run is stale
-                listener = self._listener(args, state, model, paths, **kwargs)
+                listener = make_listener(model, paths, self._training(args, state, **kwargs))
                 listener.automatic = True
             if state.global_step:
                 load_search(listener, self.resume_from or _checkpoint_folder(args, state, paths))
@@ -102,15 +100,15 @@ class AllocationCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Write the search beside the checkpoint's adapter."""
         for paths in self._claimed(model):
-            if paths.allocator is not None:
-                save_search(paths.allocator, _checkpoint_folder(args, state, paths))
+            if paths.session.listener is not None:
+                save_search(paths.session.listener, _checkpoint_folder(args, state, paths))
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Say loudly if no search ever ran, and end each search."""
         for paths in self._claimed(model):
             warn_if_idle(paths)
-            if paths.allocator is not None:
-                paths.allocator.close()
+            if paths.session.listener is not None:
+                paths.session.listener.close()
             del CLAIMS[paths]
 
     def _searchable(self, model: Any) -> list[PathSet]:
@@ -125,42 +123,30 @@ class AllocationCallback(TrainerCallback):
     def _claimed(self, model: Any) -> list[PathSet]:
         return [paths for paths, callback in list(CLAIMS.items()) if callback is self and _has(model, paths)]
 
-    def _listener(
-        self, args: Any, state: Any, model: Any, paths: PathSet, *, optimizer: Any, train_dataloader: Any, **_: Any
-    ) -> Listener:
+    def _training(self, args: Any, state: Any, *, optimizer: Any, train_dataloader: Any, **_: Any) -> Training:
+        """Gather what Trainer knows."""
         sized = isinstance(train_dataloader, DataLoader) and hasattr(train_dataloader.dataset, "__len__")
-        per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps) if sized else None
-        if isinstance(paths.config, Lor2cConfig):
-            return Editor(
-                model,
-                steps_per_epoch=per_epoch,
-                total_steps=state.max_steps,
-                measure=self.measure,
-                adapter=paths.adapter,
-            )
         scaler = getattr(optimizer, "scaler", None)  # accelerate's wrapper has one, torch's optimizers don't
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        batches = (
-            partial(probe_batches, train_dataloader, args.per_device_train_batch_size, paths.config) if sized else None
-        )
-        if batches is not None and self.compute_loss is None and not _has_labels(batches):
-            logger.warning(
-                "the training batches have no labels that the model takes, so the first search can't probe: it runs "
-                "after %d steps; rankwise.AllocationCallback(compute_loss=...) makes a probe possible",
-                paths.config.score_batches,
-            )
-            batches = None
-        allocator = Allocator(
-            model,
-            batches=batches,
-            steps_per_epoch=per_epoch,
+        return Training(
+            steps_per_epoch=math.ceil(len(train_dataloader) / args.gradient_accumulation_steps) if sized else None,
             total_steps=state.max_steps,
+            batches=self._batches(train_dataloader, args) if sized else None,
             compute_loss=self.compute_loss,
             autocast=partial(torch.autocast, args.device.type, dtype=dtype) if dtype else nullcontext,
             loss_scale=scaler.get_scale if scaler is not None else None,
-            adapter=paths.adapter,
+            measure=self.measure,
         )
-        return allocator
+
+    def _batches(self, dataloader: DataLoader[Any], args: Any) -> Any:
+        batches = partial(probe_batches, dataloader, args.per_device_train_batch_size)
+        if self.compute_loss is None and not _has_labels(dataloader):
+            logger.warning(
+                "the training batches have no labels that the model takes, so the first search can't probe: it runs "
+                "after score_batches steps; rankwise.AllocationCallback(compute_loss=...) makes a probe possible"
+            )
+            return None
+        return batches
 
 
 class AutomaticAllocationCallback(AllocationCallback):
@@ -194,9 +180,10 @@ def probe_batches(
         yield dataloader.collate_fn([dataset[index] for index in own[start : start + batch_size]])
 
 
-def _has_labels(batches: Any) -> bool:
+def _has_labels(dataloader: DataLoader[Any]) -> bool:
     with torch.random.fork_rng(devices=[]):
-        batch: Batch = next(iter(batches(0)), {})
+        dataset: Any = dataloader.dataset
+        batch: Batch = dataloader.collate_fn([dataset[0]]) if len(dataset) else {}
     return any(key in batch for key in ("labels", "label", "start_positions"))
 
 
@@ -207,8 +194,8 @@ def _has(model: Any, paths: PathSet) -> bool:
 def _checkpoint_folder(args: Any, state: Any, paths: PathSet) -> Path:
     """Return the folder of this step's checkpoint: where the adapter was last read or written, if that is one."""
     name = f"checkpoint-{state.global_step}"
-    if paths.folder is not None and name in paths.folder.parts:
-        return paths.folder
+    if paths.session.folder is not None and name in paths.session.folder.parts:
+        return paths.session.folder
     folder = Path(args.output_dir) / name
     return folder if paths.adapter == "default" else folder / paths.adapter
 

@@ -12,22 +12,22 @@ from safetensors.torch import load_file, save_file
 
 from rankwise.distributed import rank, sum_over_processes_
 from rankwise.files import write_atomic, write_json_atomic
-from rankwise.search.listener import Listener
+from rankwise.paths.session import Listening
 
 STATE = "rankwise_search.json"
 SUMS = "rankwise_search.safetensors"
 
 
-def save_search(allocator: Listener, folder: str | Path) -> None:
+def save_search(listener: Listening, folder: str | Path) -> None:
     """Write a search's counters, history and open window into a folder; every process must call it.
 
     The window's sums are added up over processes and written by the first.
 
     Args:
-        allocator: The search.
+        listener: The search.
         folder: The checkpoint's folder; made if it is not there.
     """
-    state = allocator.state_dict()
+    state = listener.state_dict()
     sums = {name: tensor.clone().contiguous() for name, tensor in sorted(state.pop("sums").items())}
     sum_over_processes_(sums.values())
     if rank() == 0:
@@ -35,7 +35,7 @@ def save_search(allocator: Listener, folder: str | Path) -> None:
         write_json_atomic(Path(folder) / STATE, state)
 
 
-def load_search(allocator: Listener, folder: str | Path) -> None:
+def load_search(listener: Listening, folder: str | Path) -> None:
     """Continue the search that ``save_search`` wrote.
 
     Raises:
@@ -52,10 +52,10 @@ def load_search(allocator: Listener, folder: str | Path) -> None:
     if rank() != 0:  # the sums of all processes are in the file, so one of them takes them back
         state["sums"] = {}
     names = {key.partition("/")[2] for key in state["sums"]}
-    unknown = sorted(names - set(allocator.paths.paths))
+    unknown = sorted(names - set(listener.paths.paths))
     if unknown:
         raise ValueError(f"{folder} holds the search of another model: this one has no path {unknown[0]!r}")
-    allocator.load_state_dict(state)
+    listener.load_state_dict(state)
 
 
 def read_state(folder: str | Path) -> dict[str, Any]:

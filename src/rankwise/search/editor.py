@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,13 +15,14 @@ from rankwise.configs.lor2c import Lor2cConfig
 from rankwise.distributed import check_same_everywhere
 from rankwise.edits import apply_to_paths_
 from rankwise.paths.low_rank_path import LowRankPath
+from rankwise.paths.path_set import head_parameters
 from rankwise.rules.edit_policy import Candidate, choose_injection, choose_merge
 from rankwise.rules.edit_schedule import EditSchedule
 from rankwise.rules.edits import Disable, Edit
+from rankwise.rules.records import EditRecord, edits
 from rankwise.scores.probe import untouched
-from rankwise.scores.spectrum import mean_sv, sfs, singular_values
-from rankwise.search.allocator import head_parameters
-from rankwise.search.listener import Listener
+from rankwise.scores.spectrum import singular_values, tail_share
+from rankwise.search.listener import Listener, Training
 
 logger = logging.getLogger("rankwise")
 
@@ -77,6 +77,17 @@ class Editor(Listener):
         self.listen()
         self.begun = True  # there is nothing to wait for
 
+    @classmethod
+    def of(cls, model: nn.Module, adapter: str, training: Training) -> Editor:
+        """Make one for an adapter, with what the training loop knows."""
+        return cls(
+            model,
+            steps_per_epoch=training.steps_per_epoch,
+            total_steps=training.total_steps,
+            measure=training.measure,
+            adapter=adapter,
+        )
+
     def _length(self, config: Lor2cConfig) -> int:
         """Return the length of training in the config's unit."""
         if self.total_steps is None:
@@ -116,7 +127,7 @@ class Editor(Listener):
             if inject:  # after the merge, on new scores
                 self.edit("inject")
 
-    def edit(self, kind: str) -> dict[str, Any]:
+    def edit(self, kind: str) -> EditRecord:
         """Score the paths, choose, edit, and return the record that was added to the history.
 
         Args:
@@ -125,35 +136,32 @@ class Editor(Listener):
         began = time.perf_counter()
         scores = self.scores()
         before = [path.name for path in self.paths.enabled]
-        edits = self._choose(kind, scores)
+        made = self._choose(kind, scores)
         check_same_everywhere(
-            [repr(edit) for edit in edits], f"the {kind} at step {self.step}", self.paths.resident[0].lora_B.device
+            [repr(edit) for edit in made], f"the {kind} at step {self.step}", self.paths.resident[0].lora_B.device
         )
         seconds = time.perf_counter() - began
-        measured = [self._measured(edits)]
+        measured = [self._measured(made)]
         began = time.perf_counter()
-        apply_to_paths_(self.paths, edits, self.optimizer)
+        apply_to_paths_(self.paths, made, self.optimizer)
         seconds += time.perf_counter() - began
-        measured.append(self._measured(edits))
-        record = {
-            "step": self.step,
-            "how": "edit",
-            "due": kind,
-            "edits": [{"edit": type(edit).__name__, **asdict(edit)} for edit in edits],
-            "skipped": not edits,
-            "metric": self.config.metric,
-            "scores": scores,
-            "unscored": [name for name, score in scores.items() if score is None],
-            "before": before,
-            "chosen": [path.name for path in self.paths.enabled],
-            "counts": {**self.paths.counts(), "head": head_parameters(self.model, self.paths)},
-            "seconds": seconds,
-            "tap_seconds": 0.0,
-            "measured": measured,
-        }
+        measured.append(self._measured(made))
+        record = EditRecord(
+            step=self.step,
+            due=kind,
+            edits=made,
+            metric=self.config.metric,
+            scores=scores,
+            unscored=[name for name, score in scores.items() if score is None],
+            before=before,
+            chosen=[path.name for path in self.paths.enabled],
+            counts={**self.paths.counts(), "head": head_parameters(self.model, self.paths)},
+            seconds=seconds,
+            measured=measured,
+        )
         self.paths.history.append(record)
         self.edits_due += 1
-        logger.info("step %d: %s", self.step, ", ".join(map(repr, edits)) or f"no candidate for a {kind}: skipped")
+        logger.info("step %d: %s", self.step, ", ".join(map(repr, made)) or f"no candidate for a {kind}: skipped")
         return record
 
     def _measured(self, edits: list[Edit]) -> float | None:
@@ -170,9 +178,10 @@ class Editor(Listener):
     def _score(self, path: LowRankPath) -> float | None:
         if not all(bool(parameter.isfinite().all()) for parameter in path.parameters):
             return None
-        if not bool(singular_values(path).any()):
+        sigma = singular_values(path)
+        if not bool(sigma.any()):
             return None
-        return sfs(path, self.config.sfs_k) if self.config.metric == "sfs" else mean_sv(path)
+        return tail_share(sigma, self.config.sfs_k) if self.config.metric == "sfs" else float(sigma.mean())
 
     def _choose(self, kind: str, scores: dict[str, float | None]) -> list[Edit]:
         config, paths = self.config, self.paths.paths
@@ -204,7 +213,7 @@ class Editor(Listener):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken."""
         super().load_state_dict(state)
-        self.edits_due = sum("due" in record for record in self.paths.history)
+        self.edits_due = len(edits(self.paths.history))
 
     def idleness(self) -> str | None:
         """Say that edits were asked for and some never came."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import html
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,40 @@ from torch import Tensor, nn
 from rankwise.distributed import rank
 from rankwise.files import write_json_atomic, write_text_atomic
 from rankwise.paths.path_set import PathSet, path_set
+from rankwise.rules.records import HISTORY_FILE, Record, edits, from_lines, to_lines
 from rankwise.search.listener import warn_if_idle
 
-HISTORY = "search_history.jsonl"
 ALLOCATION = "allocation.json"
 
 
-def history(model: nn.Module, adapter: str | None = None) -> list[dict[str, Any]]:
+class History(list[Record]):
+    """The records of an adapter, oldest first; as a table one row per record and path."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat row per record and path, for ``pandas.DataFrame(history.rows())``."""
+        return [{"record": number, **row} for number, record in enumerate(self) for row in record.rows()]
+
+    def to_pandas(self) -> Any:
+        """Return ``rows()`` as a ``pandas.DataFrame``."""
+        import pandas
+
+        return pandas.DataFrame(self.rows())
+
+    def _repr_html_(self) -> str:
+        """Show one line per record in a notebook."""
+        names = ("step", "how", "paths on", "parameters on", "seconds")
+        lines = [
+            (record.step, record.how, len(record.chosen), record.counts.get("enabled", ""), f"{record.seconds:.2f}")
+            for record in self
+        ]
+        return html_table(names, lines)
+
+
+def history(model: nn.Module, adapter: str | None = None) -> History:
     """Return one record per search or scheduled edit of a model's adapter, oldest first.
 
-    A search's record holds ``step``, ``search``, ``how`` (``"probe"``, ``"online"`` or ``"random"``), ``proxy``,
-    ``score_on``, ``scores`` by path (None where a score was not finite), ``unscored``, ``chosen``, ``switched_on``,
-    ``switched_off``, ``counts`` in parameters, ``budget``, ``seconds`` of the search itself and ``tap_seconds`` spent
-    collecting in the training steps before it. The record of a scheduled edit holds ``step``, ``how`` (``"edit"``),
-    ``due`` (``"merge"`` or ``"inject"``), ``edits``, whether it was ``skipped`` for want of a candidate, ``metric``,
-    ``scores`` and ``unscored``, the enabled paths ``before`` it and ``chosen`` by it, ``counts``, ``seconds`` and what
-    was ``measured`` before and after it (None where the editor has nothing to measure by, or nothing was edited).
+    They are ``SearchRecord`` and ``EditRecord`` of ``rankwise.rules.records``, where each field is explained;
+    ``history(model).to_pandas()`` is all of it as a table.
 
     Args:
         model: A model with rankwise paths.
@@ -37,7 +56,14 @@ def history(model: nn.Module, adapter: str | None = None) -> list[dict[str, Any]
     Raises:
         ValueError: The model has no rankwise paths.
     """
-    return list(path_set(model, adapter).history)
+    return History(path_set(model, adapter).history)
+
+
+def html_table(names: Iterable[object], lines: Iterable[Iterable[object]]) -> str:
+    """Return a table for a notebook, every cell escaped."""
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in names)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in line) + "</tr>" for line in lines)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _own(model: PeftModel) -> dict[str, PathSet]:
@@ -61,7 +87,7 @@ def before_saving(model: PeftModel, kwargs: dict[str, Any]) -> dict[str, Any]:
     leave_out = {
         name: paths
         for name, paths in sets.items()
-        if (asked if asked is not None else paths.config.mode == "static" and bool(paths.history))
+        if (asked if asked is not None else paths.config.final and bool(paths.history))
     }
     if leave_out:
         kwargs["state_dict"] = _without_idle_paths(kwargs.get("state_dict") or model.state_dict(), leave_out)
@@ -82,23 +108,23 @@ def _without_idle_paths(state: dict[str, Tensor], sets: dict[str, PathSet]) -> d
 def after_saving(model: PeftModel, folder: str | Path) -> None:
     """Write the history and the allocation of each saved adapter beside its tensors."""
     for adapter, paths in _own(model).items():
-        place = paths.folder = Path(folder) if adapter == "default" else Path(folder) / adapter
-        if paths.allocator is not None and not paths.allocator.knows_epochs:
+        place = paths.session.folder = Path(folder) if adapter == "default" else Path(folder) / adapter
+        if paths.session.listener is not None and not paths.session.listener.knows_epochs:
             warn_if_idle(paths)
         warn_if_unheard(paths)
         if rank() != 0 or not place.is_dir():
             continue
         write_json_atomic(place / ALLOCATION, {**_listed(paths), "parameters": paths.counts(), **_structure(paths)})
         if paths.history:
-            write_text_atomic(place / HISTORY, "".join(json.dumps(record) + "\n" for record in paths.history))
+            write_text_atomic(place / HISTORY_FILE, to_lines(paths.history))
         else:  # another run's, left in a folder that is used again
-            (place / HISTORY).unlink(missing_ok=True)
+            (place / HISTORY_FILE).unlink(missing_ok=True)
 
 
 def warn_if_unheard(paths: PathSet) -> None:
     """Warn if an adapter was trained in evaluation mode, where neither its search nor its edits ever begin."""
-    began = paths.allocator is not None or paths.history or paths.detached
-    asked = paths.unheard and paths.config.acts and paths.trains
+    began = paths.session.listener is not None or paths.history or paths.session.detached
+    asked = paths.session.unheard and paths.config.acts and paths.trains
     if asked and not began and any(bool(path.lora_B.any()) for path in paths.enabled):
         warnings.warn(
             f"adapter {paths.adapter!r} seems to have been trained in evaluation mode, in which nothing is searched or "
@@ -119,15 +145,15 @@ def _listed(paths: PathSet) -> dict[str, Any]:
 
 def _structure(paths: PathSet) -> dict[str, Any]:
     """Return what each path is and what was edited; what a load goes by are the tensors, this is for people."""
-    edits = [{"step": record["step"], **edit} for record in paths.history for edit in record.get("edits", ())]
+    done = [{"step": record.step, **edit} for record in edits(paths.history) for edit in record.to_dict()["edits"]]
     return {
         "paths": [
             {"name": path.name, "kind": path.kind, "blocks": path.blocks, "r": path.r, "scaling": path.scaling}
             for path in paths.paths.values()
         ],
         "shared": any(path.shared for path in paths.resident),
-        "edits": edits,
-        "step": paths.allocator.step if paths.allocator is not None else None,
+        "edits": done,
+        "step": paths.session.listener.step if paths.session.listener is not None else None,
     }
 
 
@@ -136,7 +162,7 @@ def after_loading(model: PeftModel, folder: str | Path, adapter: str) -> None:
     paths = _own(model).get(adapter)
     if paths is None or not Path(folder).is_dir():
         return
-    paths.folder = Path(folder)
-    file = Path(folder) / HISTORY
+    paths.session.folder = Path(folder)
+    file = Path(folder) / HISTORY_FILE
     if file.is_file():
-        paths.history[:] = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        paths.history[:] = from_lines(file.read_text(encoding="utf-8"), file)

@@ -5,14 +5,42 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from rankwise.distributed import world_size
-from rankwise.paths.driver import DRIVERS
+from rankwise.paths.driver import driver
 from rankwise.paths.path_set import PathSet, path_set
+from rankwise.rules.records import record_of
+from rankwise.scores.probe import Autocast, Batch, ComputeLoss
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training loop knows and an optimizer's steps don't tell.
+
+    Args:
+        steps_per_epoch: Optimizer steps in an epoch.
+        total_steps: Optimizer steps of the whole training.
+        batches: Returns the probe batches of a search of this config, by the search's number; None without batches.
+        compute_loss: Called with (model, batch), for losses that the model does not compute itself.
+        autocast: Makes the context of a probe's forward pass.
+        loss_scale: Returns the factor that losses are scaled by.
+        measure: Called with the model around each scheduled edit.
+    """
+
+    steps_per_epoch: int | None = None
+    total_steps: int | None = None
+    batches: Callable[[Any, int], Iterable[Batch]] | None = None
+    compute_loss: ComputeLoss | None = None
+    autocast: Autocast = nullcontext
+    loss_scale: Callable[[], float] | None = None
+    measure: Callable[[nn.Module], float] | None = None
 
 
 class Listener:
@@ -40,15 +68,19 @@ class Listener:
         self.step = 0
         self.begun = False
 
+    @classmethod
+    def of(cls, model: nn.Module, adapter: str, training: Training) -> Listener:
+        """Make one for an adapter, with what the training loop knows."""
+        return cls(model, adapter=adapter)
+
     def listen(self) -> None:
         """Take the path set over."""
-        self.paths.allocator = self
-        self.paths.recorder = None
-        self.paths.detached = False
-        self.paths.tied = world_size() > 1
+        self.paths.session.listener = self
+        self.paths.session.recorder = None
+        self.paths.session.detached = False
+        self.paths.session.tied = world_size() > 1
         _allow_recompiling(self.planned_changes)
-        for driver in DRIVERS:
-            driver.listen(self.paths)
+        driver().listen(self.paths)
 
     @property
     def knows_epochs(self) -> bool:
@@ -116,20 +148,24 @@ class Listener:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs that is not in the adapter's tensors."""
-        return {"step": self.step, "tap_seconds": 0.0, "history": list(self.paths.history), "sums": {}}
+        return {
+            "step": self.step,
+            "tap_seconds": 0.0,
+            "history": [record.to_dict() for record in self.paths.history],
+            "sums": {},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken."""
         self.step = state["step"]
-        self.paths.history[:] = state["history"]
+        self.paths.history[:] = map(record_of, state["history"])
         self.begun = True
 
     def close(self) -> None:
         """Stop listening; what is on stays."""
-        self.paths.recorder = None
-        self.paths.allocator = None
-        for driver in DRIVERS:
-            driver.forget(self.paths)
+        self.paths.session.recorder = None
+        self.paths.session.listener = None
+        driver().forget(self.paths)
 
 
 def _allow_recompiling(changes: int) -> None:
@@ -144,7 +180,7 @@ def _allow_recompiling(changes: int) -> None:
 
 def warn_if_idle(paths: PathSet) -> None:
     """Warn if a search or edits were asked for and training began, but they never happened."""
-    listener: Listener | None = paths.allocator
+    listener = paths.session.listener
     reason = listener.idleness() if listener is not None else None
     if reason is not None:
         warnings.warn(reason, stacklevel=2)

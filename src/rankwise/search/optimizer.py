@@ -10,21 +10,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from rankwise.configs.lor2c import Lor2cConfig
-from rankwise.paths.driver import DRIVERS
+from rankwise.paths.driver import install
 from rankwise.paths.path_set import PathSet, path_sets
-from rankwise.search.allocator import Allocator
-from rankwise.search.editor import Editor
-from rankwise.search.listener import Listener, warn_if_idle
-
-
-def _listener(model: nn.Module, paths: PathSet) -> Listener:
-    """Make what a path set needs: a search, scheduled edits, or just something that keeps idle paths still."""
-    if paths.config.acts:
-        return (Editor if isinstance(paths.config, Lor2cConfig) else Allocator)(model, adapter=paths.adapter)
-    listener = Listener(model, adapter=paths.adapter)
-    listener.listen()
-    return listener
+from rankwise.search.listener import warn_if_idle
+from rankwise.search.listeners import make_listener
 
 
 class OptimizerDriver:
@@ -51,7 +40,7 @@ class OptimizerDriver:
 
     def wake(self, model: nn.Module, paths: PathSet) -> None:
         """Begin a path set's search, making its allocator if it has none."""
-        listener = paths.allocator or _listener(model, paths)
+        listener = paths.session.listener or make_listener(model, paths)
         if not listener.begun:
             listener.begin()
 
@@ -65,9 +54,9 @@ class OptimizerDriver:
 
     def update_and_allocate(self, paths: PathSet) -> None:
         """Count a step that the hooks did not see, from an optimizer that is not torch's."""
-        if paths.allocator is not None and paths not in self._stepped:
-            paths.allocator.fold()
-            paths.allocator.after_step()
+        if paths.session.listener is not None and paths not in self._stepped:
+            paths.session.listener.fold()
+            paths.session.listener.after_step()
         self._stepped.discard(paths)
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -75,8 +64,8 @@ class OptimizerDriver:
         if self._depth > 1:  # a step that calls super().step() comes here twice
             return
         for paths in list(self._listening):
-            if paths.allocator is not None and paths.allocator.owns(optimizer):
-                paths.allocator.before_step(optimizer)
+            if paths.session.listener is not None and paths.session.listener.owns(optimizer):
+                paths.session.listener.before_step(optimizer)
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth -= 1
@@ -84,9 +73,9 @@ class OptimizerDriver:
             return
         self._depth = 0
         for paths in list(self._listening):
-            if paths.allocator is not None and paths.allocator.owns(optimizer):
+            if paths.session.listener is not None and paths.session.listener.owns(optimizer):
                 self._stepped.add(paths)
-                paths.allocator.after_step()
+                paths.session.listener.after_step()
 
     def warn_of_idle_searches(self) -> None:
         """Warn of every model that was trained, asked for a search, and never got one."""
@@ -95,7 +84,7 @@ class OptimizerDriver:
 
 
 DRIVER = OptimizerDriver()
-DRIVERS.append(DRIVER)
+install(DRIVER)
 atexit.register(DRIVER.warn_of_idle_searches)
 
 
@@ -108,6 +97,6 @@ def detach(model: nn.Module) -> None:
         ValueError: The model has no rankwise paths.
     """
     for paths in path_sets(model).values():
-        paths.detached = True
-        if paths.allocator is not None:
-            paths.allocator.close()
+        paths.session.detached = True
+        if paths.session.listener is not None:
+            paths.session.listener.close()

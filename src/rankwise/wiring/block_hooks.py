@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import threading
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,8 +20,9 @@ from transformers.utils.generic import ModelOutput
 
 from rankwise.wiring.anatomy import Anatomy, Point
 from rankwise.wiring.block_host import BlockHost
+from rankwise.wiring.checkpointing import is_reentrant
 
-CROSSING = "rankwise_mid_before"  # the keyword that brings u_prev into a block, checkpointed or not
+MID_KEYWORD = "rankwise_mid_before"  # the keyword that brings u_prev into a block, checkpointed or not
 STREAM = "hidden_states"  # what transformers calls a block's first argument
 
 
@@ -48,12 +48,6 @@ def with_output_tensor(output: Any, value: Tensor) -> Any:
     if isinstance(output, ModelOutput):
         return type(output)(**{**output, next(iter(output)): value})
     return (value, *output[1:]) if isinstance(output, tuple) else value
-
-
-def is_reentrant(block: nn.Module) -> bool:
-    """Tell whether a block is checkpointed the reentrant way, whose first pass builds no graph."""
-    function = block.__dict__.get("_gradient_checkpointing_func")
-    return isinstance(function, partial) and bool(function.keywords.get("use_reentrant", True))
 
 
 class Flow(threading.local):
@@ -191,7 +185,7 @@ class BlockTaps:
         if u_prev is None or not self.needs("cut"):
             return None
         self.flow.sent = True
-        return args, {**kwargs, CROSSING: u_prev}
+        return args, {**kwargs, MID_KEYWORD: u_prev}
 
     def _refuse_reentrant(self) -> None:
         if not (self.block.training and is_reentrant(self.block) and self.block.gradient_checkpointing):
@@ -206,10 +200,10 @@ class BlockTaps:
                 )
 
     def _enter_attention(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if CROSSING not in kwargs:
+        if MID_KEYWORD not in kwargs:
             return None
-        self.flow.u_prev, self.flow.sent = kwargs[CROSSING], False
-        return args, {name: value for name, value in kwargs.items() if name != CROSSING}
+        self.flow.u_prev, self.flow.sent = kwargs[MID_KEYWORD], False
+        return args, {name: value for name, value in kwargs.items() if name != MID_KEYWORD}
 
     def _wants_end(self, kind: str) -> bool:
         """Tell whether the feed-forward's sum is still to come and reads a source for this kind."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModel, BertConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from rankwise.runs.building.models import check_targets, load_base, load_tokenizer, resolve_name, set_dropout
+from rankwise.runs.building.models import check_named, load_base, load_tokenizer, resolve_name, set_dropout
 from rankwise.runs.dryrun import TINY, tiny_config
 from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.recipe import ModelSpec, Recipe
@@ -59,11 +59,11 @@ def test_dropout_reaches_every_field_the_family_has() -> None:
 
 def test_targets_must_all_exist() -> None:
     model = AutoModel.from_config(tiny_config(ModelSpec(name="FacebookAI/roberta-base")))
-    check_targets(model, ["query", "attention.self.value", "encoder.layer.0.attention.output.dense"])
-    check_targets(model, "all-linear")
-    check_targets(model, None)
+    check_named(model, ["query", "attention.self.value", "encoder.layer.0.attention.output.dense"])
+    check_named(model, "all-linear")
+    check_named(model, None)
     with pytest.raises(ValueError, match=r"'valu' names no module of RobertaModel, did you mean 'value'\?"):
-        check_targets(model, ["query", "valu"])
+        check_named(model, ["query", "valu"])
 
 
 def test_weights_that_would_stay_random_are_refused(make: Make, tmp_path: Path) -> None:

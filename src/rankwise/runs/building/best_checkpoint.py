@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import rankwise
+from rankwise.rules.records import Record, edits
 
 
-def last_edit(history: Sequence[Mapping[str, Any]]) -> int:
+def last_edit(history: Iterable[Record]) -> int:
     """Return the optimizer step after which the model was edited last, 0 if it never was."""
-    return max((record["step"] for record in history if record.get("edits")), default=0)
+    return max((record.step for record in edits(history) if not record.skipped), default=0)
 
 
 class AfterChanges(TrainerCallback):

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rankwise.errors import nearest
+from rankwise.method.targets import module_names, unmatched
 from rankwise.runs.building.quantised import HEADS, prepare, quantisation
 from rankwise.runs.recipes.methods import WITH_PATHS
 from rankwise.runs.recipes.recipe import ModelSpec, Recipe
@@ -153,24 +154,23 @@ def adapt(model: PreTrainedModel, recipe: Recipe, task_type: str) -> PeftModel |
     if config is None:
         return model
     model = prepare(model, recipe)
-    check_targets(model, getattr(config, "modules_to_save", None), "modules_to_save")
+    check_named(model, getattr(config, "modules_to_save", None), "modules_to_save")
     if isinstance(config, LoraConfig) and recipe.method.name not in WITH_PATHS:
-        check_targets(model, config.target_modules)
+        check_named(model, config.target_modules)
     return get_peft_model(model, config)
 
 
-def check_targets(model: nn.Module, targets: Any, field: str = "target_modules") -> None:
+def check_named(model: nn.Module, targets: Any, field: str = "target_modules") -> None:
     """Refuse a listed name that is no module's: PEFT passes over it, for ``target_modules`` while another matches."""
     if targets is None or isinstance(targets, str):
         return
-    names = [name for name, _ in model.named_modules() if name]
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            last = {name.rsplit(".", 1)[-1] for name in names} - {str(n) for n in range(1000)}
-            raise ValueError(
-                f"method.{field}: {target!r} names no module of {type(model).__name__}"
-                f"{nearest(target, last)} (for example: {', '.join(sorted(last)[:12])})"
-            )
+    names = module_names(model)
+    for target in unmatched(targets, names):
+        last = {name.rsplit(".", 1)[-1] for name in names} - {str(n) for n in range(1000)}
+        raise ValueError(
+            f"method.{field}: {target!r} names no module of {type(model).__name__}"
+            f"{nearest(target, last)} (for example: {', '.join(sorted(last)[:12])})"
+        )
 
 
 def load_state(model: Any, folder: Path) -> None:

@@ -21,7 +21,7 @@ from rankwise.report import (
     save_figure,
 )
 from rankwise.report.drawing import FORMATS, figure_class
-from rankwise.report.history import candidates, searched
+from rankwise.report.history import searched
 from rankwise.rules.kinds import is_shortcut
 from rankwise.runs.results.sources import SETTINGS, SPLITS, Source, read_source
 from rankwise.tasks.metrics import SMALLER_IS_BETTER
@@ -174,7 +174,7 @@ def _heading(run: Source) -> str:
         return f"{run.name}: {run.family}"
     if not run.searched:
         return run.name
-    mixed = any(is_shortcut(name) for name in candidates(searched(run.history)[0]))
+    mixed = any(is_shortcut(name) for name in searched(run.history)[0].paths)
     how = run.told(["proxy", "mode", *(["allocation"] if mixed else [])])
     return f"{run.name}: {how}" if how else run.name
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.report import Outcome, read_gradients, read_history, read_spectra
+from rankwise.rules.records import HISTORY_FILE, Record, edits, searches
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.reading import read_yaml
-from rankwise.search.history import HISTORY
 
 # What may tell runs apart, the most telling first; those in BARE explain themselves.
 SETTINGS = ("allocation", "proxy", "mode", "score_on", "scoring", "budget", "on_disable", "search_every", "r", "seed")
@@ -19,7 +19,7 @@ BARE = ("allocation", "proxy", "mode")
 CELL = ("merges", "injections")
 LOR2C = (*CELL, "share", "freeze_merged", "inject_targets")  # what a LoR2C has beside
 FAMILY = {(False, False): "LoR2C", (True, False): "MergeLoR2C", (False, True): "InjectLoR2C", (True, True): "IMLoR2C"}
-EXPECTED = f"a run folder of rankwise train, an adapter folder that a search was saved in, or a {HISTORY}"
+EXPECTED = f"a run folder of rankwise train, an adapter folder that a search was saved in, or a {HISTORY_FILE}"
 NOT_YET = "the run has not searched yet"
 SPLITS = ("dev", "validation")  # where cells are compared: on held-out training data if there is any
 
@@ -41,7 +41,7 @@ class Source:
     """
 
     place: Path
-    history: Records
+    history: list[Record]
     settings: dict[str, Any]
     spectra: Records = field(default_factory=list)
     gradients: Records = field(default_factory=list)
@@ -53,7 +53,7 @@ class Source:
         """The folder's name (of an adapter inside a run the run's), or the file's."""
         place = self.place.resolve()
         if place.is_file():
-            if place.name != HISTORY:
+            if place.name != HISTORY_FILE:
                 return place.stem
             place = place.parent
         return place.parent.name if place.name == "adapter" else place.name
@@ -61,12 +61,12 @@ class Source:
     @property
     def searched(self) -> bool:
         """Whether there were searches."""
-        return any("search" in record for record in self.history)
+        return bool(searches(self.history))
 
     @property
     def edited(self) -> bool:
         """Whether there were edits beside searches."""
-        return any("edits" in record for record in self.history)
+        return bool(edits(self.history))
 
     @property
     def cell(self) -> tuple[int, int]:
@@ -120,13 +120,13 @@ def read_source(place: str | Path) -> Source:
 
 
 def _source(given: Path) -> Source:
-    file = given / HISTORY if given.is_dir() else given
+    file = given / HISTORY_FILE if given.is_dir() else given
     history = _read(file, read_history)
-    known = _settings(file.parent) if file.name == HISTORY else {}
+    known = _settings(file.parent) if file.name == HISTORY_FILE else {}
     settings = {key: known[key] for key in (*SETTINGS, *LOR2C) if known.get(key) is not None}
-    searches = [record for record in history if "search" in record]
-    if searches:
-        settings = {"proxy": searches[-1]["proxy"], **settings}
+    found = searches(history)
+    if found:
+        settings = {"proxy": found[-1].proxy, **settings}
     beside: dict[str, Any] = {}
     if given.is_dir():
         run = RunFolder(given)
@@ -138,11 +138,11 @@ def _source(given: Path) -> Source:
     if not history and not any(beside.values()):
         if file.is_file():
             raise ValueError(f"{file} is empty: {_why_none(file.parent) if given.is_dir() else NOT_YET}")
-        raise FileNotFoundError(f"{given} holds no {HISTORY}: {_why_none(given)}")
+        raise FileNotFoundError(f"{given} holds no {HISTORY_FILE}: {_why_none(given)}")
     return Source(given, history, settings, **beside)
 
 
-def _read(file: Path, read: Callable[[Path], Records]) -> Records:
+def _read(file: Path, read: Callable[[Path], list[Any]]) -> list[Any]:
     """Read a file of records, none where it is missing."""
     try:
         return read(file) if file.is_file() else []
@@ -165,7 +165,7 @@ def _why_none(folder: Path) -> str:
         if method in ("heterolora", "lor2c"):
             return NOT_YET if method == "heterolora" else "no epoch of the run is over yet"
         return f"its method is {method!r}, which searches nothing"
-    inside = sorted(path.parent.name for path in folder.glob(f"*/{HISTORY}"))
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{HISTORY_FILE}"))
     meant = f"; did you mean {folder / inside[0]}?" if inside else ""
     return f"give {EXPECTED}{meant}"
 

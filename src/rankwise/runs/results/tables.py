@@ -51,7 +51,7 @@ def _losses(edit: Mapping[str, Any]) -> str:
 def score_table(found: ScoreTable) -> Table:
     """Return the paths by falling score, with the choice."""
     record = found.record
-    table = Table(title=f"{record['proxy']} on {record['score_on']}: {len(found.chosen)} of {len(found.scores)} paths")
+    table = Table(title=f"{record.proxy} on {record.score_on}: {len(found.chosen)} of {len(found.scores)} paths")
     table.add_column("path")
     table.add_column("score", justify="right")
     table.add_column("parameters", justify="right")
@@ -59,11 +59,11 @@ def score_table(found: ScoreTable) -> Table:
     low = float("-inf")
     for name, value in sorted(found.scores.items(), key=lambda item: -(low if item[1] is None else item[1])):
         mark = "[green]yes[/]" if name in found.chosen else ""
-        unscored = " (unscored)" if name in record["unscored"] else ""
+        unscored = " (unscored)" if name in record.unscored else ""
         text = "not finite" if value is None else f"{value:.4g}{unscored}"
         table.add_row(name, text, f"{found.costs[name]:,}", mark)
     spent = sum(found.costs[name] for name in found.chosen)
-    table.caption = f"{spent:,} of {sum(found.costs.values()):,} parameters chosen, in {record['seconds']:.1f} s"
+    table.caption = f"{spent:,} of {sum(found.costs.values()):,} parameters chosen, in {record.seconds:.1f} s"
     return table
 
 

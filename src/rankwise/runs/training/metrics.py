@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
@@ -12,6 +13,8 @@ from transformers import Trainer
 import rankwise
 from rankwise.baselines.adalora import kept_parameters
 from rankwise.report.structure import words
+from rankwise.rules import records
+from rankwise.rules.records import Record
 from rankwise.runs.building.job import Job
 from rankwise.runs.building.models import is_head
 
@@ -82,25 +85,24 @@ def size(parameter: nn.Parameter) -> int:
     return parameter.numel() * packed
 
 
-def edits(history: list[dict[str, Any]]) -> list[Figures]:
+def edits(history: Iterable[Record]) -> list[Figures]:
     """Return what each scheduled edit did, the dev loss just before and after it, and what trained from then on."""
     return [
         {
-            "step": record["step"],
-            "due": record["due"],
+            "step": record.step,
+            "due": record.due,
             "what": words(record),
-            "edits": record["edits"],
-            "enabled": record["counts"]["enabled"],
-            "dev_loss": record["measured"],
+            "edits": record.to_dict()["edits"],
+            "enabled": record.counts["enabled"],
+            "dev_loss": record.measured,
         }
-        for record in history
-        if "due" in record
+        for record in records.edits(history)
     ]
 
 
-def seconds(train: float, log_history: list[dict[str, Any]], searches: list[dict[str, Any]]) -> Figures:
+def seconds(train: float, log_history: list[dict[str, Any]], searches: Iterable[Record]) -> Figures:
     """Return the run's wall time, and what of it dev evaluations and the search took."""
-    search = sum(record["seconds"] + record["tap_seconds"] for record in searches)
+    search = sum(record.seconds + record.tap_seconds for record in searches)
     evaluate = sum(entry["eval_runtime"] for entry in log_history if "eval_runtime" in entry)
     return {"train": train, "evaluate": evaluate, "search": search, "search_share": search / max(train, 1e-9)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 import rankwise
 from rankwise.files import write_json_atomic, write_text_atomic
+from rankwise.rules.records import Record, to_lines
 from rankwise.runs.folder import CLOCK_FILE, RunFolder
 
 
@@ -75,8 +77,8 @@ class HistoryFile(TrainerCallback):
         if state.is_world_process_zero:
             self.write(rankwise.history(kwargs["model"]))
 
-    def write(self, records: list[dict[str, Any]]) -> None:
+    def write(self, records: Sequence[Record]) -> None:
         """Write one search per line, unless they are all there."""
         if len(records) != self.written:
-            write_text_atomic(self.path, "".join(json.dumps(record) + "\n" for record in records))
+            write_text_atomic(self.path, to_lines(records))
             self.written = len(records)

@@ -37,7 +37,7 @@ def watchers(model: Any, folder: RunFolder) -> list[TrainerCallback]:
     found: list[TrainerCallback] = []
     if any(path.kind == "layer" for path in paths.resident):
         found.append(SpectraFile(folder.spectra))
-        if paths.config.mode == "off" and any(path.kind == "linear" for path in paths.enabled):
+        if paths.config.policy() is None and any(path.kind == "linear" for path in paths.enabled):
             found.append(GradientsFile(folder.gradients))
     return found
 

@@ -18,6 +18,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 import rankwise
 from rankwise.baselines import save_truncated
 from rankwise.files import write_json_atomic
+from rankwise.rules.records import searches
 from rankwise.runs.building.job import Job, build, make_trainer, training_arguments
 from rankwise.runs.building.models import load_state
 from rankwise.runs.folder import RunFolder
@@ -147,7 +148,7 @@ def _finish(
         "metrics": {"last": last, "dev_selected": selected, "per_epoch": metrics.dev_by_epoch(log)},
         "parameters": counts,
         "seconds": metrics.seconds(train_seconds, log, history),
-        "searches": sum("search" in record for record in history),
+        "searches": len(searches(history)),
         "edits": metrics.edits(history),
         "chosen": picked,
     }
