@@ -166,20 +166,61 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) 
         console.print(plan_table(plan_recipe(checked)))
 
 
-@app.command(epilog="Example: [bold]rankwise export runs/mrpc-grad-norm-dynamic-seed0 plain-lora[/]")
+@app.command(
+    epilog="Examples:\n\n"
+    "[bold]rankwise export runs/mrpc-grad-norm-dynamic-seed0 plain-lora[/]\n\n"
+    "[bold]rankwise export runs/mrpc-grad-norm-dynamic-seed0 model --merged[/]"
+)
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Where the plain LoRA adapter goes.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Where the plain LoRA adapter, or the model, goes.", show_default=False)],
     rank_pattern: Annotated[
         bool, typer.Option("--rank-pattern", help="Keep each module's own rank (PEFT only, vLLM mis-scales it).")
     ] = False,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="The whole model, the adapter merged into it: transformers alone loads it.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Write a run's adapter as plain LoRA, which loads without rankwise."""
+    """Write a run's adapter as plain LoRA, or its model whole: what loads without rankwise."""
     with _explained(debug):
-        from rankwise.runs.results.exporting import export_run
+        from rankwise.runs.results.exporting import export_merged, export_run
 
-        console.print(f"plain LoRA adapter: [bold]{escape(str(export_run(run, out, rank_pattern=rank_pattern)))}[/]")
+        if merged and rank_pattern:
+            raise ValueError("--merged leaves no ranks to keep: say it or --rank-pattern")
+        made = export_merged(run, out) if merged else export_run(run, out, rank_pattern=rank_pattern)
+        console.print(f"{'whole model' if merged else 'plain LoRA adapter'}: [bold]{escape(str(made))}[/]")
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    '[bold]rankwise predict runs/sst2-lora-seed0 "a film of quiet charm"[/]\n\n'
+    '[bold]rankwise predict runs/mrpc-uniform-seed0 "He left." "He went away."[/]\n\n'
+    "[bold]rankwise predict runs/mrpc-uniform-seed0 new.csv --out answers.jsonl[/]"
+)
+def predict(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE_OR_TEXT...", help="A file like the training data, or the text.", show_default=False
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write the answers as JSON lines.", show_default=False)] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows in a forward pass.", min=1)] = 32,
+    max_new_tokens: Annotated[int, typer.Option(help="The longest answer of a causal model.", min=1)] = 128,
+    debug: Debug = False,
+) -> None:
+    """Ask a run about new text: a label with its probability, a score, or an answer."""
+    with _explained(debug):
+        from rankwise.runs.results.predicting import answer_table
+        from rankwise.runs.results.predicting import predict as ask
+
+        found = ask(run, inputs, out=out, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        if out is None:
+            console.print(answer_table(found))
+        else:
+            console.print(f"{len(found):,} answers: [bold]{escape(str(out))}[/]")
 
 
 @app.command(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,12 @@ def test_a_folder_of_files_is_a_dataset_too(tmp_path: Path, tokenizer: PreTraine
     for split, size in (("train", 8), ("test", 3)):
         rows = [{"title": "bar", "topic": "ab"[n % 2]} for n in range(size)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    own = {"dataset": str(folder), "text_columns": ("title",), "label_column": "topic", "dev_fraction": 0}
+    own: dict[str, Any] = {
+        "dataset": str(folder),
+        "text_columns": ("title",),
+        "label_column": "topic",
+        "dev_fraction": 0,
+    }
     data = load_task(DataSpec(**own, splits={"validation": "test[:2]"}), tokenizer)
     assert (len(data.train), data.validation and len(data.validation), data.test and len(data.test)) == (8, 2, 3)
     with pytest.raises(ValueError, match=r"has no split 'tets', did you mean 'test'"):
@@ -185,8 +191,13 @@ def test_packed_rows_learn_what_they_learn_alone(tmp_path: Path, tokenizer: PreT
     packed = load(tmp_path, tokenizer, *rows, max_length=24, packing=True)
     assert packed.packed
     assert len(packed.train) < len(alone.train)
-    assert sorted(sum(packed.train["input_ids"], [])) == sorted(sum(alone.train["input_ids"], []))
-    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    assert sorted(chain(*packed.train["input_ids"])) == sorted(chain(*alone.train["input_ids"]))
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).double().eval()
     model.config.use_cache = False

@@ -13,7 +13,7 @@ from rankwise.tasks import DataSpec, load_task
 from rankwise.tasks.missing import without_missing
 from rankwise.tasks.read import read_file
 
-GOOD = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(20)]
+GOOD: list[dict[str, Any]] = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(20)]
 FORMATS = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
 
 

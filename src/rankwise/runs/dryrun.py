@@ -27,7 +27,8 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 CHATML = (
     "{% if tools %}{% for tool in tools %}{{ tool['function']['name'] + ' ' }}{% endfor %}{% endif %}"
     "{% for message in messages %}{{ '[CLS] ' + message['role'] + ' ' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + ' [SEP]' }}{% endgeneration %}{{ ' ' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + ' [SEP]' }}{% endgeneration %}{{ ' ' }}"
     "{% else %}{{ (message['content'] or '') + ' ' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[CLS] assistant ' }}{% endif %}"
 )

@@ -15,6 +15,7 @@ from rankwise.distributed import rank
 from rankwise.files import write_json_atomic, write_text_atomic
 from rankwise.paths.path_set import PathSet, path_set
 from rankwise.rules.records import HISTORY_FILE, Record, edits, from_lines, to_lines
+from rankwise.search.card import CARD, write_card
 from rankwise.search.listener import warn_if_idle
 
 ALLOCATION = "allocation.json"
@@ -119,6 +120,8 @@ def after_saving(model: PeftModel, folder: str | Path) -> None:
             write_text_atomic(place / HISTORY_FILE, to_lines(paths.history))
         else:  # another run's, left in a folder that is used again
             (place / HISTORY_FILE).unlink(missing_ok=True)
+    if _own(model) and rank() == 0 and (Path(folder) / CARD).is_file():
+        write_card(Path(folder), _own(model), getattr(model.config, "num_labels", None))
 
 
 def warn_if_unheard(paths: PathSet) -> None:

@@ -84,7 +84,7 @@ def chat_ids(
     tools = json.loads(tools) if isinstance(tools, str) else tools
     given: dict[str, Any] = {"tools": tools or None, "tokenize": True, "return_dict": True, "chat_template": template}
     if PROMPT not in row:
-        found = tokenizer.apply_chat_template(_plain(row[MESSAGES]), return_assistant_tokens_mask=True, **given)
+        found: Any = tokenizer.apply_chat_template(_plain(row[MESSAGES]), return_assistant_tokens_mask=True, **given)
         return list(found["input_ids"]), [bool(mask) for mask in found["assistant_masks"]]
     if isinstance(row[PROMPT], str):
         found = tokenizer(row[PROMPT] + row[COMPLETION], add_special_tokens=True, return_offsets_mapping=True)
@@ -95,8 +95,9 @@ def chat_ids(
             return ids, [*learned[:-1], True]
         return ids + closing, learned + [True] * len(closing)
     prompt, whole = _plain(row[PROMPT]), _plain([*row[PROMPT], *row[COMPLETION]])
-    before = list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **given)["input_ids"])
-    ids = list(tokenizer.apply_chat_template(whole, **given)["input_ids"])
+    opened: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **given)
+    closed: Any = tokenizer.apply_chat_template(whole, **given)
+    before, ids = list(opened["input_ids"]), list(closed["input_ids"])
     pairs = zip(before, ids, strict=False)
     shared = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(before), len(ids)))
     return ids, [place >= shared for place in range(len(ids))]

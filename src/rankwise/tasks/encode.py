@@ -89,14 +89,14 @@ def encode(
     def instructions(batch: Batch) -> Batch:
         return _instructions(batch, tokenizer, max_length, train_on_prompt)
 
-    if task.name == CHAT:
-        instructions = _chats(tokenizer, max_length, train_on_prompt, rows.column_names)
     encoders: dict[str, Callable[[Batch], Batch]] = {
         "classification": texts,
         "regression": texts,
         "choice": choices,
         "causal": instructions,
     }
+    if task.name == CHAT:
+        encoders["causal"] = _chats(tokenizer, max_length, train_on_prompt, rows.column_names)
     unused = [column for column in rows.column_names if column != LABELS]
     with quiet():
         encoded = rows.map(encoders[task.kind], batched=True, remove_columns=unused, keep_in_memory=True)

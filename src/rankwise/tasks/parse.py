@@ -226,7 +226,8 @@ def _culprit(values: list[Any], column: str) -> str:
         try:
             pa.array([value])
         except (pa.ArrowException, UnicodeError, OverflowError) as error:
-            return f"{number}: column {column!r} holds {value!r:.60}, which can't be read ({' '.join(str(error).split())[:100]})"
+            why = " ".join(str(error).split())[:100]
+            return f"{number}: column {column!r} holds {value!r:.60}, which can't be read ({why})"
     return f"{len(values)}: column {column!r} holds values that don't fit each other"
 
 

@@ -27,7 +27,8 @@ class DataSpec(BaseModel):
         text_columns: One or two columns with text (own files, and ``task="text"`` in tables).
         dataset: The id of a dataset on the Hugging Face hub (or a folder that ``datasets`` reads), in place of files.
         config: Its configuration, where it has several.
-        splits: Which of its splits to take where names differ, for example ``{validation: test, train: "train[:80%]"}``.
+        splits: Which of its splits to take where names differ, for example ``{validation: test}``; parts
+            too, ``{train: "train[:80%]"}``.
         encoding: Of text files; by default what their byte order mark says, else UTF-8.
         delimiter: Of CSV files; by default the one their header has.
         label_column: The column with the labels (own files): strings and whole numbers are classes, other numbers a
@@ -43,7 +44,8 @@ class DataSpec(BaseModel):
         split_seed: Draws the dev split, the same one for every method and seed of a study.
         max_train_samples: Train on a random part of this size (drawn by ``split_seed``, after dev is cut off).
         max_eval_samples: The same for every other split.
-        train_on_prompt: For ``task="instruction"`` and ``"chat"``: count the prompt's tokens too, not the answer's alone.
+        train_on_prompt: For ``task="instruction"`` and ``"chat"``: count the prompt's tokens too, not the answer's
+            alone.
         allow_cut_answers: Train although more than a tenth of the answers are cut at ``max_length``.
         packing: For ``task="instruction"`` and ``"chat"``: put several training rows into one sequence of
             ``max_length``; each still sees itself alone.

@@ -25,6 +25,7 @@ from rankwise.runs.folder import RunFolder
 from rankwise.runs.progress import RichProgress, quiet
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.training import metrics
+from rankwise.runs.training.card import describe_run
 from rankwise.runs.training.records import Clock, HistoryFile, Settle, seconds_before
 from rankwise.runs.training.spectra import watchers
 from rankwise.tasks import TaskData
@@ -145,6 +146,7 @@ def _finish(
         save(job, folder)
     written = {
         **metrics.identity(job, command),
+        "data": job.data.counts(),
         "metrics": {"last": last, "dev_selected": selected, "per_epoch": metrics.dev_by_epoch(log)},
         "parameters": counts,
         "seconds": metrics.seconds(train_seconds, log, history),
@@ -153,6 +155,7 @@ def _finish(
         "chosen": picked,
     }
     if writes:
+        describe_run(folder.adapter, written, job.recipe.license)
         write_json_atomic(folder.metrics, written)
 
 
