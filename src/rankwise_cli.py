@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version as installed_version
@@ -31,7 +32,9 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe (YAML).", show_default=False)]
+RecipeFile = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe (YAML), or the name of one that ships.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be given again.")
 ]
@@ -87,7 +90,56 @@ def demo(
 
 @app.command(
     epilog="Examples:\n\n"
-    "[bold]rankwise train recipes/minilm/mrpc-grad-norm-dynamic.yaml --set data.data_dir=data[/]\n\n"
+    "[bold]rankwise init[/]\n\n"
+    "[bold]rankwise init mine.yaml --task classification --data reviews.csv --text review --label stars "
+    "--model FacebookAI/roberta-base --method heterolora[/]"
+)
+def init(
+    out: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.yaml"),
+    task: Annotated[
+        str | None,
+        typer.Option(help="classification, regression, chat, instruction, text, or a benchmark.", show_default=False),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="A file, or a dataset's id on the hub.", show_default=False)] = None,
+    text: Annotated[str | None, typer.Option(help="The text's column, or two: a,b.", show_default=False)] = None,
+    label: Annotated[str | None, typer.Option(help="The label's column.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="A hub id or a folder.", show_default=False)] = None,
+    method: Annotated[str | None, typer.Option(help="heterolora, lora or lor2c.", show_default=False)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a recipe: asks for what no option says."""
+    with _explained(debug):
+        from rankwise.runs.recipes.starting import Answers, compose, write_first
+
+        def ask(question: str, default: str | None) -> str:
+            return str(typer.prompt(question, default=default))
+
+        answers = Answers(task, data, text, label, model, method)
+        made = write_first(compose(answers, ask if sys.stdin.isatty() else None), out, overwrite=overwrite)
+        console.print(made.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+        console.print(f"written to [bold]{escape(str(made))}[/]; its first lines say what to run next")
+
+
+@app.command(epilog="Example: [bold]rankwise recipes modernbert[/]")
+def recipes(
+    part: Annotated[str, typer.Argument(help="Only names that contain this.", show_default=False)] = "",
+    debug: Debug = False,
+) -> None:
+    """List the recipes that ship; the commands take their names."""
+    with _explained(debug):
+        from rankwise.runs.recipes.shipped import first_line, shipped_recipes
+
+        found = {name: file for name, file in shipped_recipes().items() if part in name}
+        if not found:
+            raise ValueError(f"no recipe's name contains {part!r}: rankwise recipes lists them all")
+        for name, file in found.items():
+            console.print(f"[bold]{name}[/]  {escape(first_line(file))}", soft_wrap=True, highlight=False)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "[bold]rankwise train minilm/mrpc-grad-norm-dynamic --set data.data_dir=data[/]\n\n"
     "[bold]rankwise train my.yaml --out runs/mine --set training.epochs=1 --set seed=13[/]\n\n"
     "[bold]rankwise train my.yaml --out runs/mine --resume[/]"
 )
@@ -113,13 +165,13 @@ def train(
             from rankwise.runs.dryrun import STEPS, dry_run
 
             dry_run(checked)
-            console.print(f"[green]{escape(str(recipe))}: {STEPS} steps on a tiny stand-in went through[/]")
+            console.print(f"[green]{escape(recipe)}: {STEPS} steps on a tiny stand-in went through[/]")
             return
         from rankwise.runs.results.tables import result_table
         from rankwise.runs.training.train import train as run
 
         command = shlex.join(["rankwise", *sys.argv[1:]])
-        folder = out or Path("runs") / f"{recipe.stem}-seed{checked.seed}"
+        folder = out or Path("runs") / f"{Path(recipe).stem}-seed{checked.seed}"
         result = run(checked, folder, resume=resume, overwrite=overwrite, console=console, command=command)
         console.quiet = not result.main_process
         if not result.trained:
@@ -129,7 +181,7 @@ def train(
 
 
 @app.command(
-    epilog="Example: [bold]rankwise score recipes/minilm/mrpc-grad-norm-static.yaml --set data.data_dir=data[/]"
+    epilog="Example: [bold]rankwise score minilm/mrpc-grad-norm-static --set data.data_dir=data[/]"
 )
 def score(
     recipe: RecipeFile,
@@ -153,7 +205,7 @@ def score(
             console.print(f"untrained plain LoRA adapter: [bold]{escape(str(out))}[/]")
 
 
-@app.command(epilog="Example: [bold]rankwise plan recipes/opt-350m/mrpc-heterolora-dynamic.yaml[/]")
+@app.command(epilog="Example: [bold]rankwise plan opt-350m/mrpc-heterolora-dynamic[/]")
 def plan(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
     """Count parameters and memory before spending anything; loads no weights."""
     with _explained(debug):
@@ -303,8 +355,14 @@ def report(
             console.print(f"{picture.stem}: [bold]{escape(str(picture))}[/]", soft_wrap=True, highlight=False)
 
 
+def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """Show a warning as one line, without the place in the code that raised it."""
+    errors.print(f"[yellow]Warning:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
+
+
 def main() -> None:
     """Run the command line."""
+    warnings.showwarning = _warn  # type: ignore[assignment]
     app()
 
 

@@ -13,6 +13,7 @@ from rankwise.errors import nearest
 from rankwise.runs.recipes.methods import Method
 from rankwise.runs.recipes.problems import explain
 from rankwise.runs.recipes.reading import read_yaml, with_overrides
+from rankwise.runs.recipes.shipped import find_recipe
 from rankwise.tasks import DataSpec
 
 
@@ -178,12 +179,13 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file, apply ``key.inner=value`` overrides and check the result.
+    """Read a recipe by its path or the name it ships under, apply ``key.inner=value`` overrides and check the result.
 
     Raises:
         FileNotFoundError: The file or its base is not there.
         ValueError: Something in it is wrong; the message starts with the file's name.
     """
+    path = find_recipe(path)
     content = with_overrides(read_yaml(path), overrides)
     try:
         return parse_recipe(content)
