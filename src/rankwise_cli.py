@@ -180,9 +180,7 @@ def train(
         console.print(f"adapter, metrics and checkpoints: [bold]{escape(str(folder))}[/]")
 
 
-@app.command(
-    epilog="Example: [bold]rankwise score minilm/mrpc-grad-norm-static --set data.data_dir=data[/]"
-)
+@app.command(epilog="Example: [bold]rankwise score minilm/mrpc-grad-norm-static --set data.data_dir=data[/]")
 def score(
     recipe: RecipeFile,
     overrides: Overrides = None,

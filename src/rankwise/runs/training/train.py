@@ -25,6 +25,7 @@ from rankwise.runs.folder import RunFolder
 from rankwise.runs.progress import RichProgress, quiet
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.training import metrics
+from rankwise.runs.training.announce import Announce
 from rankwise.runs.training.card import describe_run
 from rankwise.runs.training.records import Clock, HistoryFile, Settle, seconds_before
 from rankwise.runs.training.spectra import watchers
@@ -61,7 +62,7 @@ def train(
         out: The run folder.
         resume: Continue the run in ``out`` from its newest checkpoint; the recipe must be the one it has.
         overwrite: Delete the run in ``out`` once the new one has made a step.
-        console: Where the progress bar goes; none shows nothing.
+        console: Where the run says what it does, and the progress bar goes; none shows nothing.
         callbacks: More callbacks for the Trainer.
         data: Prepared data in place of what ``recipe.data`` names.
         command: The command line, for ``metrics.json``.
@@ -115,7 +116,7 @@ def _progress(console: Console | None, job: Job) -> Iterator[list[TrainerCallbac
         return
     bar = RichProgress(console, job.data.headline)
     try:
-        yield [bar]
+        yield [Announce(console, job), bar]
     finally:
         bar.close()
 
