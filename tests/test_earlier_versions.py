@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 import rankwise
+from rankwise.report import read_history
+from rankwise.rules.records import edits, searches
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.results.pictures import write_report
 from rankwise.runs.training.train import train
@@ -48,8 +50,10 @@ def test_an_interrupted_run_ends_as_it_would_have_then(place: Path) -> None:
     assert set(resumed) == set(expected)
     for name, tensor in expected.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-5, atol=1e-7)
-    searches = [record["step"] for record in RunFolder(place / "finished").searches()]
-    assert [record["step"] for record in RunFolder(place / "interrupted").searches()] == searches
+    then, now = (read_history(RunFolder(place / name).history) for name in ("finished", "interrupted"))
+    assert [record.step for record in searches(now)] == [record.step for record in searches(then)]
+    assert [(each.due, each.step) for each in edits(now)] == [(each.due, each.step) for each in edits(then)]
+    assert [record.chosen for record in now] == [record.chosen for record in then] != []
 
 
 def test_a_finished_run_is_drawn(place: Path) -> None:

@@ -13,15 +13,15 @@ PACKAGE = ROOT / "src" / "rankwise"
 
 # Lowest first. A module may import its own layer and those below. "" is the public surface, rankwise/__init__.py.
 LAYERS: list[set[str]] = [
-    {"errors", "files", "seeds", "distributed"},
+    {"errors", "files", "seeds", "notebook", "distributed"},
     {"rules"},
     {"configs"},
     {"paths", "wiring"},
     {"method"},
-    {"edits", "scores"},
+    {"edits", "scores", "report"},
     {"search", "planning"},
     {""},
-    {"baselines", "report", "tasks"},
+    {"baselines", "tasks"},
     {"runs.recipes"},
     {"runs.folder", "runs.progress"},
     {"runs.building"},
@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"runs", "evaluation"},
     {"cli"},
 ]
-PURE = ("errors", "files", "seeds", "rules")  # free of torch
+PURE = ("errors", "files", "seeds", "notebook", "rules")  # free of torch
 
 # A third-party name, and the only places that may import it.
 ONLY_IN: dict[str, tuple[str, ...]] = {

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 import rankwise
 from rankwise import Disable, HeteroLoraConfig, Inject, Lor2cConfig, Merge
+from rankwise.rules.records import edits
 
 STEPS: dict[str, Any] = {"edit_unit": "steps", "total_steps": 8}
 
@@ -91,7 +92,7 @@ def trainer_of(folder: Path, model: Any, *callbacks: TrainerCallback) -> Trainer
 
 
 def edits_of(model: Any) -> list[tuple[int, str]]:
-    return [(r["step"], edit["edit"]) for r in rankwise.history(model) for edit in r["edits"]]
+    return [(r.step, type(edit).__name__) for r in edits(rankwise.history(model)) for edit in r.edits]
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same trainer", "new trainer"])

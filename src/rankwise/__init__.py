@@ -1,4 +1,18 @@
-"""rankwise: low-rank paths under a budget that goes where it pays, as PEFT methods."""
+"""rankwise: low-rank paths under a budget that goes where it pays, as PEFT methods.
+
+What importing it does, each once, and how to undo it:
+
+- It adds its methods to PEFT's enum ``PeftType`` and tables, so that ``get_peft_model`` and ``from_pretrained`` know
+  ``HeteroLoraConfig`` and ``Lor2cConfig``. This stays for the process; other methods are not touched.
+- It wraps ``PeftModel.save_pretrained`` and ``PeftModel.load_adapter``, which write and read a search's history and
+  allocation beside the tensors; for other adapters they do what they did. The originals are their ``__wrapped__``.
+- It adds a callback to the defaults of transformers' Trainer, which leaves models without paths alone:
+  ``trainer.remove_callback(rankwise.search.callback.AutomaticAllocationCallback)`` takes it out of one Trainer.
+- It registers an exit hook that warns of searches that were asked for and never ran.
+
+torch's optimizer step hooks come with the first training forward of a model with paths and go with
+``rankwise.detach(model)``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +27,10 @@ from rankwise.method.export import export_lora  # noqa: E402
 from rankwise.method.tuner import HeteroLoraModel, Lor2cModel  # noqa: E402
 from rankwise.paths.low_rank_path import LowRankPath  # noqa: E402
 from rankwise.paths.path_set import named_paths  # noqa: E402
-from rankwise.planning import Plan, plan, plan_lora  # noqa: E402
+from rankwise.planning.lora import plan_lora  # noqa: E402
+from rankwise.planning.rank_plan import RankPlan  # noqa: E402
+from rankwise.planning.ranks import rank_plan  # noqa: E402
+from rankwise.planning.sizes import Plan, plan  # noqa: E402
 from rankwise.rules.budget import allocate  # noqa: E402
 from rankwise.rules.edits import Disable, Enable, Inject, Merge  # noqa: E402
 from rankwise.scores.probe import score_paths  # noqa: E402
@@ -38,12 +55,12 @@ __all__ = [
     "Editor",
     "Enable",
     "HeteroLoraConfig",
-    "HeteroLoraModel",
     "Inject",
     "Lor2cConfig",
     "LowRankPath",
     "Merge",
     "Plan",
+    "RankPlan",
     "allocate",
     "apply_",
     "detach",
@@ -52,6 +69,7 @@ __all__ = [
     "named_paths",
     "plan",
     "plan_lora",
+    "rank_plan",
     "register_anatomy",
     "score_paths",
     "sfs",

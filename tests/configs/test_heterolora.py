@@ -50,7 +50,7 @@ def config_of(**fields: Any) -> rankwise.HeteroLoraConfig:
 def test_the_defaults_are_those_of_the_contract() -> None:
     config = config_of()
     expected = {
-        **{"budget": 0.25, "budget_unit": "parameters", "allocation": "combined", "cost": "parameters"},
+        **{"budget": 0.25, "budget_unit": "parameters", "allocation": "combined"},
         **{"mode": "dynamic", "proxy": "grad_norm", "score_on": "weight", "scoring": "online", "score_batches": 32},
         **{"searches_per_epoch": 5, "search_every": None, "warmup_searches": 0, "stop_searching_at": 1.0},
         **{"total_steps": None, "on_disable": "keep", "probe_data": "rotating", "probe_mode": "eval"},

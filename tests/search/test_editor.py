@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 import rankwise
+from rankwise.rules.edits import Merge
+from rankwise.rules.records import edits
 from rankwise.search.listener import warn_if_idle
 
 Snapshot = dict[str, Tensor]
@@ -50,7 +52,7 @@ def owned(model: Any) -> set[str]:
 
 
 def edits_of(model: Any) -> list[tuple[int, str]]:
-    return [(r["step"], edit["edit"]) for r in rankwise.history(model) for edit in r["edits"]]
+    return [(r.step, type(edit).__name__) for r in edits(rankwise.history(model)) for edit in r.edits]
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["plain", "shared"])
@@ -133,11 +135,13 @@ def test_the_survivor_keeps_weights_and_moments_and_the_loser_frees_them() -> No
             torch.manual_seed(0)  # the same dropout
             step(model, optimizer, batch)
     never, merged = (rankwise.named_paths(model) for model in models)
-    (record,) = rankwise.history(models[1])
-    (edit,) = record["edits"]
+    (record,) = edits(rankwise.history(models[1]))
+    (edit,) = record.edits
+    assert isinstance(edit, Merge)
+    assert edit.survivor is not None
     span = next(name for name in merged if "-" in name)
-    loser = edit["first"] if edit["survivor"] == edit["second"] else edit["second"]
-    for kept, same in zip(merged[span].parameters, never[edit["survivor"]].parameters, strict=True):
+    loser = edit.first if edit.survivor == edit.second else edit.second
+    for kept, same in zip(merged[span].parameters, never[edit.survivor].parameters, strict=True):
         assert torch.equal(kept, same)
         for key, value in optimizers[0].state[same].items():
             assert torch.equal(optimizers[1].state[kept][key], value), key
@@ -168,7 +172,7 @@ def test_what_finds_no_candidate_is_skipped_and_recorded() -> None:
     optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
     for batch in class_batches(16):
         step(model, optimizer, batch)
-    assert [(r["due"], r["skipped"]) for r in rankwise.history(model)] == [
+    assert [(r.due, r.skipped) for r in edits(rankwise.history(model))] == [
         ("inject", False),
         ("merge", True),
         ("inject", False),
@@ -179,9 +183,27 @@ def test_zero_paths_are_no_candidates() -> None:
     model = model_of()
     editor = rankwise.Editor(model)
     record = editor.edit("merge")
-    assert record["skipped"]
+    assert record.skipped
     assert record["unscored"] == [f"layers.{block}.layer" for block in range(4)]
     editor.close()
+
+
+@pytest.mark.parametrize("metric", ["sfs", "mean_sv"])
+def test_finite_factors_whose_product_is_not_have_no_score_and_can_be_saved(tmp_path: Path, metric: str) -> None:
+    model = model_of(metric=metric)
+    fill_(model)
+    with torch.no_grad():
+        for factor in rankwise.named_paths(model)["layers.2.layer"].parameters:
+            factor.mul_(1e19 / factor.abs().max())
+    editor = rankwise.Editor(model)
+    record = editor.edit("merge")
+    editor.close()
+    assert record.unscored == ["layers.2.layer"]
+    (edit,) = record.edits
+    assert isinstance(edit, Merge)
+    assert (edit.first, edit.second) == ("layers.0.layer", "layers.1.layer")
+    model.save_pretrained(tmp_path)
+    assert rankwise.history(PeftModel.from_pretrained(tiny_bert(4), tmp_path)) == [record]
 
 
 class Data(torch.utils.data.Dataset[dict[str, Any]]):

@@ -276,7 +276,7 @@ def test_an_edit_leaves_everything_else_as_found() -> None:
 
     before, weights = state(), snapshot(model)
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    assert [editor.edit(kind)["skipped"] for kind in ("merge", "inject")] == [False, False]
+    assert [editor.edit(kind).skipped for kind in ("merge", "inject")] == [False, False]
     after = state()
     assert torch.equal(before.pop("rng"), after.pop("rng"))
     assert before == after

@@ -67,7 +67,7 @@ def run(case: str, share: slice, *, parallel: bool) -> dict[str, Any]:
         drift = max([drift, *((p - kept).abs().max().item() for p, kept in off)])
     found = {
         "edits": edits_of(model),
-        "records": [[r["edits"], r["chosen"], r["counts"]] for r in rankwise.history(model)],
+        "records": [[r.to_dict()["edits"], r["chosen"], r["counts"]] for r in rankwise.history(model)],
         "scores": [record["scores"] for record in rankwise.history(model)],
         "names": list(rankwise.named_paths(model)),
         "weights": {key: tensor.flatten().tolist() for key, tensor in model.state_dict().items()},

@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from safetensors import safe_open
 from tests.models import adapted, class_batches, fill_, keep_only_, logits, tiny_bert
 
 import rankwise
-from rankwise.search.history import ALLOCATION, HISTORY
+from rankwise.notebook import html_table
+from rankwise.rules.records import HISTORY_FILE, SearchRecord
+from rankwise.search.history import ALLOCATION, History
 
 FIELDS: dict[str, Any] = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS", "mode": "dynamic"}
 KEPT = ("layers.0.query", "layers.1.value")
@@ -91,14 +94,14 @@ def test_what_is_on_lies_beside_the_adapter(tmp_path: Path) -> None:
     assert sorted(listed["enabled"] + listed["frozen"] + listed["disabled"]) == sorted(rankwise.named_paths(model))
     assert listed["parameters"]["enabled"] == 2 * COST
     assert listed["parameters"]["resident"] == 4 * COST
-    assert not (tmp_path / HISTORY).exists()
+    assert not (tmp_path / HISTORY_FILE).exists()
 
 
 def test_history_and_allocation_come_back(tmp_path: Path) -> None:
     model = searched()
     model.save_pretrained(str(tmp_path))
-    lines = (tmp_path / HISTORY).read_text().splitlines()
-    assert [json.loads(line) for line in lines] == rankwise.history(model)
+    lines = (tmp_path / HISTORY_FILE).read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [record.to_dict() for record in rankwise.history(model)]
     back = PeftModel.from_pretrained(tiny_bert(), str(tmp_path))
     assert rankwise.history(back) == rankwise.history(model)
     assert {n for n, path in rankwise.named_paths(back).items() if path.enabled} == set(
@@ -119,7 +122,7 @@ def test_each_adapter_has_a_record_of_its_own(tmp_path: Path) -> None:
     model.save_pretrained(str(tmp_path))
     assert len(json.loads((tmp_path / ALLOCATION).read_text())["enabled"]) == 2
     assert len(json.loads((tmp_path / "other" / ALLOCATION).read_text())["enabled"]) == 4
-    assert not (tmp_path / "other" / HISTORY).exists()
+    assert not (tmp_path / "other" / HISTORY_FILE).exists()
     assert rankwise.history(model, "other") == []
     assert len(rankwise.history(model, "default")) == 3
 
@@ -173,6 +176,70 @@ def test_the_list_of_records_is_the_callers_own() -> None:
     assert len(rankwise.history(model)) == 3
     other = copy.deepcopy(model)
     assert rankwise.history(other) == rankwise.history(model)
+
+
+def test_a_history_as_a_table_has_a_row_for_each_record_and_path() -> None:
+    model = searched(seed=3)
+    history = rankwise.history(model)
+    rows = history.rows()
+    names = list(rankwise.named_paths(model))
+    assert [(row["record"], row["step"], row["path"]) for row in rows] == [
+        (number, step, name) for number, step in enumerate((0, 2, 4)) for name in names
+    ]
+    for row in rows:
+        record = history[row["record"]]
+        assert (row["how"], row["score_name"], row["kind"]) == (record.how, "grad_norm", "linear")
+        assert row["score"] == record.scores[row["path"]]
+        assert row["enabled"] == (row["path"] in record.chosen)
+    assert [sum(row["enabled"] for row in rows if row["record"] == number) for number in range(3)] == [2, 2, 2]
+    assert rankwise.history(make()).rows() == []
+
+
+def test_a_history_is_a_data_frame() -> None:
+    history = rankwise.history(searched())
+    frame = history.to_pandas()
+    assert list(frame.columns) == ["record", "step", "how", "score_name", "path", "kind", "score", "enabled"]
+    assert frame.to_dict("records") == history.rows()
+    assert frame[frame.enabled].groupby("record").size().tolist() == [2, 2, 2]
+    assert (frame.score.dtype, frame.enabled.dtype) == (float, bool)
+    assert len(rankwise.history(make()).to_pandas()) == 0
+
+
+def cells(shown: str, tag: str) -> list[str]:
+    """What the cells of a notebook's table hold; it has to be well-formed."""
+    return [cell.text or "" for cell in ElementTree.fromstring(shown).iter(tag)]
+
+
+def test_a_notebook_shows_a_line_for_each_record() -> None:
+    history = rankwise.history(searched())
+    shown = history._repr_html_()
+    assert cells(shown, "th") == ["step", "how", "paths on", "parameters on", "seconds"]
+    found = cells(shown, "td")
+    assert [found[number : number + 4] for number in range(0, 15, 5)] == [
+        [str(record.step), record.how, "2", str(2 * COST)] for record in history
+    ]
+    assert [float(seconds) for seconds in found[4::5]] == pytest.approx([each.seconds for each in history], abs=0.006)
+    assert len(cells(shown, "tr")) == 1 + len(history)
+
+
+def test_what_a_notebook_shows_is_escaped() -> None:
+    how = "<script>alert('a & b')</script>"
+    shown = History([SearchRecord(step=0, search=0, proxy="snip", how=how)])._repr_html_()
+    assert "<script" not in shown
+    assert cells(shown, "td") == ["0", how, "0", "", "0.00"]
+    table = html_table(['<a href="x">', "&"], [["<b>", 'a "quote"']])
+    assert cells(table, "th") == ['<a href="x">', "&"]
+    assert cells(table, "td") == ["<b>", 'a "quote"']
+    assert cells(History()._repr_html_(), "td") == []
+
+
+def test_a_damaged_history_is_refused_with_its_place(tmp_path: Path) -> None:
+    searched().save_pretrained(str(tmp_path))
+    file = tmp_path / HISTORY_FILE
+    first, *others = file.read_text(encoding="utf-8").splitlines()
+    file.write_text("\n".join([first, "{}", *others]), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{HISTORY_FILE}, line 2 is not a search or an edit.*lacks a field.*'step'"):
+        PeftModel.from_pretrained(tiny_bert(), str(tmp_path))
 
 
 def test_a_model_of_another_method_is_left_as_it_is(tmp_path: Path) -> None:

@@ -17,8 +17,16 @@ from torch.optim import Optimizer
 
 import rankwise
 from rankwise.paths.path_set import path_set
+from rankwise.paths.session import Listening
 from rankwise.search.allocator import Allocator
 from rankwise.search.optimizer import DRIVER
+
+
+def listener_of(model: Any) -> Listening:
+    """What listens to the model's optimizer."""
+    listener = path_set(model).session.listener
+    assert listener is not None
+    return listener
 
 
 def searching(**fields: Any) -> Any:
@@ -101,7 +109,7 @@ def test_other_optimizers_and_nested_steps_do_not_count() -> None:
         for each in (optimizer, stranger, plain):
             each.step()
         optimizer.zero_grad()
-    assert path_set(model).session.listener.step == 4
+    assert listener_of(model).step == 4
     assert searched_at(model) == [2, 4]
 
 
@@ -139,7 +147,7 @@ def scaled_scores(overflow: str) -> dict[str, float]:
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-    assert path_set(model).session.listener.step == 2
+    assert listener_of(model).step == 2
     found: dict[str, float] = rankwise.history(model)[0]["scores"]
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import rankwise
+from rankwise.rules.records import Record, searches
 
 SEARCH: dict[str, Any] = {"mode": "dynamic", "budget": 0.5, "score_batches": 2, "filled": False}
-CLOCKS = ("seconds", "tap_seconds")
 
 
 class Texts(torch.utils.data.Dataset[dict[str, Tensor]]):
@@ -65,14 +66,15 @@ def trainer(name: str, model: nn.Module, out: Path, *callbacks: TrainerCallback,
     return Trainer(model, made_of, train_dataset=data, callbacks=[*callbacks])
 
 
-def records(model: nn.Module) -> list[dict[str, Any]]:
-    return [{key: value for key, value in r.items() if key not in CLOCKS} for r in rankwise.history(model)]
+def records(model: nn.Module) -> list[Record]:
+    """Return the history without what a clock said."""
+    return [replace(record, seconds=0.0, tap_seconds=0.0) for record in rankwise.history(model)]
 
 
 def searched_kinds(model: nn.Module) -> set[str]:
     """Return the kinds that were switched on or off by some search."""
     paths = rankwise.named_paths(model)
-    return {paths[name].kind for r in rankwise.history(model) for name in (*r["switched_on"], *r["switched_off"])}
+    return {paths[name].kind for r in searches(rankwise.history(model)) for name in (*r.switched_on, *r.switched_off)}
 
 
 # Resumed.

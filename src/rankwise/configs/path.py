@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar, NamedTuple
@@ -25,6 +26,7 @@ UNSUPPORTED: dict[str, str] = {
     "kasa_config": "KaSA truncates W0 while building",
     "megatron_config": "Megatron's parallel layers are not supported",
 }
+RETIRED = {"cost": "parameters"}
 INITS = (True, False, "gaussian", "orthogonal")
 
 
@@ -38,6 +40,8 @@ class BlockPaths(NamedTuple):
         dropout: Dropout in front of them.
         norm: ``"inside"`` or ``"reapply"``.
         share: Whether all blocks use one ``A``.
+        ranks: The rank of each path by name, where they differ; paths without one are not built. The scale stays that
+            of ``r`` and ``alpha``.
     """
 
     kinds: tuple[str, ...]
@@ -46,6 +50,7 @@ class BlockPaths(NamedTuple):
     dropout: float = 0.0
     norm: str = "inside"
     share: bool = False
+    ranks: Mapping[str, int] | None = None
 
 
 @dataclass
@@ -70,6 +75,12 @@ class PathConfig(LoraConfig):
         super().__post_init__()
         self.rankwise_version = self.rankwise_version or version("rankwise")
         self._check_lora_options()
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """Drop the fields that adapters of earlier versions were saved with and that never had another value."""
+        given = super().check_kwargs(**kwargs)
+        return {name: value for name, value in given.items() if name not in RETIRED or value != RETIRED[name]}
 
     def block_paths(self) -> BlockPaths:
         """Return what the block paths are and their sizes."""

@@ -112,6 +112,11 @@ class LowRankPath:
         return self.host.scaling[self.adapter]
 
     @property
+    def crosses(self) -> bool:
+        """Whether ``shortcut_norm="reapply"`` adds it after a norm, which it runs again."""
+        return self.kind in BLOCK_KINDS and BLOCK_KINDS[self.kind].crosses
+
+    @property
     def live(self) -> bool:
         """Whether it makes, or while it trains may make, a difference: enabled, or frozen with ``B`` not zero."""
         return self.enabled or (self.contributing and bool(self.lora_B.any()))

@@ -14,8 +14,6 @@ from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.session import Session
 from rankwise.rules.records import Record
 
-NORM_AGAIN = ("in", "cut")  # the kinds after which shortcut_norm="reapply" runs a norm again
-
 
 class PathSet:
     """The paths of one adapter of one model.
@@ -170,7 +168,7 @@ def live_shortcuts(paths: PathSet) -> list[str]:
 
 def crossings(paths: PathSet) -> list[str]:
     """Return the names of the paths after which ``shortcut_norm="reapply"`` runs a norm again, on or off."""
-    return [path.name for path in paths.resident if path.kind in NORM_AGAIN]
+    return [path.name for path in paths.resident if path.crosses]
 
 
 def check_mergeable(paths: PathSet) -> None:
@@ -179,7 +177,7 @@ def check_mergeable(paths: PathSet) -> None:
     Raises:
         ValueError: Names the block paths that are live, or says that norms run twice.
     """
-    crossing = sorted({path.kind for path in paths.resident if path.kind in NORM_AGAIN})
+    crossing = sorted({path.kind for path in paths.resident if path.crosses})
     if paths.norm == "reapply" and crossing:
         raise ValueError(
             f"adapter {paths.adapter!r} was built with shortcut_norm='reapply' and {', '.join(crossing)} paths, so the "

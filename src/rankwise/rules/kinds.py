@@ -8,6 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# The points of a block, in the order in which a forward pass comes to them.
+BLOCK_INPUT = "block input"
+ATTENTION_SUM = "attention sum"
+MID = "mid"
+FEED_FORWARD_SUM = "feed-forward sum"
+BLOCK_OUTPUT = "block output"
+MID_BEFORE = "mid of the block before"
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -15,10 +23,12 @@ class Kind:
 
     Args:
         name: Its name in configs and path names.
-        source: Where it reads.
-        destination: Where it adds.
+        source: The point where it reads.
+        destination: The point where it adds; for ``layer``, of the last block that it spans.
         identity: Whether a plain skip runs beside it, so that its effective matrix is ``I + s B A`` and not ``s B A``.
         reference: Where it was proposed, and under which name.
+        crosses: Whether the paper adds it after the norm that follows its destination, and runs the norm again
+            (``shortcut_norm="reapply"``).
     """
 
     name: str
@@ -26,16 +36,17 @@ class Kind:
     destination: str
     identity: bool
     reference: str
+    crosses: bool = False
 
 
 BLOCK_KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("res1", "block input", "attention sum", True, "arXiv 2406.14956, s_res1"),
-        Kind("res2", "mid", "feed-forward sum", True, "arXiv 2406.14956, s_res2"),
-        Kind("in", "block input", "block output", False, "arXiv 2406.14956, s_in"),
-        Kind("cut", "mid of the block before", "mid", False, "arXiv 2406.14956, s_cut"),
-        Kind("layer", "input of the span's first block", "output of its last block", False, "arXiv 2503.00572, LoR2C"),
+        Kind("res1", BLOCK_INPUT, ATTENTION_SUM, True, "arXiv 2406.14956, s_res1"),
+        Kind("res2", MID, FEED_FORWARD_SUM, True, "arXiv 2406.14956, s_res2"),
+        Kind("in", BLOCK_INPUT, FEED_FORWARD_SUM, False, "arXiv 2406.14956, s_in", crosses=True),
+        Kind("cut", MID_BEFORE, ATTENTION_SUM, False, "arXiv 2406.14956, s_cut", crosses=True),
+        Kind("layer", BLOCK_INPUT, BLOCK_OUTPUT, False, "arXiv 2503.00572, LoR2C"),
     )
 }
 

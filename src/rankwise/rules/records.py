@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
@@ -45,10 +45,8 @@ class Record:
     tap_seconds: float = 0.0
 
     def __getitem__(self, name: str) -> Any:
-        """Return a field."""
-        if name not in self.__dataclass_fields__:
-            raise KeyError(name)
-        return getattr(self, name)
+        """Return a field; a KeyError if there is none of that name."""
+        return vars(self)[name]
 
     @property
     def paths(self) -> list[str]:
@@ -87,6 +85,7 @@ class SearchRecord(Record):
         switched_on: What it switched on.
         switched_off: What it switched off.
         budget: The config's budget.
+        unspent: What is left of it and why, in words; empty where nothing is.
     """
 
     LABEL: ClassVar[str] = "proxy"
@@ -97,6 +96,7 @@ class SearchRecord(Record):
     switched_on: list[str] = field(default_factory=list)
     switched_off: list[str] = field(default_factory=list)
     budget: float | int | None = None
+    unspent: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,40 +161,52 @@ def record_of(content: object) -> Record:
 def _edit(content: object) -> Edit:
     given = dict(content) if isinstance(content, Mapping) else {}
     kind = given.pop("edit", None)
-    names = {each.name for each in fields(EDITS[kind])} if kind in EDITS else set()
-    if not names or not set(given) <= names or not all(isinstance(v, str | None) for v in given.values()):
+    made = EDITS.get(kind) if isinstance(kind, str) else None
+    may_be_none = {each.name: each.default is None for each in fields(made)} if made else {}
+    if made is None or not set(given) <= set(may_be_none):
         raise ValueError(f"field 'edits' holds no edit: {content!r:.80}; there are {', '.join(EDITS)}")
+    if not all(isinstance(value, str) or (value is None and may_be_none[name]) for name, value in given.items()):
+        raise ValueError(f"field 'edits' holds an edit of no path: {content!r:.80}")
     try:
-        return EDITS[kind](**given)
+        return made(**given)
     except TypeError as error:
         raise ValueError(f"field 'edits' holds half an edit: {content!r:.80}") from error
 
 
 def _make(cls: type[AnyRecord], content: dict[str, Any]) -> AnyRecord:
-    known = {each.name for each in fields(cls)}
-    if set(content) - known:
-        raise ValueError(f"a {cls.__name__} has no field {min(set(content) - known)!r}")
+    unknown = set(content) - {each.name for each in fields(cls)}
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no field {min(unknown)!r}")
     for name, kind in TYPES.items():
         if name in content:
             _checked(name, content[name], kind)
+    for name, kind in ITEMS.items():
+        given = content.get(name, ())
+        for item in given.values() if isinstance(given, dict) else given:
+            _checked(name, item, kind)
     for name, score in content.get("scores", {}).items():
-        if score is not None and not _is_number(score):
-            raise ValueError(f"field 'scores' gives {name!r} the score {score!r}, which is no finite number")
+        if score is not None and not abs(score) <= sys.float_info.max:  # false of NaN too
+            raise ValueError(f"field 'scores' gives {name!r} the score {score!r:.60}, which is no finite number")
     for name in ("step", "search"):
         if name in content and content[name] < 0:
-            raise ValueError(f"field {name!r} is {content[name]!r}, which is no count")
+            raise ValueError(f"field {name!r} is {content[name]!r:.60}, which is no count")
     try:
         return cls(**content)
     except TypeError as error:
-        raise ValueError(f"a {cls.__name__} lacks a field: {error}") from error
+        raise ValueError(f"{cls.__name__} lacks a field: {error}") from error
 
 
-TYPES: dict[str, type] = {
+TYPES: dict[str, Any] = {
     "step": int,
     "search": int,
     "how": str,
     "proxy": str,
+    "score_on": str,
     "due": str,
+    "metric": str | None,
+    "budget": float | int | None,
+    "seconds": float | int,
+    "tap_seconds": float | int,
     "scores": dict,
     "counts": dict,
     "unscored": list,
@@ -204,16 +216,23 @@ TYPES: dict[str, type] = {
     "before": list,
     "measured": list,
 }
+ITEMS: dict[str, Any] = {
+    "scores": float | int | None,
+    "counts": int,
+    "unscored": str,
+    "chosen": str,
+    "switched_on": str,
+    "switched_off": str,
+    "before": str,
+    "measured": float | int | None,
+}
 
 
-def _checked(name: str, value: Any, kind: type) -> Any:
+def _checked(name: str, value: Any, kind: Any) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"field {name!r} is {value!r:.60}, which is no {kind.__name__}")
+        wanted = kind.__name__ if isinstance(kind, type) else kind
+        raise ValueError(f"field {name!r} has {value!r:.60} where {wanted} belongs")
     return value
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def to_lines(history: Iterable[Record]) -> str:
@@ -235,7 +254,7 @@ def from_lines(text: str, source: object) -> list[Record]:
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             history.append(record_of(json.loads(line)))
-        except ValueError as error:  # what json raises is one
+        except (ValueError, RecursionError) as error:  # what json raises
             raise ValueError(
                 f"{source}, line {number} is not a search or an edit of rankwise ({error}): {line[:60]!r}"
             ) from error

@@ -19,7 +19,7 @@ from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.distributed import check_same_everywhere
 from rankwise.edits import apply_to_paths_
 from rankwise.paths.path_set import head_parameters, path_set
-from rankwise.rules.budget import resolve_budget
+from rankwise.rules.budget import resolve_budget, why_unspent
 from rankwise.rules.edits import switches
 from rankwise.rules.records import SearchRecord, searches
 from rankwise.rules.schedule import FALLBACK_EVERY, Schedule
@@ -246,6 +246,8 @@ class Allocator(Listener):
         self.paths.history.append(record)
         self.searches += 1
         logger.info("search %d at step %d: %d paths on", record.search, self.step, len(names))
+        if record.unspent:
+            logger.info("search %d: %s", record.search, record.unspent)
         return record
 
     def _scores(self) -> tuple[str, Scores]:
@@ -296,9 +298,14 @@ class Allocator(Listener):
             switched_off=sorted(before - set(chosen)),
             counts={**self.paths.counts(), "head": head_parameters(self.model, self.paths)},
             budget=self.config.budget,
+            unspent=self._unspent(chosen),
             seconds=seconds,
             tap_seconds=tap_seconds,
         )
+
+    def _unspent(self, chosen: list[str]) -> str:
+        """Say what the choice leaves of the budget and why."""
+        return why_unspent(chosen, self.policy.prices(self.paths.costs()), self.limit)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a resumed search needs that is not in the adapter's tensors: counters, history, sums."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -181,7 +182,8 @@ class Editor(Listener):
         sigma = singular_values(path)
         if not bool(sigma.any()):
             return None
-        return tail_share(sigma, self.config.sfs_k) if self.config.metric == "sfs" else float(sigma.mean())
+        score = tail_share(sigma, self.config.sfs_k) if self.config.metric == "sfs" else float(sigma.mean())
+        return score if math.isfinite(score) else None  # finite factors may have a product that is not
 
     def _choose(self, kind: str, scores: dict[str, float | None]) -> list[Edit]:
         config, paths = self.config, self.paths.paths

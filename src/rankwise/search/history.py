@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from rankwise.distributed import rank
 from rankwise.files import write_json_atomic, write_text_atomic
+from rankwise.notebook import html_table
 from rankwise.paths.path_set import PathSet, path_set
 from rankwise.rules.records import HISTORY_FILE, Record, edits, from_lines, to_lines
 from rankwise.search.card import CARD, write_card
@@ -58,13 +57,6 @@ def history(model: nn.Module, adapter: str | None = None) -> History:
         ValueError: The model has no rankwise paths.
     """
     return History(path_set(model, adapter).history)
-
-
-def html_table(names: Iterable[object], lines: Iterable[Iterable[object]]) -> str:
-    """Return a table for a notebook, every cell escaped."""
-    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in names)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in line) + "</tr>" for line in lines)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _own(model: PeftModel) -> dict[str, PathSet]:

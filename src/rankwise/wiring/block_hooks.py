@@ -1,6 +1,17 @@
 """The hooks of one block: they read the sources of its paths and add to their destinations.
 
-Letters as in the paper: ``h`` the block's input, ``u`` its mid, ``u_prev`` the mid of the block before.
+At each point that the forward pass comes to, the tensor ``x`` there becomes ``x + sum s B A source`` over the paths
+that end there, and is kept for those that start there. With ``h`` the block's input, ``u`` its mid, ``u_prev`` the mid
+of the block before, ``P`` the map ``s B A dropout(.)`` of a path, and norms after the sums (where they lie inside the
+branches, without the ``LN`` around them)::
+
+    u   = LN(h + SA(h) + P_res1(h) + P_cut(u_prev))
+    out = LN(u + FFN(u) + P_res2(u) + P_in(h))
+
+``shortcut_norm="reapply"`` is the paper's form (arXiv 2406.14956)::
+
+    u   = LN(LN(h + SA(h) + P_res1(h)) + P_cut(u_prev))
+    out = LN(LN(u + FFN(u) + P_res2(u)) + P_in(h))
 
 A block's ``forward`` may run twice for one call: gradient checkpointing runs it again in the backward pass. Hooks on
 the block itself run once, those on modules inside it run again. So what a path inside the block reads is read inside,
@@ -18,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.utils.generic import ModelOutput
 
+from rankwise.rules.kinds import ATTENTION_SUM, BLOCK_INPUT, BLOCK_KINDS, FEED_FORWARD_SUM, MID, Kind
 from rankwise.wiring.anatomy import Anatomy, Point
 from rankwise.wiring.block_host import BlockHost
 from rankwise.wiring.checkpointing import is_reentrant
@@ -50,17 +62,21 @@ def with_output_tensor(output: Any, value: Tensor) -> Any:
     return (value, *output[1:]) if isinstance(output, tuple) else value
 
 
+INSIDE = [kind for kind in BLOCK_KINDS.values() if kind.name != "layer"]  # a span belongs to no single block
+STARTING = {point: [kind for kind in INSIDE if kind.source == point] for point in (BLOCK_INPUT, MID)}
+ENDING = {point: [kind for kind in INSIDE if kind.destination == point] for point in (ATTENTION_SUM, FEED_FORWARD_SUM)}
+
+
 class Flow(threading.local):
     """What is under way in one block: activations of the forward pass of the thread that asks, and of no other."""
 
     def __init__(self) -> None:  # once a thread; torch.compile loses track of attributes that only the class has
+        self.held: dict[str, Tensor] = {}
         self.forget()
 
     def forget(self) -> None:
         """Hold nothing."""
-        self.h: Tensor | None = None
-        self.u: Tensor | None = None
-        self.u_prev: Tensor | None = None
+        self.held.clear()  # each kind's source, from its point to the path's end
         self.u_out: Tensor | None = None
         self.carried: Tensor | None = None
         self.sent = self.running = False
@@ -129,34 +145,28 @@ class BlockTaps:
         """Register the hooks; those on the block's output go before hooks that record it."""
         anatomy, block = self.anatomy, self.block
         attention = block.get_submodule(anatomy.attention)
-        handles = [
+        return [
             block.register_forward_hook(self._leave, prepend=True),
             block.register_forward_pre_hook(self._enter, with_kwargs=True),
             attention.register_forward_pre_hook(self._enter_attention, with_kwargs=True),
-            self._read(anatomy.block_input, self._see_input),
-            self._change(anatomy.attention_sum, self._add_to_attention),
+            self._hook(BLOCK_INPUT, anatomy.block_input),
+            self._hook(ATTENTION_SUM, anatomy.attention_sum),
+            *self._hook_norm(ATTENTION_SUM, anatomy.attention_sum),
+            self._hook(MID, anatomy.mid),  # where it is the same place as the sum, after what is added there
+            self._hook(FEED_FORWARD_SUM, anatomy.feed_forward_sum),
+            *self._hook_norm(FEED_FORWARD_SUM, anatomy.feed_forward_sum),
         ]
-        if anatomy.norm == "post":
-            norm = block.get_submodule(anatomy.attention_sum[0])
-            handles.append(norm.register_forward_hook(self._norm_cut_again))
-        handles.append(self._read(anatomy.mid, self._see_mid))
-        handles.append(self._change(anatomy.feed_forward_sum, self._add_to_feed_forward))
-        if anatomy.norm == "post":
-            norm = block.get_submodule(anatomy.feed_forward_sum[0])
-            handles.append(norm.register_forward_hook(self._norm_in_again))
-        return handles
 
-    def _read(self, point: Point, see: Any) -> RemovableHandle:
-        module = self.block.get_submodule(point[0])
-        if point[1] == "input":
-            return module.register_forward_pre_hook(_ReadInput(see), with_kwargs=True)
-        return module.register_forward_hook(_ReadOutput(see))
+    def _hook(self, point: str, place: Point) -> RemovableHandle:
+        module = self.block.get_submodule(place[0])
+        if place[1] == "input":
+            return module.register_forward_pre_hook(_AtInput(self, point), with_kwargs=True)
+        return module.register_forward_hook(_AtOutput(self, point), prepend=place[0] == "")
 
-    def _change(self, point: Point, change: Any) -> RemovableHandle:
-        module = self.block.get_submodule(point[0])
-        if point[1] == "input":
-            return module.register_forward_pre_hook(_ChangeInput(change), with_kwargs=True)
-        return module.register_forward_hook(_ChangeOutput(change), prepend=point[0] == "")
+    def _hook_norm(self, point: str, place: Point) -> list[RemovableHandle]:
+        if self.anatomy.norm == "pre":
+            return []
+        return [self.block.get_submodule(place[0]).register_forward_hook(_NormAgain(self, point))]
 
     def adapters(self, kind: str, norm: str | None = None) -> list[str]:
         """Return the active adapters with a path of a kind here; with ``norm`` those of that ``shortcut_norm``."""
@@ -170,12 +180,61 @@ class BlockTaps:
         """Tell whether a path of a kind reads its source in this pass."""
         return kind in self.hosts and self.hosts[kind].needs_source(self.adapters(kind))
 
-    def _add(self, result: Tensor, kind: str, source: Tensor | None, norm: str | None = None) -> Tensor:
-        adapters = self.adapters(kind, norm)
+    def _add(self, result: Tensor, kind: str, source: Tensor | None, adapters: list[str]) -> Tensor:
+        """Return ``result + s B A dropout(source)`` of the adapters' paths of a kind."""
         if not adapters or (source is None and self.needs(kind)):  # the block before was dropped, so nothing crosses
             return result
         added: Tensor = self.hosts[kind](source, result, adapters)
         return added
+
+    def at(self, point: str, x: Tensor) -> Tensor:
+        """Return ``x + sum s B A source`` over the paths that end at a point; keep ``x`` for those that start there.
+
+        ``cut`` and ``in`` with ``shortcut_norm="reapply"`` are added by ``norm_again``.
+
+        Args:
+            point: The point that the forward pass has come to.
+            x: The tensor there (.., d), or its tokens flattened.
+        """
+        ending = ENDING.get(point, [])
+        # On a block that takes its residual before this point, what is added goes on apart, see ``Anatomy.carry``.
+        apart = point == ATTENTION_SUM and self.anatomy.carry and any(self.adapters(kind.name) for kind in ending)
+        result = x.new_zeros(x.shape) if apart else x
+        for kind in ending:
+            result = self._add(
+                result, kind.name, self._source(kind), self.adapters(kind.name, "inside" if kind.crosses else None)
+            )
+        if apart:
+            self.flow.carried = result if self.flow.running else None
+            result = x + result
+        if point == FEED_FORWARD_SUM and self.flow.carried is not None:
+            result, self.flow.carried = result + self.flow.carried.reshape(result.shape), None
+        self._keep(point, x)
+        return result
+
+    def norm_again(self, point: str, norm: nn.Module, normed: Tensor) -> Tensor:
+        """Return ``LN(normed + s B A source)`` for each kind that the paper adds after the norm behind a point."""
+        for kind in ENDING[point]:
+            adapters = self.adapters(kind.name, "reapply") if kind.crosses else []
+            if adapters:
+                normed = norm.forward(self._add(normed, kind.name, self.flow.held.pop(kind.name, None), adapters))
+        return normed
+
+    def _source(self, kind: Kind) -> Tensor | None:
+        """Return what a kind reads, and let go of it unless ``norm_again`` still needs it."""
+        if kind.crosses and self.adapters(kind.name, "reapply"):
+            return self.flow.held.get(kind.name)
+        return self.flow.held.pop(kind.name, None)
+
+    def _keep(self, point: str, x: Tensor) -> None:
+        flow = self.flow
+        for kind in STARTING.get(point, ()):
+            # Run again in the backward pass, a checkpointed block comes to what is inside it only.
+            comes = flow.running or not (self.ends_outside and kind.destination == FEED_FORWARD_SUM)
+            if comes and self.needs(kind.name):
+                flow.held[kind.name] = x
+        if point == MID and flow.running and self.after is not None and self.after.needs("cut"):
+            flow.u_out = x
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         u_prev = self.crossing.take(self.index)
@@ -200,64 +259,15 @@ class BlockTaps:
                 )
 
     def _enter_attention(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if MID_KEYWORD not in kwargs:
-            return None
-        self.flow.u_prev, self.flow.sent = kwargs[MID_KEYWORD], False
-        return args, {name: value for name, value in kwargs.items() if name != MID_KEYWORD}
-
-    def _wants_end(self, kind: str) -> bool:
-        """Tell whether the feed-forward's sum is still to come and reads a source for this kind."""
-        return (self.flow.running or not self.ends_outside) and self.needs(kind)
-
-    def _see_input(self, h: Tensor) -> None:
-        self.flow.h = h if self.needs("res1") or self._wants_end("in") else None
-
-    def _add_to_attention(self, result: Tensor) -> Tensor:
-        flow = self.flow
-        if flow.sent:
+        if MID_KEYWORD in kwargs:
+            self.flow.held["cut"], self.flow.sent = kwargs[MID_KEYWORD], False
+            return args, {name: value for name, value in kwargs.items() if name != MID_KEYWORD}
+        if self.flow.sent:
             raise ValueError(
                 f"block {self.index} does not pass the keyword arguments of its call on to {self.anatomy.attention!r}, "
                 "so the mid of the block before never arrives: 'cut' paths can't be had in this family, leave them out"
             )
-        h, flow.h = flow.h, flow.h if self._wants_end("in") else None
-        if not self.anatomy.carry:
-            result = self._add(result, "res1", h)
-            return self._add(result, "cut", flow.u_prev, "inside")
-        if not (self.adapters("res1") or self.adapters("cut")):
-            return result
-        added = self._add(result.new_zeros(result.shape), "res1", h)
-        added = self._add(added, "cut", flow.u_prev, "inside")
-        flow.carried = added if flow.running else None
-        return result + added
-
-    def _norm_cut_again(self, norm: nn.Module, args: Any, a: Tensor) -> Tensor:
-        if not self.adapters("cut", "reapply"):
-            return a
-        again: Tensor = norm.forward(self._add(a, "cut", self.flow.u_prev, "reapply"))
-        return again
-
-    def _see_mid(self, u: Tensor) -> None:
-        flow = self.flow
-        flow.u_prev = None
-        flow.u = u if self._wants_end("res2") else None
-        flow.u_out = u if flow.running and self.after is not None and self.after.needs("cut") else None
-
-    def _add_to_feed_forward(self, result: Tensor) -> Tensor:
-        flow = self.flow
-        u, flow.u = flow.u, None
-        h, flow.h = flow.h, flow.h if self.adapters("in", "reapply") else None
-        result = self._add(result, "res2", u)
-        result = self._add(result, "in", h, "inside")
-        if flow.carried is not None:
-            result, flow.carried = result + flow.carried.reshape(result.shape), None
-        return result
-
-    def _norm_in_again(self, norm: nn.Module, args: Any, out: Tensor) -> Tensor:
-        h, self.flow.h = self.flow.h, None
-        if not self.adapters("in", "reapply"):
-            return out
-        again: Tensor = norm.forward(self._add(out, "in", h, "reapply"))
-        return again
+        return None
 
     def _leave(self, block: nn.Module, args: Any, output: Any) -> None:
         self.crossing.put(self.index + 1, self.flow.u_out)
@@ -267,29 +277,26 @@ class BlockTaps:
 class _Hook:
     """A hook as an object, so that it is copied with what it is bound to; a closure would keep pointing back."""
 
-    def __init__(self, method: Any) -> None:
-        self.method = method
+    def __init__(self, taps: BlockTaps, point: str) -> None:
+        self.taps = taps
+        self.point = point
 
 
-class _ReadInput(_Hook):
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.method(first_tensor(args, kwargs))
-
-
-class _ReadOutput(_Hook):
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.method(output_tensor(output))
-
-
-class _ChangeInput(_Hook):
+class _AtInput(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before = first_tensor(args, kwargs)
-        after = self.method(before)
+        after = self.taps.at(self.point, before)
         return None if after is before else with_first_tensor(args, kwargs, after)
 
 
-class _ChangeOutput(_Hook):
+class _AtOutput(_Hook):
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         before = output_tensor(output)
-        after = self.method(before)
+        after = self.taps.at(self.point, before)
         return None if after is before else with_output_tensor(output, after)
+
+
+class _NormAgain(_Hook):
+    def __call__(self, norm: nn.Module, args: Any, normed: Tensor) -> Any:
+        after = self.taps.norm_again(self.point, norm, normed)
+        return None if after is normed else after

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.report.histories import Record, mixed_history, record
+from tests.report.histories import mixed_history, record
 from tests.runs.conftest import Make
 
+from rankwise.report.history import History
+from rankwise.rules.records import HISTORY_FILE, to_lines
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.recipe import parse_recipe
 from rankwise.runs.results.pictures import write_report
 from rankwise.runs.results.sources import SETTINGS, read_source
 from rankwise.runs.training.train import train
-from rankwise.search.history import HISTORY
 
 DYNAMIC = {"proxy": "grad_norm", "mode": "dynamic", "budget": 0.25, "seed": 0}
 
 
-def write_history(folder: Path, history: Sequence[Record]) -> Path:
+def write_history(folder: Path, history: History) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / HISTORY).write_text("".join(json.dumps(each) + "\n" for each in history), encoding="utf-8")
+    (folder / HISTORY_FILE).write_text(to_lines(history), encoding="utf-8")
     return folder
 
 
-def adapter(folder: Path, history: Sequence[Record] | None = None, **settings: Any) -> Path:
+def adapter(folder: Path, history: History | None = None, **settings: Any) -> Path:
     """An adapter folder as ``save_pretrained`` leaves it, as far as a report reads it."""
     write_history(folder, history if history is not None else mixed_history(2, 3))
     (folder / "adapter_config.json").write_text(json.dumps({**DYNAMIC, **settings}), encoding="utf-8")
@@ -62,7 +62,7 @@ def test_a_run_gets_four_pictures(tmp_path: Path) -> None:
 def test_a_trained_run_is_drawn_from_its_folder_its_adapter_and_its_file(make: Make, tmp_path: Path) -> None:
     folder = tmp_path / "trained"
     train(make("heterolora", select="last"), folder)
-    places = [folder, folder / "adapter", folder / HISTORY]
+    places = [folder, folder / "adapter", folder / HISTORY_FILE]
     found = [read_source(place) for place in places]
     assert [each.name for each in found] == ["trained"] * 3
     assert found[0].history == found[1].history == found[2].history
@@ -148,7 +148,7 @@ def test_what_is_no_run_is_explained(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no .*gone: give a run folder of rankwise train"):
         read_source(tmp_path / "gone")
     with pytest.raises(
-        FileNotFoundError, match=rf"holds no {HISTORY}: give a run folder of rankwise train, an adapter"
+        FileNotFoundError, match=rf"holds no {HISTORY_FILE}: give a run folder of rankwise train, an adapter"
     ):
         read_source(tmp_path)
     adapter(tmp_path / "inside")
@@ -188,7 +188,7 @@ def test_nothing_is_written_where_one_run_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"format='jpg' is not one of 'png', 'svg'"):
         write_report([tmp_path / "run"], tmp_path / "out", picture_format="jpg")
     with pytest.raises(ValueError, match="is a file: give a folder"):
-        write_report([tmp_path / "run"], tmp_path / "run" / HISTORY)
+        write_report([tmp_path / "run"], tmp_path / "run" / HISTORY_FILE)
     assert names(tmp_path) == ["run"]
 
 

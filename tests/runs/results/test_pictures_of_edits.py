@@ -9,20 +9,21 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.report.edits import edited_history, edits, epochs_of_gradients, epochs_of_spectra
-from tests.report.histories import Record, mixed_history
+from tests.report.edits import Line, edited_history, edits, epochs_of_gradients, epochs_of_spectra
+from tests.report.histories import mixed_history
 from tests.runs.conftest import Make
 
+from rankwise import Disable
 from rankwise.report import Outcome
+from rankwise.rules.records import HISTORY_FILE, to_lines
 from rankwise.runs.recipes.recipe import parse_recipe
 from rankwise.runs.results import pictures as reporting
 from rankwise.runs.results.pictures import write_report
 from rankwise.runs.results.sources import read_source
 from rankwise.runs.training.train import train
-from rankwise.search.history import HISTORY
 
 
-def lines(records: Sequence[Record]) -> str:
+def lines(records: Sequence[Line]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
@@ -42,7 +43,7 @@ def run(
     recipe = {"model": {"name": "m"}, "data": {"task": "mrpc"}, "method": options, "seed": seed}
     (folder / "config.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     if merges or injections:
-        (folder / HISTORY).write_text(lines(edited_history()), encoding="utf-8")
+        (folder / HISTORY_FILE).write_text(to_lines(edited_history()), encoding="utf-8")
     (folder / "spectra.jsonl").write_text(lines(epochs_of_spectra()), encoding="utf-8")
     if score is not None:
         last = {"step": 40, "epoch": 4.0, "dev": {}, **{split: {"loss": 1.0, "accuracy": score} for split in splits}}
@@ -74,12 +75,12 @@ def test_gradients_are_drawn_where_they_were_recorded(tmp_path: Path) -> None:
 
 def test_searches_with_edits_by_hand_get_both_kinds_of_pictures(tmp_path: Path) -> None:
     searches = mixed_history(2, 3)
-    before = searches[1]["chosen"]
-    by_hand = edits([{"edit": "Disable", "path": before[0]}], before, before[1:], step=70)
+    before = searches[1].chosen
+    by_hand = edits([Disable(before[0])], before, before[1:], step=70)
     file, alone = tmp_path / "both" / "run.jsonl", tmp_path / "alone" / "run.jsonl"
     for place, records in ((file, [*searches[:2], by_hand, *searches[2:]]), (alone, searches)):
         place.parent.mkdir()
-        place.write_text(lines(records), encoding="utf-8")
+        place.write_text(to_lines(records), encoding="utf-8")
     report = write_report([file], tmp_path / "out")
     assert [path.stem for path in report.written] == ["frequency", "share", "scores", "overlap", "structure"]
     without = write_report([alone], tmp_path / "without")
@@ -88,7 +89,7 @@ def test_searches_with_edits_by_hand_get_both_kinds_of_pictures(tmp_path: Path) 
 
 
 def test_a_line_that_is_neither_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text(lines(edited_history()) + '{"edits": [], "step": 3}\n', encoding="utf-8")
+    (tmp_path / "x.jsonl").write_text(to_lines(edited_history()) + '{"edits": [], "step": 3}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="line 5 is not a search or an edit"):
         read_source(tmp_path / "x.jsonl")
 
@@ -178,10 +179,10 @@ def test_runs_are_called_what_the_paper_calls_them(
 def test_what_was_recorded_nothing_of_is_explained(tmp_path: Path) -> None:
     folder = run(tmp_path / "begun", 1, 1)
     (folder / "spectra.jsonl").unlink()
-    (folder / HISTORY).write_text("", encoding="utf-8")
+    (folder / HISTORY_FILE).write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match="is empty: no epoch of the run is over yet"):
         read_source(folder)
-    (folder / HISTORY).unlink()
+    (folder / HISTORY_FILE).unlink()
     with pytest.raises(FileNotFoundError, match="no epoch of the run is over yet"):
         read_source(folder)
     done = run(tmp_path / "done", 0, 0, score=0.5)

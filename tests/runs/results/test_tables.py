@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rankwise.rules.records import SearchRecord
 from rankwise.runs.results.tables import plan_table, result_table, score_table
 from rankwise.runs.score import ScoreTable
 
@@ -34,7 +35,7 @@ def test_results() -> None:
 
 
 def test_scores_fall_and_say_what_is_missing() -> None:
-    record = {"proxy": "snip", "score_on": "weight", "unscored": ["b"], "seconds": 0.5}
+    record = SearchRecord(step=0, search=0, proxy="snip", score_on="weight", unscored=["b"], seconds=0.5)
     text = shown(score_table(ScoreTable({"a": None, "b": 0.25, "c": 0.5}, dict.fromkeys("abc", 100), ["c"], record)))
     assert text.index("0.5") < text.index("0.25 (unscored)") < text.index("not finite")
     assert "100 of 300 parameters chosen" in text

@@ -16,6 +16,8 @@ from tests.runs.training.test_train import Fails, same, weights
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import rankwise
+from rankwise.rules.edits import Merge
+from rankwise.rules.records import HISTORY_FILE, EditRecord
 from rankwise.runs.building.best_checkpoint import AfterChanges, after_edits, last_edit
 from rankwise.runs.building.edit_loss import dev_loss, edit_loss
 from rankwise.runs.building.job import build, method_callbacks
@@ -28,7 +30,6 @@ from rankwise.runs.results.tables import result_table
 from rankwise.runs.score import score
 from rankwise.runs.sizes import plan_recipe
 from rankwise.runs.training.train import train
-from rankwise.search.history import HISTORY
 
 PATH = 2 * 4 * 32  # of one block: r = 4, d = 32
 STEPS = 8
@@ -41,7 +42,7 @@ def edited(make: Make, **method: Any) -> Recipe:
 
 
 def history(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / HISTORY).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (run / HISTORY_FILE).read_text(encoding="utf-8").splitlines()]
 
 
 def test_the_edits_are_in_the_history_the_figures_and_the_table(make: Make, tmp_path: Path) -> None:
@@ -139,10 +140,10 @@ def test_a_best_checkpoint_before_an_edit_is_forgotten(make: Make, tmp_path: Pat
     after_edits().on_step_begin(args, state, control, model=model)
     assert state.best_global_step == 4
     paths = model.get_base_model().rankwise_paths["default"]
-    paths.history.append({"step": 4, "edits": []})  # one that was skipped
+    paths.history.append(EditRecord(step=4, edits=[], before=[]))  # one that was skipped
     after_edits().on_step_begin(args, state, control, model=model)
     assert state.best_metric == 0.5
-    paths.history.append({"step": 4, "edits": [{"edit": "Merge"}]})
+    paths.history.append(EditRecord(step=4, edits=[Merge("layers.0.layer", "layers.1.layer")], before=[]))
     assert last_edit(paths.history) == 4
     after_edits().on_step_begin(args, state, control, model=model)
     best: list[object] = [state.best_global_step, state.best_metric, state.best_model_checkpoint]

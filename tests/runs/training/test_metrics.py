@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from rankwise.rules.records import EditRecord, SearchRecord
 from rankwise.runs.training.metrics import dev_by_epoch, plain, seconds
 
 LOG = [
@@ -25,5 +26,9 @@ def test_dev_figures_come_from_the_log() -> None:
 
 
 def test_seconds_of_the_search_are_a_share_of_training() -> None:
-    found = seconds(20.0, LOG, [{"seconds": 1.0, "tap_seconds": 0.5}, {"seconds": 0.25, "tap_seconds": 0.25}])
+    done = [
+        SearchRecord(step=0, search=0, proxy="snip", seconds=1.0, tap_seconds=0.5),
+        EditRecord(step=5, edits=[], before=[], seconds=0.25, tap_seconds=0.25),
+    ]
+    found = seconds(20.0, LOG, done)
     assert found == {"train": 20.0, "evaluate": 3.0, "search": 2.0, "search_share": pytest.approx(0.1)}

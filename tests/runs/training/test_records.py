@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from rankwise.report import read_history
+from rankwise.rules.records import SearchRecord
 from rankwise.runs.training.records import Clock, HistoryFile, seconds_before
 
 
@@ -21,9 +22,10 @@ def test_seconds_go_on_after_an_interruption(tmp_path: Path) -> None:
 
 def test_history_is_rewritten_only_when_it_grew(tmp_path: Path) -> None:
     file = HistoryFile(tmp_path / "history.jsonl")
-    file.write([{"step": 0}])
+    first, second = (SearchRecord(step=step, search=number, proxy="snip") for number, step in enumerate((0, 5)))
+    file.write([first])
     file.path.unlink()
-    file.write([{"step": 0}])
+    file.write([first])
     assert not file.path.exists()
-    file.write([{"step": 0}, {"step": 5}])
-    assert [json.loads(line) for line in file.path.read_text().splitlines()] == [{"step": 0}, {"step": 5}]
+    file.write([first, second])
+    assert read_history(file.path) == [first, second]
