@@ -203,17 +203,35 @@ def score(
             console.print(f"untrained plain LoRA adapter: [bold]{escape(str(out))}[/]")
 
 
-@app.command(epilog="Example: [bold]rankwise plan opt-350m/mrpc-heterolora-dynamic[/]")
-def plan(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Count parameters and memory before spending anything; loads no weights."""
+@app.command(
+    epilog="Examples:\n\n"
+    "[bold]rankwise plan opt-350m/mrpc-heterolora-dynamic[/]\n\n"
+    "[bold]rankwise plan qwen3-4b/chat-qlora --room 24 --set training.batch_size=2[/]"
+)
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    room: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB", help="Memory to fit into; by default the accelerator's.", show_default=False, min=0
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Count parameters and memory before spending anything, and say whether it fits; loads no weights."""
     with _explained(debug):
         from rankwise.runs.recipes.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides or [])
-        from rankwise.runs.results.tables import plan_table
+        from rankwise.runs.memory import plan_memory, verdict
+        from rankwise.runs.results.tables import memory_table, plan_table
         from rankwise.runs.sizes import plan_recipe
 
         console.print(plan_table(plan_recipe(checked)))
+        memory = plan_memory(checked)
+        console.print(memory_table(memory))
+        console.print(verdict(memory, None if room is None else room * 2**30), highlight=False)
 
 
 @app.command(
