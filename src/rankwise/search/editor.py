@@ -187,7 +187,7 @@ class Editor(Listener):
             return None
         try:
             sigma = singular_values(path)
-        except torch.linalg.LinAlgError:  # finite factors may have a product that is not
+        except RuntimeError:  # finite factors may have a product that is not
             return None
         if not bool(sigma.any()):
             return None
