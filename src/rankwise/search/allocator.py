@@ -97,9 +97,10 @@ class Allocator(Listener):
         self.policy = policy
         probes = config.scoring == "probe" and self._needs_batches(config.proxy)
         if probes and batches is None:
+            online = "" if config.proxy == "newton" else ", or set scoring='online'"
             raise ValueError(
                 f"scoring='probe' with proxy={config.proxy!r} needs training batches: train with transformers' "
-                "Trainer, pass rankwise.Allocator(..., batches=...), or set scoring='online'"
+                f"Trainer or pass rankwise.Allocator(..., batches=...){online}"
             )
         self.schedule = Schedule(
             mode=config.mode,
@@ -160,7 +161,7 @@ class Allocator(Listener):
 
     @staticmethod
     def _needs_batches(proxy: str) -> bool:
-        return PROXIES[proxy].needs == "gradients"
+        return PROXIES[proxy].needs in ("gradients", "curvature")
 
     def begin(self) -> None:
         """Start a new history, search before the first step if that is due, and open the next search's window."""
