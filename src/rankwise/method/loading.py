@@ -19,7 +19,7 @@ _OTHER_HEADS = ContextVar("rankwise_other_heads", default=False)
 
 @contextmanager
 def other_heads(allowed: bool) -> Iterator[None]:
-    """Let heads have another size inside, as PEFT's ``ignore_mismatched_sizes`` does; PEFT leaves those out and warns."""
+    """Let heads have another size inside: with ``ignore_mismatched_sizes`` PEFT leaves those out and warns."""
     token = _OTHER_HEADS.set(allowed)
     try:
         yield

@@ -78,10 +78,7 @@ def check_layers(model: nn.Module, config: PathConfig, targeted: Callable[[PathC
     chosen = config.layers_to_transform
     if chosen is None or not config.target_modules:
         return
-    linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Linear))]
     view = copy.copy(config)
-    if view.target_modules == "all-linear":
-        view.target_modules = {name.rpartition(".")[2] for name in linear}
     for block in [chosen] if isinstance(chosen, int) else chosen:
         view.layers_to_transform = [block]
         if not any(targeted(view, name) for name, _ in model.named_modules()):

@@ -41,7 +41,7 @@ class Gate(LoraVariant):
         )
 
     def supports_lora_conversion(self) -> bool:
-        """Return False: a conversion would bring back paths that are off; ``rankwise.export_lora`` writes plain LoRA."""
+        """Return False: it would bring back paths that are off; ``rankwise.export_lora`` writes plain LoRA."""
         return False
 
     def forward(  # type: ignore[override]
