@@ -31,7 +31,10 @@ from rankwise.method.export import export_lora  # noqa: E402
 from rankwise.method.tuner import HeteroLoraModel, Lor2cModel  # noqa: E402
 from rankwise.paths.low_rank_path import LowRankPath  # noqa: E402
 from rankwise.paths.path_set import named_paths  # noqa: E402
-from rankwise.planning import Plan, plan, plan_lora  # noqa: E402
+from rankwise.planning.lora import plan_lora  # noqa: E402
+from rankwise.planning.rank_plan import RankPlan  # noqa: E402
+from rankwise.planning.ranks import rank_plan  # noqa: E402
+from rankwise.planning.sizes import Plan, plan  # noqa: E402
 from rankwise.rules.budget import allocate  # noqa: E402
 from rankwise.rules.edits import Disable, Enable, Inject, Merge  # noqa: E402
 from rankwise.scores.probe import score_paths  # noqa: E402
@@ -56,12 +59,12 @@ __all__ = [
     "Editor",
     "Enable",
     "HeteroLoraConfig",
-    "HeteroLoraModel",
     "Inject",
     "Lor2cConfig",
     "LowRankPath",
     "Merge",
     "Plan",
+    "RankPlan",
     "allocate",
     "apply_",
     "detach",
@@ -70,6 +73,7 @@ __all__ = [
     "named_paths",
     "plan",
     "plan_lora",
+    "rank_plan",
     "register_anatomy",
     "score_paths",
     "sfs",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import pickle
+from pathlib import Path
 from typing import Any
 
 from aenum import extend_enum
@@ -14,6 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from rankwise.configs.path import PathConfig
+from rankwise.method.folders import check_folder
 from rankwise.method.loading import other_heads
 from rankwise.method.unwinding import unwound
 from rankwise.paths.path_set import has_adapter, holders
@@ -55,7 +58,8 @@ def wrap_peft_model(before_saving: Any, after_saving: Any, after_loading: Any) -
         before_saving: Called with (model, keyword arguments) of ``save_pretrained``, which thereby takes
             ``enabled_only``; returns the keyword arguments for PEFT's own method.
         after_saving: Called with (model, folder, selected adapters or None for all) when PEFT has written its files.
-        after_loading: Called with (model, folder or hub id, adapter name) when PEFT has read its files.
+        after_loading: Called with (model, folder or hub id, adapter name, what ``check_folder`` returned) when PEFT has
+            read its files.
     """
     save, load, make = PeftModel.save_pretrained, PeftModel.load_adapter, PeftModel.from_pretrained.__func__  # type: ignore[attr-defined]
     init = PeftModel.__init__
@@ -72,18 +76,23 @@ def wrap_peft_model(before_saving: Any, after_saving: Any, after_loading: Any) -
 
     @functools.wraps(load)
     def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        folder = Path(model_id, kwargs.get("subfolder") or "")
+        vouched = check_folder(folder)
         with unwound(self, always=False), other_heads(bool(kwargs.get("ignore_mismatched_sizes"))):
             try:
                 result = load(self, model_id, adapter_name, *args, **kwargs)
-            except SafetensorError as error:
+            except (SafetensorError, pickle.UnpicklingError) as error:
+                # Of a pickle only the kind of the error is told: torch advises to load it without protection.
+                reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else error
                 raise ValueError(
-                    f"{model_id} holds an adapter_model.safetensors that is not whole ({error}); copy or train it again"
+                    f"{model_id} holds weights that are no whole safetensors file ({reason}); copy or train it again"
                 ) from error
-            after_loading(self, model_id, adapter_name)
+            after_loading(self, folder, adapter_name, vouched)
         return result
 
     @functools.wraps(make)
     def from_pretrained(cls: type[PeftModel], model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
+        check_folder(Path(model_id, kwargs.get("subfolder") or ""))  # PEFT reads the config before it loads
         with unwound(model, always=False):
             return make(cls, model, model_id, *args, **kwargs)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
+from peft import LoraConfig
 from peft.tuners.lora import Linear
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
@@ -19,6 +22,7 @@ from rankwise.paths.low_rank_path import LowRankPath
 # quantised ones exist only where their library does.
 GATED_LAYERS = ("Linear", "Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "HqqLoraLinear", "TorchaoLoraLinear")
 UNGATED_MERGE = ("GPTQLoraLinear", "TorchaoLoraLinear")
+HEADS = (*SEQ_CLS_HEAD_NAMES, "qa_outputs")
 NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 
@@ -122,3 +126,17 @@ def check_gated_merge(paths: Iterable[LowRankPath]) -> None:
                 f"{path.name} is off, and PEFT's {type(path.host).__name__} would merge it all the same: "
                 "export the adapter with rankwise.export_lora, load that on the base, and merge it there"
             )
+
+
+def head_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the classification head of a model by name, where it has one under a usual name."""
+    return {name: module for name, module in model.named_children() if name in HEADS}
+
+
+def all_linear(model: nn.Module) -> list[str]:
+    """Return the projections that PEFT's ``"all-linear"`` means, without anything inside a head."""
+    config = LoraConfig(target_modules="all-linear")
+    _maybe_include_all_linear_layers(config, model)
+    heads = head_of(model)
+    names: Any = config.target_modules
+    return sorted(name for name in names if name.partition(".")[0] not in heads)

@@ -19,12 +19,13 @@ from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.distributed import check_same_everywhere
 from rankwise.edits import apply_to_paths_
 from rankwise.paths.path_set import head_parameters, path_set
-from rankwise.rules.budget import resolve_budget
+from rankwise.rules.budget import resolve_budget, why_unspent
 from rankwise.rules.edits import switches
+from rankwise.rules.proxies import PROXIES
 from rankwise.rules.records import SearchRecord, searches
 from rankwise.rules.schedule import FALLBACK_EVERY, Schedule
 from rankwise.scores.probe import Autocast, Batch, ComputeLoss, model_loss, probe
-from rankwise.scores.proxies import PROXIES, Scores, score_from_means, score_without_data
+from rankwise.scores.proxies import Scores, score_from_means, score_without_data
 from rankwise.scores.recorder import StatisticRecorder
 from rankwise.scores.statistics import gradient_statistic
 from rankwise.search.listener import Listener, Training
@@ -97,9 +98,10 @@ class Allocator(Listener):
             raise ValueError("mode='off' has no search, so there is nothing for an Allocator to do: leave it out")
         self.policy = policy
         if self._wants_probe and config.scoring == "probe" and batches is None:
+            online = "" if config.proxy == "newton" else ", or set scoring='online'"
             raise ValueError(
                 f"scoring='probe' with proxy={config.proxy!r} needs training batches: train with transformers' "
-                "Trainer, pass rankwise.Allocator(..., batches=...), or set scoring='online'"
+                f"Trainer or pass rankwise.Allocator(..., batches=...){online}"
             )
         self.schedule = Schedule(
             mode=config.mode,
@@ -124,8 +126,12 @@ class Allocator(Listener):
         config = path_set(model, adapter).config
         if training.obstacle is not None and config.scoring == "probe" and cls._needs_batches(config.proxy):
             raise ValueError(
-                f"scoring='probe' can't be had: {training.obstacle}, and scoring='online' needs none: it scores by the "
-                "steps of training themselves"
+                f"scoring='probe' can't be had: {training.obstacle}"
+                + (
+                    ""
+                    if config.proxy == "newton"
+                    else ", and scoring='online' scores by the steps of training themselves"
+                )
             )
         made = cls(
             model,
@@ -191,7 +197,7 @@ class Allocator(Listener):
 
     @staticmethod
     def _needs_batches(proxy: str) -> bool:
-        return PROXIES[proxy].needs == "gradients"
+        return PROXIES[proxy].needs in ("gradients", "curvature")
 
     def begin(self) -> None:
         """Search before the first step if that is due, and open the next search's window."""
@@ -279,6 +285,8 @@ class Allocator(Listener):
         record = self._record(how, scores, names, before, time.perf_counter() - began)
         self.paths.history.append(record)
         logger.info("search %d at step %d: %d paths on", record.search, self.step, len(names))
+        if record.unspent:
+            logger.info("search %d: %s", record.search, record.unspent)
         return record
 
     def _scores(self) -> tuple[str, Scores]:
@@ -329,9 +337,14 @@ class Allocator(Listener):
             switched_off=sorted(before - set(chosen)),
             counts={**self.paths.counts(), "head": head_parameters(self.model, self.paths)},
             budget=self.config.budget,
+            unspent=self._unspent(chosen),
             seconds=seconds,
             tap_seconds=tap_seconds,
         )
+
+    def _unspent(self, chosen: list[str]) -> str:
+        """Say what the choice leaves of the budget and why."""
+        return why_unspent(chosen, self.policy.prices(self.paths.costs()), self.limit)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a resumed search needs that is not in the adapter's tensors: counters, history, sums."""
