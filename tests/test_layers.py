@@ -39,7 +39,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "plotly": ("report",),
     "typer": ("cli",),
     "lm_eval": ("evaluation.harness",),
-    "trl": ("runs.building.instruction",),
+    "trl": ("runs.building.instruction", "tasks.chat", "tasks.packing"),
 }
 
 CLI = ROOT / "src" / "rankwise_cli.py"

@@ -21,8 +21,8 @@ from tests.processes import in_two_processes
 from torch import Tensor, nn
 
 import rankwise
-from rankwise.planning.candidates import all_linear
-from rankwise.planning.ranks import overlap_of
+from rankwise.method.targets import all_linear
+from rankwise.planning.choosing import overlap_of
 from rankwise.rules.joint import choose_jointly, curvature_of
 from rankwise.scores.probe import model_loss
 

@@ -365,3 +365,10 @@ def test_a_static_search_may_ask_newton() -> None:
     (record,) = rankwise.history(model)
     assert record["proxy"] == "newton"
     assert record["scores"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_search_by_newton_without_batches_says_so() -> None:
+    model = bert_model(mode="static", proxy="newton", scoring="probe")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+    with pytest.raises(ValueError, match=r"needs training batches: .* batches=\.\.\.\)$"):
+        rankwise.Allocator(model, optimizer)

@@ -13,12 +13,12 @@ from rankwise.configs.path import BlockPaths, PathConfig
 from rankwise.errors import check_choice
 from rankwise.rules.kinds import BLOCK_KINDS, kind_of
 from rankwise.rules.policy import Policy
+from rankwise.rules.proxies import PROXIES
 
-PROXIES = ("constant", "random", "grad_norm", "snip", "synflow", "newton")
 CHOICES: dict[str, tuple[str, ...]] = {
     "mode": ("dynamic", "static", "off"),
     "granularity": ("path", "rank"),
-    "proxy": PROXIES,
+    "proxy": tuple(PROXIES),
     "score_on": ("weight", "factors"),
     "scoring": ("online", "probe"),
     "probe_data": ("rotating", "fixed"),

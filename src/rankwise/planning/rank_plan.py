@@ -90,6 +90,11 @@ class RankPlan:
         """The ranks of the paths that get any."""
         return {name: rank for name, rank in self.ranks.items() if rank}
 
+    @property
+    def has_block_paths(self) -> bool:
+        """Whether block paths have a rank, which plain LoRA can't have."""
+        return any(kind_of(name) in BLOCK_KINDS for name in self.chosen)
+
     def curve(self) -> list[tuple[int, float]]:
         """Return (parameters, predicted gain) after each pick."""
         points, cost, gain = [], 0, 0.0

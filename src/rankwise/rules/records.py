@@ -48,6 +48,10 @@ class Record:
         """Return a field; a KeyError if there is none of that name."""
         return vars(self)[name]
 
+    def __contains__(self, name: object) -> bool:
+        """Tell whether there is such a field, which an edit and a search can be told apart by."""
+        return name in vars(self)
+
     @property
     def paths(self) -> list[str]:
         """The paths that it was about."""
@@ -59,7 +63,7 @@ class Record:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat row per path: step, how, the score's name and value, and whether the path trains."""
-        on = set(self.chosen)
+        on, unscored = set(self.chosen), set(self.unscored)
         return [
             {
                 "step": self.step,
@@ -68,6 +72,7 @@ class Record:
                 "path": name,
                 "kind": kind_of(name),
                 "score": self.scores.get(name),
+                "unscored": name in unscored,
                 "enabled": name in on,
             }
             for name in self.paths
@@ -211,6 +216,8 @@ TYPES: dict[str, Any] = {
     "tap_seconds": float | int,
     "scores": dict,
     "counts": dict,
+    "ranks": dict,
+    "unspent": str,
     "unscored": list,
     "chosen": list,
     "switched_on": list,
@@ -221,6 +228,7 @@ TYPES: dict[str, Any] = {
 ITEMS: dict[str, Any] = {
     "scores": float | int | None,
     "counts": int,
+    "ranks": int,
     "unscored": str,
     "chosen": str,
     "switched_on": str,

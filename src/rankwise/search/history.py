@@ -16,6 +16,7 @@ from rankwise.method.structure import check_unvouched
 from rankwise.notebook import html_table
 from rankwise.paths.path_set import PathSet, path_set
 from rankwise.rules.records import HISTORY_FILE, Record, edits, from_lines, to_lines
+from rankwise.search.card import CARD, write_card
 from rankwise.search.listener import warn_if_idle
 
 
@@ -45,7 +46,7 @@ class History(list[Record]):
 def history(model: nn.Module, adapter: str | None = None) -> History:
     """Return one record per search or scheduled edit of a model's adapter, oldest first.
 
-        They are ``SearchRecord`` and ``EditRecord`` of ``rankwise.rules.records``, where each field is explained;
+    They are ``SearchRecord`` and ``EditRecord`` of ``rankwise.rules.records``, where each field is explained;
     ``history(model).to_pandas()`` is all of it as a table.
 
     Args:
@@ -112,6 +113,8 @@ def after_saving(model: PeftModel, folder: str | Path) -> None:
             (place / HISTORY_FILE).unlink(missing_ok=True)
         listed = {**_listed(paths), "parameters": paths.counts(), **_structure(paths)}
         write_json_atomic(place / ALLOCATION, {**listed, DIGESTS: digests(place)})
+    if _own(model) and rank() == 0 and (Path(folder) / CARD).is_file():
+        write_card(Path(folder), _own(model), getattr(model.config, "num_labels", None))
 
 
 def warn_if_unheard(paths: PathSet) -> None:

@@ -25,6 +25,8 @@ from rankwise.runs.folder import LENGTH, RunFolder
 from rankwise.runs.progress import RichProgress, quiet
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.training import metrics
+from rankwise.runs.training.announce import Announce
+from rankwise.runs.training.card import describe_run
 from rankwise.runs.training.records import HistoryFile, Saved, Settle
 from rankwise.runs.training.resuming import check_length, continued, tell_changes
 from rankwise.runs.training.spectra import watchers
@@ -62,7 +64,7 @@ def train(
         resume: Continue the run in ``out`` from its newest whole checkpoint. The recipe must be the one it has, but for
             its length and what is kept and reported; with another length a finished run goes on.
         overwrite: Delete the run in ``out`` once the new one has made a step.
-        console: Where the progress bar goes; none shows nothing.
+        console: Where the run says what it does, and the progress bar goes; none shows nothing.
         callbacks: More callbacks for the Trainer.
         data: Prepared data in place of what ``recipe.data`` names.
         command: The command line, for ``metrics.json``.
@@ -124,7 +126,7 @@ def _progress(console: Console | None, job: Job) -> Iterator[list[TrainerCallbac
         return
     bar = RichProgress(console, job.data.headline)
     try:
-        yield [bar]
+        yield [Announce(console, job), bar]
     finally:
         bar.close()
 
@@ -155,6 +157,7 @@ def _finish(
         save(job, folder)
     written = {
         **metrics.identity(job, command),
+        "data": job.data.counts(),
         "metrics": {"last": last, "dev_selected": selected, "per_epoch": metrics.dev_by_epoch(log)},
         "parameters": counts,
         "seconds": metrics.seconds(train_seconds, log, history),
@@ -163,6 +166,7 @@ def _finish(
         "chosen": picked,
     }
     if writes:
+        describe_run(folder.adapter, written, job.recipe.license)
         write_json_atomic(folder.metrics, written)
 
 
