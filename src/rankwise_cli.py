@@ -6,12 +6,15 @@ A module beside the package: importing anything of ``rankwise`` registers its me
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -20,10 +23,22 @@ from rich.markup import escape
 from safetensors import SafetensorError
 
 RUN_FAILED, USER_ERROR = 1, 2
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as a shell counts
+MISTAKES = (
+    ValueError,
+    SafetensorError,
+    FileNotFoundError,
+    NotADirectoryError,
+    FileExistsError,
+    PermissionError,
+    ModuleNotFoundError,
+)
 
 app = typer.Typer(
     name="rankwise",
     help="Fine-tune a transformer on a fixed budget of low-rank parameters and let the budget go where it pays.",
+    epilog="Exit codes: 0 done; 1 the run failed; 2 something asked for or given is wrong; 130 and 143 it was stopped "
+    "by Ctrl-C and by SIGTERM.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -43,20 +58,34 @@ Seed = Annotated[int, typer.Option(help="Seeds everything that is drawn.", min=0
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as schedulers send it, taken like Ctrl-C: what is open is closed."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
 @contextmanager
 def _explained(debug: bool) -> Iterator[None]:
     """Turn an error into one red line and an exit code: 2 for the user's mistake, 1 for a run that failed."""
+    ours = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    before = signal.signal(signal.SIGTERM, _terminate) if ours else None
     try:
         yield
     except (ValueError, SafetensorError, OSError, RuntimeError, ModuleNotFoundError, KeyboardInterrupt) as error:
         if debug:
             raise
-        mistakes = (ValueError, SafetensorError, FileNotFoundError, NotADirectoryError, ModuleNotFoundError)
-        mistake = isinstance(error, mistakes)
-        interrupted = isinstance(error, KeyboardInterrupt)
-        text = "interrupted; a run with a checkpoint goes on with --resume" if interrupted else str(error)
+        text, code = str(error), USER_ERROR if isinstance(error, MISTAKES) else RUN_FAILED
+        if isinstance(error, KeyboardInterrupt):
+            terminated = isinstance(error, _Terminated)
+            text = f"{'terminated' if terminated else 'interrupted'}; a run with a checkpoint goes on with --resume"
+            code = TERMINATED if terminated else INTERRUPTED
         errors.print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True, highlight=False)
-        raise typer.Exit(USER_ERROR if mistake else RUN_FAILED) from error
+        raise typer.Exit(code) from error
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _show_version(asked: bool) -> None:
@@ -141,7 +170,9 @@ def recipes(
     epilog="Examples:\n\n"
     "[bold]rankwise train minilm/mrpc-grad-norm-dynamic --set data.data_dir=data[/]\n\n"
     "[bold]rankwise train my.yaml --out runs/mine --set training.epochs=1 --set seed=13[/]\n\n"
-    "[bold]rankwise train my.yaml --out runs/mine --resume[/]"
+    "[bold]rankwise train my.yaml --out runs/mine --resume[/]\n\n"
+    "Longer, also when it is finished: [bold]rankwise train runs/mine/config.yaml --out runs/mine --resume "
+    "--set training.epochs=6[/]"
 )
 def train(
     recipe: RecipeFile,
@@ -149,7 +180,12 @@ def train(
         Path | None, typer.Option(help="The run folder; by default runs/<recipe>-seed<seed>.", show_default=False)
     ] = None,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run in the folder; with a greater training.epochs also a finished one."
+        ),
+    ] = False,
     overwrite: Overwrite = False,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Two steps on a tiny random stand-in of the model; nothing is kept.")
@@ -175,7 +211,10 @@ def train(
         result = run(checked, folder, resume=resume, overwrite=overwrite, console=console, command=command)
         console.quiet = not result.main_process
         if not result.trained:
-            console.print(f"{folder} is finished already; nothing to resume")
+            console.print(
+                f"{folder} is finished already; nothing to resume (to train longer, raise training.epochs or "
+                "training.max_steps with --set)"
+            )
         console.print(result_table(result.metrics))
         console.print(f"adapter, metrics and checkpoints: [bold]{escape(str(folder))}[/]")
 
@@ -232,6 +271,39 @@ def plan(
         memory = plan_memory(checked)
         console.print(memory_table(memory))
         console.print(verdict(memory, None if room is None else room * 2**30), highlight=False)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "[bold]rankwise ranks minilm/mrpc-uniform --set data.data_dir=data --budget 9216[/]\n\n"
+    "[bold]rankwise ranks my.yaml --budget 100000 --out planned[/]   writes an adapter that other tools start from"
+)
+def ranks(
+    recipe: RecipeFile,
+    budget: Annotated[int, typer.Option(help="The most parameters of the adapter.", show_default=False)],
+    space: Annotated[str, typer.Option(help="linear: plain LoRA; all: with shortcuts and LoR2C.")] = "linear",
+    batches: Annotated[int, typer.Option(help="Training batches to plan on.", min=2)] = 24,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write an untrained adapter, the plan and snippets for other tools.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Plan how much rank each projection gets under a budget, by what the loss is predicted to fall; trains nothing."""
+    with _explained(debug):
+        from rankwise.runs.recipes.recipe import load_recipe
+
+        checked = load_recipe(recipe, overrides or [])
+        from rankwise.report.terminal import render_ranks
+        from rankwise.runs.ranks import plan_ranks
+
+        found = plan_ranks(checked, budget=budget, space=space, batches=batches, out=out)
+        console.print(render_ranks(found.plan))
+        for name in () if out is not None else ("Python",):
+            console.print(found.snippets.get(name, ""), markup=False, highlight=False, soft_wrap=True)
+        if out is not None:
+            console.print(f"adapter to start from, plan and snippets: [bold]{escape(str(out))}[/]")
 
 
 @app.command(

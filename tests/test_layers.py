@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "rankwise"
 
 # Lowest first. A module may import its own layer and those below. "" is the public surface, rankwise/__init__.py.
 LAYERS: list[set[str]] = [
-    {"errors", "files", "seeds", "notebook", "distributed"},
+    {"errors", "fields", "files", "seeds", "notebook", "distributed"},
     {"rules"},
     {"configs"},
     {"paths", "wiring"},
@@ -23,13 +23,13 @@ LAYERS: list[set[str]] = [
     {""},
     {"baselines", "tasks"},
     {"runs.recipes"},
-    {"runs.folder", "runs.progress"},
+    {"runs.folder", "runs.checkpoints", "runs.progress"},
     {"runs.building"},
     {"runs.training"},
     {"runs", "evaluation"},
     {"cli"},
 ]
-PURE = ("errors", "files", "seeds", "notebook", "rules")  # free of torch
+PURE = ("errors", "fields", "files", "seeds", "notebook", "rules")  # free of torch
 
 # A third-party name, and the only places that may import it.
 ONLY_IN: dict[str, tuple[str, ...]] = {

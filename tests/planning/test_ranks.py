@@ -21,12 +21,12 @@ from tests.processes import in_two_processes
 from torch import Tensor, nn
 
 import rankwise
-from rankwise.planning.candidates import all_linear
-from rankwise.planning.ranks import overlap_of
+from rankwise.method.targets import all_linear
+from rankwise.planning.choosing import overlap_of
 from rankwise.rules.joint import choose_jointly, curvature_of
 from rankwise.scores.probe import model_loss
 
-QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+QUIET: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def plan_of(model: Any = None, batches: Any = None, **fields: Any) -> rankwise.RankPlan:
@@ -71,7 +71,7 @@ class Broken(RuntimeError):
     """The user's own error."""
 
 
-@pytest.mark.parametrize("fails_at", [None, 0, 3, 14, 20])
+@pytest.mark.parametrize("fails_at", [None, 0, 3, 12])
 @pytest.mark.parametrize("space", ["linear", "all"])
 def test_nothing_is_left_behind(space: str, fails_at: int | None) -> None:
     """Whether it fails while the head is trained, in the first pass, or in the second."""
@@ -105,8 +105,6 @@ def test_nothing_is_left_behind(space: str, fails_at: int | None) -> None:
     else:
         with pytest.raises(Broken):
             rankwise.rank_plan(model, batches(), compute_loss=touching, draw_losses=drawing, **options)
-            list(calls)  # the last failure lies beyond what a plan calls
-            raise Broken
     assert_same(before, snapshot(model))
 
 
@@ -155,7 +153,7 @@ def ranks_of(model: Any) -> dict[str, int]:
 
 @pytest.mark.parametrize("space", ["linear", "all"])
 def test_rank_stabilised_scaling_has_the_same_scale_everywhere(space: str) -> None:
-    plan = plan_of(budget=3000, space=space, scale=3.0)
+    plan = plan_of(budget=3000, space=space, scale=3.0, components=8)
     assert max(plan.chosen.values()) > 1
     model: Any = get_peft_model(tiny_llama(), plan.to_config(use_rslora=True))
     hosts = [m for m in model.modules() if getattr(m, "lora_A", None)]
@@ -184,7 +182,8 @@ def test_the_plan_is_the_joint_choice_of_what_the_passes_found(monkeypatch: pyte
     assert [pick.path for pick in plan.picks] == [names[fields["owners"][j]] for j in picks.order]
     assert budget == plan.budget
     assert costs == [plan.costs[names[owner]] for owner in fields["owners"]]
-    assert plan.curve()[-1] == (plan.spent, pytest.approx(plan.gain))
+    assert plan.curve()[-1][0] == plan.spent
+    assert plan.curve()[-1][1] == pytest.approx(plan.gain)
     assert plan.parameters_for(1.0) <= plan.spent
     half = plan.parameters_for(0.5)
     assert next(gain for cost, gain in plan.curve() if cost == half) >= plan.gain / 2
@@ -192,8 +191,8 @@ def test_the_plan_is_the_joint_choice_of_what_the_passes_found(monkeypatch: pyte
 
 
 def shapes(plan: rankwise.RankPlan) -> list[tuple[int, int]]:
-    model = tiny_llama()
-    return [tuple(model.get_submodule(module).weight.shape) for module in plan.modules.values()]  # type: ignore[misc]
+    model: Any = tiny_llama()
+    return [tuple(model.get_submodule(module).weight.shape) for module in plan.modules.values()]
 
 
 def test_linear_candidates_are_all_projections_but_the_head() -> None:
@@ -269,7 +268,7 @@ def test_halves_that_disagree_give_the_uniform_plan_and_say_so() -> None:
     assert plan.breadth == 1.0
     assert len(plan.warnings) == 1
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         off = plan_of(budget=whole, least_overlap=1.0, halves=False)
     assert off.overlap is None
     assert off.kept is None
@@ -302,7 +301,8 @@ def test_cross_validation_takes_the_value_from_directions_that_are_noise() -> No
 
 
 def test_the_head_is_trained_first_and_put_back_unless_it_is_kept() -> None:
-    model, data = tiny_bert(**QUIET), class_batches(6)
+    model: Any = tiny_bert(**QUIET)
+    data = class_batches(6)
     before = model.classifier.weight.clone()
     untrained = plan_of(model, data, head_warmup=0)
     trained = plan_of(model, data, head_warmup=30)
@@ -343,8 +343,9 @@ def test_a_plan_has_a_picture_and_a_table(tmp_path: Path) -> None:
         plan.plot(tmp_path / "plan.pdf")
 
 
-def test_a_quantised_or_low_precision_base_is_planned() -> None:
-    plan = plan_of(tiny_llama().to(torch.bfloat16))
+def test_a_base_in_low_precision_is_planned() -> None:
+    model: Any = tiny_llama()
+    plan = plan_of(model.to(torch.bfloat16))
     assert plan.spent > 400
     assert all(math.isfinite(pick.gain) for pick in plan.picks)
 
@@ -376,7 +377,7 @@ def test_plan_lora_by_rank_is_a_rank_plan() -> None:
         (lambda: plan_of(target_modules=["quary"]), "matches no module"),
         (lambda: plan_of(batches=[{"input_ids": b["input_ids"]} for b in text_batches(4)]), "add labels"),
         (lambda: plan_of(batches=text_batches(1)), "need at least 2 batches, got 1"),
-        (lambda: plan_of(batches=text_batches(4, 1)), "2 examples can't tell 8 components of a path apart"),
+        (lambda: plan_of(batches=text_batches(4, 1)), "4 examples can't tell 8 components of a path apart"),
         (lambda: plan_of(directions="lion"), "directions='lion' is not one of 'adam', 'sgd'"),
         (lambda: plan_of(reduction="avg"), "reduction='avg'"),
         (lambda: plan_of(scale=0), "scale=0 must be positive"),

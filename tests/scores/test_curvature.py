@@ -28,7 +28,7 @@ from rankwise.scores.curvature import Examples, curvature_pass, drawn_loss, grad
 from rankwise.scores.likelihood import draw
 from rankwise.scores.probe import model_loss, to_device, untouched
 
-QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+QUIET: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def batches(name: str) -> list[Batch]:
@@ -129,14 +129,14 @@ def test_slopes_are_those_of_the_mean_loss(name: str) -> None:
 @pytest.mark.parametrize("task", ["classes", "text", "regression", "labels"])
 def test_the_sampled_curvature_estimates_the_exact_one(task: str) -> None:
     """The expectation over labels by enumerating them, position by position, within four standard errors."""
-    model, data = {
+    base, data = {
         "classes": lambda: (tiny_bert(1, **QUIET, num_labels=3), class_batches(1, 3)[0]),
         "text": lambda: (tiny_llama(1), text_batches(1, 2)[0]),
         "regression": lambda: (tiny_bert(1, **QUIET, num_labels=1), scalars()),
         "labels": lambda: (tiny_bert(1, **QUIET, problem_type="multi_label_classification"), several()),
     }[task]()
     targets = ["value"] if task != "text" else ["v_proj"]
-    model = adapted(model, target_modules=targets).double()
+    model: Any = adapted(base, target_modules=targets).double()
     directions = directions_for(model, 1)
     (path,) = rankwise.named_paths(model).values()
     with torch.no_grad():
@@ -201,7 +201,7 @@ def newton_oracle(model: Any, data: list[Batch], rank: int) -> dict[str, float]:
     }
 
 
-CASES = {
+CASES: dict[str, Any] = {
     "bert": (tiny_bert, ["query", "output.dense"], class_batches),
     "llama": (tiny_llama, ["q_proj", "v_proj", "down_proj"], text_batches),
 }
@@ -292,20 +292,19 @@ def test_directions_matched_to_adam_are_the_best_of_one_size() -> None:
 
 def test_sketched_directions_are_close_to_exact_ones() -> None:
     """One pass over tokens of a matrix with a falling spectrum, as gradients have; and exact where G has low rank."""
+    path = next(iter(rankwise.named_paths(bert_model()).values()))
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.linalg.qr(torch.randn(90, 60, generator=generator, dtype=torch.float64)).Q for _ in range(2))
     for sizes, angle in ((0.5 ** torch.arange(60), 0.99), ((torch.arange(60) < 4) + 0.0, 1 - 1e-9)):
         sizes = sizes.double() * torch.linspace(1.2, 1.0, 60, dtype=torch.float64)
         gradient = left * sizes @ right.T
         statistic = TwoSidedSketch(4, seed=1)
-        path = type("Path", (), {"name": "layers.0.query"})
         tokens_x = torch.randn(200, 90, generator=generator, dtype=torch.float64)
         tokens_g = torch.linalg.pinv(tokens_x.T) @ gradient.T  # so that g^T x is the matrix
-        halves = [
-            statistic.contribution(path, tokens_x[part], tokens_g[part]) for part in (slice(0, 99), slice(99, 200))
-        ]  # type: ignore[arg-type]
+        parts = (slice(0, 99), slice(99, 200))
+        halves = [statistic.contribution(path, tokens_x[part], tokens_g[part]) for part in parts]
         sums = tuple(a + b for a, b in zip(*halves, strict=True))
-        sketched = statistic.gradient("layers.0.query", sums)
+        sketched = statistic.gradient(path.name, sums)
         u, sigma, v = singular_triplets(gradient, 3)
         su, ssigma, sv = singular_triplets(sketched, 3)
         assert ((u * su).sum(0).abs() > angle).all()
@@ -366,3 +365,10 @@ def test_a_static_search_may_ask_newton() -> None:
     (record,) = rankwise.history(model)
     assert record["proxy"] == "newton"
     assert record["scores"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_search_by_newton_without_batches_says_so() -> None:
+    model = bert_model(mode="static", proxy="newton", scoring="probe")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+    with pytest.raises(ValueError, match=r"needs training batches: .* batches=\.\.\.\)$"):
+        rankwise.Allocator(model, optimizer)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft import PeftType
+from peft import LoraConfig, PeftType
 
 from rankwise.configs.path import BlockPaths, PathConfig
 from rankwise.errors import check_choice
 from rankwise.rules.kinds import BLOCK_KINDS, kind_of
 from rankwise.rules.policy import Policy
+from rankwise.rules.proxies import PROXIES
 
-PROXIES = ("constant", "random", "grad_norm", "snip", "synflow", "newton")
 CHOICES: dict[str, tuple[str, ...]] = {
     "mode": ("dynamic", "static", "off"),
-    "proxy": PROXIES,
+    "granularity": ("path", "rank"),
+    "proxy": tuple(PROXIES),
     "score_on": ("weight", "factors"),
     "scoring": ("online", "probe"),
     "probe_data": ("rotating", "fixed"),
@@ -68,6 +70,12 @@ class HeteroLoraConfig(PathConfig):
         rank_budget: Number of parameters of all candidates that the ranks are computed from.
         rank_shape: ``"same"`` rank everywhere, or ``"shortcuts"`` take what ``r`` leaves.
         mode: ``"dynamic"`` searches again and again, ``"static"`` once before training, ``"off"`` never.
+        granularity: ``"path"`` switches whole paths (the paper). ``"rank"``, with ``mode="static"``, lets the one
+            search give every path a rank of its own by a joint second-order choice (``rankwise.rank_plan``). Until
+            then each candidate is there at rank 1 and off; afterwards the config says ``mode="off"`` and has the ranks
+            chosen, and only those are in memory. ``r`` then says what a fractional budget is a fraction of, and which
+            scale every rank has. The search needs batches before the optimizer is made: Trainer has them, a plain
+            loop gives them with ``rankwise.Allocator(model, batches=...)``.
         proxy: The score of a path: ``"constant"``, ``"random"``, ``"grad_norm"``, ``"snip"``, ``"synflow"`` or
             ``"newton"`` (second order; needs ``scoring="probe"``).
         score_on: ``"weight"`` scores the effective matrix ``W0 + s B A``; it does not depend on ``s``.
@@ -106,6 +114,7 @@ class HeteroLoraConfig(PathConfig):
     rank_budget: int | None = None
     rank_shape: str = "same"
     mode: str = "dynamic"
+    granularity: str = "path"
     proxy: str = "grad_norm"
     score_on: str = "weight"
     scoring: str = "online"
@@ -130,6 +139,8 @@ class HeteroLoraConfig(PathConfig):
         self.peft_type = PeftType["HETEROLORA"]
         for name, allowed in CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
+        if self.granularity == "rank":
+            self._check_by_rank()
         if self.proxy == "newton" and self.acts:
             self._check_newton()
         self._check_shortcuts()
@@ -178,6 +189,45 @@ class HeteroLoraConfig(PathConfig):
                     "get theirs from rank_pattern"
                 )
 
+    def _check_by_rank(self) -> None:
+        if self.mode == "dynamic":
+            raise ValueError("granularity='rank' chooses once, before the optimizer is made: set mode='static'")
+        if not self.undecided:
+            return
+        needs_paths = {
+            "proxy": ("grad_norm", "newton"),  # the first is the default, which means the second here
+            "score_on": ("weight",),
+            "budget_unit": ("parameters",),
+            "allocation": ("combined",),
+            "on_disable": ("keep",),
+            "warmup_searches": (0,),
+            "rank_budget": (None,),
+            "shortcut_ranks": (None,),
+        }
+        for name, allowed in needs_paths.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is about whole paths, and granularity='rank' gives each path a "
+                    f"rank by a second-order choice: leave {name} out, or set granularity='path'"
+                )
+        if self.rank_pattern or self.alpha_pattern:
+            raise ValueError("granularity='rank' finds the ranks: leave rank_pattern and alpha_pattern out")
+        self.proxy, self.scoring = "newton", "probe"
+
+    def linear_paths(self) -> LoraConfig:
+        """Return the config that sizes the linear paths: candidates whose ranks are to be chosen have rank 1."""
+        if not self.undecided:
+            return self
+        view: Any = copy.copy(self)
+        view.r, view.lora_alpha = 1, self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+        sized: LoraConfig = view
+        return sized
+
+    @property
+    def undecided(self) -> bool:
+        """Whether ranks are still to be chosen."""
+        return self.granularity == "rank" and self.mode == "static"
+
     def _check_newton(self) -> None:
         if self.scoring == "online":
             raise ValueError(
@@ -195,8 +245,8 @@ class HeteroLoraConfig(PathConfig):
         return self.mode != "off"
 
     def policy(self) -> Policy | None:
-        """Return what a search chooses by."""
-        if not self.acts:
+        """Return what a search chooses by; None where there is none that switches paths."""
+        if not self.acts or self.undecided:
             return None
         return Policy(self.proxy, self.warmup_searches, self.budget, self.budget_unit, self.allocation, self.seed)
 
@@ -212,10 +262,14 @@ class HeteroLoraConfig(PathConfig):
 
     def block_paths(self) -> BlockPaths:
         """Return what the shortcuts are and their sizes."""
+        r = self.r if self.shortcut_r is None else self.shortcut_r
+        alpha = self.lora_alpha / 4 if self.shortcut_alpha is None else self.shortcut_alpha
+        if self.undecided:  # candidates at rank 1, with the scale that every rank has
+            r, alpha = 1, alpha / (r**0.5 if self.use_rslora else r)
         return BlockPaths(
             kinds=tuple(self.shortcuts),
-            r=self.r if self.shortcut_r is None else self.shortcut_r,
-            alpha=self.lora_alpha / 4 if self.shortcut_alpha is None else self.shortcut_alpha,
+            r=r,
+            alpha=alpha,
             dropout=self.shortcut_dropout,
             norm=self.shortcut_norm,
             ranks=self.shortcut_ranks,

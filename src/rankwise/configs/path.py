@@ -96,6 +96,11 @@ class PathConfig(LoraConfig):
         return None
 
     @property
+    def undecided(self) -> bool:
+        """Whether the ranks of the paths are still to be chosen, so that nothing may train yet."""
+        return False
+
+    @property
     def final(self) -> bool:
         """Whether what the first search chose stays."""
         return False

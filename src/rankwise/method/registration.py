@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import pickle
+from pathlib import Path
 from typing import Any
 
 from aenum import extend_enum
@@ -10,6 +12,8 @@ from peft import PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 from safetensors import SafetensorError
+
+from rankwise.method.folders import check_folder
 
 NAMES = ("HETEROLORA", "LOR2C", "BOTTLENECK")
 
@@ -46,9 +50,10 @@ def wrap_peft_model(before_saving: Any, after_saving: Any, after_loading: Any) -
         before_saving: Called with (model, keyword arguments) of ``save_pretrained``, which thereby takes
             ``enabled_only``; returns the keyword arguments for PEFT's own method.
         after_saving: Called with (model, folder) when PEFT has written its files.
-        after_loading: Called with (model, folder or hub id, adapter name) when PEFT has read its files.
+        after_loading: Called with (model, folder or hub id, adapter name, what ``check_folder`` returned) when PEFT has
+            read its files.
     """
-    save, load = PeftModel.save_pretrained, PeftModel.load_adapter
+    save, load, make = PeftModel.save_pretrained, PeftModel.load_adapter, PeftModel.from_pretrained.__func__  # type: ignore[attr-defined]
     if "rankwise" in save.__dict__:
         return
 
@@ -59,15 +64,25 @@ def wrap_peft_model(before_saving: Any, after_saving: Any, after_loading: Any) -
 
     @functools.wraps(load)
     def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        folder = Path(model_id, kwargs.get("subfolder") or "")
+        vouched = check_folder(folder)
         try:
             result = load(self, model_id, adapter_name, *args, **kwargs)
-        except SafetensorError as error:
+        except (SafetensorError, pickle.UnpicklingError) as error:
+            # Of a pickle only the kind of the error is told: torch advises to load it without protection.
+            reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else error
             raise ValueError(
-                f"{model_id} holds an adapter_model.safetensors that is not whole ({error}); copy or train it again"
+                f"{model_id} holds weights that are no whole safetensors file ({reason}); copy or train it again"
             ) from error
-        after_loading(self, model_id, adapter_name)
+        after_loading(self, folder, adapter_name, vouched)
         return result
+
+    @functools.wraps(make)
+    def from_pretrained(cls: type[PeftModel], model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
+        check_folder(Path(model_id, kwargs.get("subfolder") or ""))  # PEFT reads the config before it loads
+        return make(cls, model, model_id, *args, **kwargs)
 
     save_pretrained.__dict__["rankwise"] = load_adapter.__dict__["rankwise"] = True
     PeftModel.save_pretrained = save_pretrained  # type: ignore[method-assign]
     PeftModel.load_adapter = load_adapter  # type: ignore[method-assign]
+    PeftModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[method-assign, assignment]

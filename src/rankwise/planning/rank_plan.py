@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, NamedTuple
 from peft import LoraConfig
 
 from rankwise.configs.heterolora import HeteroLoraConfig
+from rankwise.method.ranks import rank_fields
 from rankwise.rules.kinds import BLOCK_KINDS, kind_of
 
 
@@ -91,6 +90,11 @@ class RankPlan:
         """The ranks of the paths that get any."""
         return {name: rank for name, rank in self.ranks.items() if rank}
 
+    @property
+    def has_block_paths(self) -> bool:
+        """Whether block paths have a rank, which plain LoRA can't have."""
+        return any(kind_of(name) in BLOCK_KINDS for name in self.chosen)
+
     def curve(self) -> list[tuple[int, float]]:
         """Return (parameters, predicted gain) after each pick."""
         points, cost, gain = [], 0, 0.0
@@ -151,23 +155,9 @@ class RankPlan:
         )
 
     def _linear_fields(self, use_rslora: bool) -> dict[str, Any]:
-        """Return targets, ranks and alphas; the most frequent rank is the default, the others are patterns."""
+        """Return targets, ranks and alphas of the linear paths."""
         ranks = {self.modules[name]: rank for name, rank in self.chosen.items() if name in self.modules}
-        if not ranks:
-            return {"target_modules": [], "r": 1, "lora_alpha": _whole(self.scale)}
-        usual = Counter(ranks.values()).most_common(1)[0][0]
-        # PEFT matches a pattern anywhere behind a dot, as a regular expression.
-        others = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != usual}
-        return {
-            "target_modules": list(ranks),
-            "r": usual,
-            "lora_alpha": self._alpha(usual, use_rslora),
-            "rank_pattern": others,
-            "alpha_pattern": {key: self._alpha(rank, use_rslora) for key, rank in others.items()},
-        }
-
-    def _alpha(self, rank: int, use_rslora: bool) -> Any:
-        return _whole(self.scale * (math.sqrt(rank) if use_rslora else rank))
+        return rank_fields(ranks, self.scale, use_rslora=use_rslora)
 
     def plot(self, path: str | Path, *, title: str | None = None) -> Path:
         """Write the ranks by block, beside the curve of predicted gain, as a picture; return its path.
@@ -199,7 +189,3 @@ class RankPlan:
         """Return the plan that ``to_dict`` gave."""
         picks = tuple(Pick(**pick) for pick in saved["picks"])
         return cls(**{**saved, "picks": picks, "warnings": tuple(saved["warnings"])})
-
-
-def _whole(value: float) -> Any:
-    return int(value) if float(value).is_integer() else value

@@ -30,11 +30,16 @@ def resolve_budget(budget: float | int, costs: Mapping[str, int], unit: str = "p
     """
     if isinstance(budget, int):
         return budget
-    share = Fraction(str(budget))  # 0.29 of 100 is 29, which the nearest binary fraction just misses
     if unit == "parameters":
-        return math.floor(share * sum(costs.values()))
+        return fraction_of(budget, sum(costs.values()))
+    share = Fraction(str(budget))
     shortcuts = sum(is_shortcut(name) for name in costs)
     return math.floor(share * (len(costs) - shortcuts)) + round(share * shortcuts)
+
+
+def fraction_of(share: float, whole: int) -> int:
+    """Return a fraction of a whole, rounded down; 0.29 of 100 is 29, which the nearest binary fraction just misses."""
+    return math.floor(Fraction(str(share)) * whole)
 
 
 def allocate(

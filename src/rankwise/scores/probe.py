@@ -18,10 +18,11 @@ from rankwise.configs.heterolora import CHOICES
 from rankwise.errors import check_choice
 from rankwise.paths.low_rank_path import dequantised_weight
 from rankwise.paths.path_set import PathSet, path_set
+from rankwise.rules.proxies import PROXIES
 from rankwise.scores.components import component_statistic, gradients_of, truncation_of
 from rankwise.scores.curvature import curvature_pass, drawn_loss, gradient_pass, newton_scores
 from rankwise.scores.likelihood import DrawLosses
-from rankwise.scores.proxies import PROXIES, Scores, checked_scores, score_from_means, score_without_data
+from rankwise.scores.proxies import Scores, checked_scores, score_from_means, score_without_data
 from rankwise.scores.recorder import StatisticRecorder
 from rankwise.scores.statistics import FactorGradients, Statistic, WeightFlow, gradient_statistic
 from rankwise.wiring.checkpointing import is_reentrant

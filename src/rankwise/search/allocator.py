@@ -21,10 +21,11 @@ from rankwise.edits import apply_to_paths_
 from rankwise.paths.path_set import head_parameters, path_set
 from rankwise.rules.budget import resolve_budget, why_unspent
 from rankwise.rules.edits import switches
+from rankwise.rules.proxies import PROXIES
 from rankwise.rules.records import SearchRecord, searches
 from rankwise.rules.schedule import FALLBACK_EVERY, Schedule
 from rankwise.scores.probe import Autocast, Batch, ComputeLoss, model_loss, probe
-from rankwise.scores.proxies import PROXIES, Scores, score_from_means, score_without_data
+from rankwise.scores.proxies import Scores, score_from_means, score_without_data
 from rankwise.scores.recorder import StatisticRecorder
 from rankwise.scores.statistics import gradient_statistic
 from rankwise.search.listener import Listener, Training
@@ -96,9 +97,10 @@ class Allocator(Listener):
         self.policy = policy
         probes = config.scoring == "probe" and self._needs_batches(config.proxy)
         if probes and batches is None:
+            online = "" if config.proxy == "newton" else ", or set scoring='online'"
             raise ValueError(
                 f"scoring='probe' with proxy={config.proxy!r} needs training batches: train with transformers' "
-                "Trainer, pass rankwise.Allocator(..., batches=...), or set scoring='online'"
+                f"Trainer or pass rankwise.Allocator(..., batches=...){online}"
             )
         self.schedule = Schedule(
             mode=config.mode,
@@ -159,7 +161,7 @@ class Allocator(Listener):
 
     @staticmethod
     def _needs_batches(proxy: str) -> bool:
-        return PROXIES[proxy].needs == "gradients"
+        return PROXIES[proxy].needs in ("gradients", "curvature")
 
     def begin(self) -> None:
         """Start a new history, search before the first step if that is due, and open the next search's window."""

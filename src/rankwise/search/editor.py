@@ -123,10 +123,15 @@ class Editor(Listener):
         assert size is not None
         if self.step % size == 0:
             merge, inject = self.schedule.due(self.step // size)
-            if merge:
+            if merge and self._left("merge"):
                 self.edit("merge")
-            if inject:  # after the merge, on new scores
+            if inject and self._left("inject"):  # after the merge, on new scores
                 self.edit("inject")
+
+    def _left(self, kind: str) -> bool:
+        """Tell whether an edit of a kind is still to be made: training may be longer than its schedule was made for."""
+        wanted: int = self.config.merges if kind == "merge" else self.config.injections
+        return sum(record.due == kind for record in edits(self.paths.history)) < wanted
 
     def edit(self, kind: str) -> EditRecord:
         """Score the paths, choose, edit, and return the record that was added to the history.
@@ -169,7 +174,8 @@ class Editor(Listener):
         if self._measure is None or not edits:
             return None
         with untouched(self.model), torch.no_grad():
-            return float(self._measure(self.model.eval()))
+            found = float(self._measure(self.model.eval()))
+        return found if math.isfinite(found) else None
 
     def scores(self) -> dict[str, float | None]:
         """Return the score of each ``layer`` path that trains; None where its matrix is all zero or not finite."""
@@ -179,11 +185,14 @@ class Editor(Listener):
     def _score(self, path: LowRankPath) -> float | None:
         if not all(bool(parameter.isfinite().all()) for parameter in path.parameters):
             return None
-        sigma = singular_values(path)
+        try:
+            sigma = singular_values(path)
+        except RuntimeError:  # finite factors may have a product that is not
+            return None
         if not bool(sigma.any()):
             return None
         score = tail_share(sigma, self.config.sfs_k) if self.config.metric == "sfs" else float(sigma.mean())
-        return score if math.isfinite(score) else None  # finite factors may have a product that is not
+        return score if math.isfinite(score) else None
 
     def _choose(self, kind: str, scores: dict[str, float | None]) -> list[Edit]:
         config, paths = self.config, self.paths.paths

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from rankwise.distributed import rank
 from rankwise.files import write_json_atomic, write_text_atomic
+from rankwise.method.folders import ALLOCATION, DIGESTS, digests
+from rankwise.method.structure import check_unvouched
 from rankwise.notebook import html_table
 from rankwise.paths.path_set import PathSet, path_set
 from rankwise.rules.records import HISTORY_FILE, Record, edits, from_lines, to_lines
 from rankwise.search.card import CARD, write_card
 from rankwise.search.listener import warn_if_idle
-
-ALLOCATION = "allocation.json"
 
 
 class History(list[Record]):
@@ -107,11 +107,12 @@ def after_saving(model: PeftModel, folder: str | Path) -> None:
         warn_if_unheard(paths)
         if rank() != 0 or not place.is_dir():
             continue
-        write_json_atomic(place / ALLOCATION, {**_listed(paths), "parameters": paths.counts(), **_structure(paths)})
         if paths.history:
             write_text_atomic(place / HISTORY_FILE, to_lines(paths.history))
         else:  # another run's, left in a folder that is used again
             (place / HISTORY_FILE).unlink(missing_ok=True)
+        listed = {**_listed(paths), "parameters": paths.counts(), **_structure(paths)}
+        write_json_atomic(place / ALLOCATION, {**listed, DIGESTS: digests(place)})
     if _own(model) and rank() == 0 and (Path(folder) / CARD).is_file():
         write_card(Path(folder), _own(model), getattr(model.config, "num_labels", None))
 
@@ -152,10 +153,24 @@ def _structure(paths: PathSet) -> dict[str, Any]:
     }
 
 
-def after_loading(model: PeftModel, folder: str | Path, adapter: str) -> None:
-    """Take the history back, and remember where the adapter came from."""
+def after_loading(model: PeftModel, folder: str | Path, adapter: str, vouched: bool) -> None:
+    """Take the history back, and remember where the adapter came from.
+
+    Args:
+        model: The model.
+        folder: Where the adapter was loaded from.
+        adapter: Its name.
+        vouched: Whether digests say that it is as it was saved.
+
+    Raises:
+        ValueError: The history is damaged, or nothing vouches for weights or a structure that can hardly be meant.
+    """
     paths = _own(model).get(adapter)
-    if paths is None or not Path(folder).is_dir():
+    if paths is None:
+        return
+    if not vouched:
+        check_unvouched(paths)
+    if not Path(folder).is_dir():
         return
     paths.session.folder = Path(folder)
     file = Path(folder) / HISTORY_FILE

@@ -21,6 +21,7 @@ from rankwise.runs.building.best_checkpoint import after_edits, after_pruning
 from rankwise.runs.building.edit_loss import edit_loss
 from rankwise.runs.building.models import adapt, load_base, load_tokenizer
 from rankwise.runs.building.rates import with_head_rate
+from rankwise.runs.building.saving import with_whole_checkpoints
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.methods import WITH_PATHS
 from rankwise.runs.recipes.recipe import Recipe
@@ -106,8 +107,7 @@ def training_arguments(recipe: Recipe, data: TaskData, output: Path) -> Training
     given: dict[str, Any] = {name: getattr(training, key) for key, name in SAME.items()}
     given |= {
         "output_dir": str(output),
-        # Trainer would take a limit of 1 for the best one alone, and nothing could be resumed from the newest.
-        "save_total_limit": None if training.keep_checkpoints is None else max(2, training.keep_checkpoints),
+        "save_total_limit": None,  # Trainer deletes old ones before the new one is complete: see runs.checkpoints
         "seed": recipe.seed,
         "eval_strategy": rhythm,
         "save_strategy": "epoch" if rhythm == "no" else rhythm,
@@ -199,7 +199,7 @@ def make_trainer(
     compute_loss = loss_function(job.data)
     if job.recipe.method.name == "adalora" and not job.data.learns_answers:
         compute_loss = with_orthogonality(compute_loss or causal_loss, job.model)
-    trainer = with_head_rate(trainer_class(job), job.recipe.training.head_learning_rate)(
+    trainer = with_whole_checkpoints(with_head_rate(trainer_class(job), job.recipe.training.head_learning_rate))(
         model=job.model,
         args=arguments,
         train_dataset=job.data.train,
