@@ -11,16 +11,16 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 from safetensors import SafetensorError
 
-NAMES = ("HETEROLORA", "LOR2C", "BOTTLENECK")
 
+def extend_peft_type(*names: str) -> None:
+    """Add members to ``PeftType``, once; the configs need them before anything else is imported.
 
-def extend_peft_type() -> None:
-    """Add the members to ``PeftType``, once; the configs need them before anything else is imported.
+    A member without its rows in PEFT's tables breaks whoever walks through the enum, so a method's comes with it.
 
     Raises:
         RuntimeError: PEFT's enum no longer takes a new member.
     """
-    for name in NAMES:
+    for name in names:
         if name in PeftType.__members__:
             continue
         extend_enum(PeftType, name, name)
@@ -33,6 +33,7 @@ def extend_peft_type() -> None:
 
 def register_with_peft(name: str, config_cls: type, model_cls: type, prefix: str = "lora_") -> None:
     """Fill PEFT's tables for a method, once."""
+    extend_peft_type(name)
     if PeftType(name) not in PEFT_TYPE_TO_CONFIG_MAPPING:
         register_peft_method(
             name=name.lower(), config_cls=config_cls, model_cls=model_cls, prefix=prefix, is_mixed_compatible=False
