@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
@@ -22,6 +23,7 @@ from rankwise.scores.curvature import DrawBatch
 from rankwise.scores.probe import Batch, ComputeLoss
 from rankwise.scores.signals import REDUCTIONS, Signal, collect_signals
 
+logger = logging.getLogger("rankwise")
 LEAST_COMPONENTS, MOST_COMPONENTS = 8, 64
 LEAST_KEPT = 0.7  # of its own predicted gain, with the other half's ranks
 TINY = 1e-300  # a gain of zero is kept whole or not at all
@@ -123,7 +125,10 @@ def plan_paths(
     device = next(model.parameters()).device
     check_same_everywhere([f"{name}={rank}" for name, rank in ranks.items()], "the rank plan", device)
     for note in guarded.notes:
-        warnings.warn(note, stacklevel=3)
+        if guarded.breadth != choice.breadth:  # something else was done than was asked for
+            warnings.warn(note, stacklevel=3)
+        else:
+            logger.warning(note)
     names, owners = list(costs), signals["all"].owners
     return RankPlan(
         ranks=ranks,
