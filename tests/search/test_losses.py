@@ -26,7 +26,9 @@ FIELDS: dict[str, Any] = {"search_every": 2, "score_batches": 2}
 class Weighted(Trainer):
     """The loss of a user who weighs classes."""
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         outputs = model(**inputs)
@@ -136,11 +138,12 @@ def test_models_return_what_they_like(kind: str, tmp_path: Path) -> None:
 
 def test_a_model_told_to_return_tuples(tmp_path: Path) -> None:
     model = searching(**FIELDS)
-    model.get_base_model().config.return_dict = False
+    config: Any = model.get_base_model().config
+    config.return_dict = False
     trainer(model, tmp_path).train()
     assert searched_at(model)[0] == (0, "probe")
     scores = score_paths(model, proxy="synflow")
-    model.get_base_model().config.return_dict = True
+    config.return_dict = True
     assert scores == score_paths(model, proxy="synflow")
 
 
@@ -219,7 +222,8 @@ def test_two_active_adapters_are_both_searched_and_saved(tmp_path: Path) -> None
     options: dict[str, Any] = {"mode": "dynamic", "budget": 0.5, "score_batches": 2}
     model = adapted(tiny_bert(), search_every=3, target_modules=["query"], **options)
     model.add_adapter("b", rankwise.HeteroLoraConfig(r=2, search_every=4, target_modules=["key"], **options))
-    model.base_model.set_adapter(["default", "b"])
+    base: Any = model.base_model
+    base.set_adapter(["default", "b"])
     trainer(model, tmp_path, StopAt(5)).train()
     steps = [[record["step"] for record in rankwise.history(model, name)] for name in ("default", "b")]
     assert steps == [[0, 3], [0, 4]]
