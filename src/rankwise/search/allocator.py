@@ -143,11 +143,7 @@ class Allocator(Listener):
         if training.obstacle is not None and config.scoring == "probe" and cls._needs_batches(config.proxy):
             raise ValueError(
                 f"scoring='probe' can't be had: {training.obstacle}"
-                + (
-                    ""
-                    if config.proxy == "newton"
-                    else ", and scoring='online' scores by the steps of training themselves"
-                )
+                + ("" if config.proxy == "newton" else ", and scoring='online' scores by the steps of training")
             )
         made = cls(
             model,

@@ -132,7 +132,7 @@ def _foreign_loss(trainer: Any) -> str | None:
     """Say who computes the loss, where it is not the model."""
     method = getattr(trainer.compute_loss, "__func__", trainer.compute_loss)
     if not method.__module__.startswith(LOSS_OF_THE_MODEL):
-        return f"{type(trainer).__name__} computes the loss itself ({method.__module__}.{method.__qualname__})"
+        return f"{type(trainer).__name__} computes the loss itself (compute_loss of {method.__module__})"
     if trainer.compute_loss_func is not None:
         return "compute_loss_func computes the loss"
     if trainer.label_smoother is not None:
