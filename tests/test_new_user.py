@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 
 from rankwise.runs.dryrun import WORDS, stand_in
 from rankwise.runs.recipes.recipe import load_recipe, parse_recipe
-from rankwise_cli import USER_ERROR, app
+from rankwise_cli import app
+from rankwise_exits import USER_ERROR
 
 LABELS = ("praise", "complaint")
 WITHOUT_RANKWISE = """
