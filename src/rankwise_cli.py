@@ -450,7 +450,7 @@ def _warn(message: Warning | str, category: type[Warning], *_: object, **__: obj
 
 def main() -> None:
     """Run the command line."""
-    warnings.showwarning = _warn  # type: ignore[assignment]
+    warnings.showwarning = _warn
     app()
 
 
