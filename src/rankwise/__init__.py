@@ -5,7 +5,11 @@ What importing it does, each once, and how to undo it:
 - It adds its methods to PEFT's enum ``PeftType`` and tables, so that ``get_peft_model`` and ``from_pretrained`` know
   ``HeteroLoraConfig`` and ``Lor2cConfig``. This stays for the process; other methods are not touched.
 - It wraps ``PeftModel.save_pretrained`` and ``PeftModel.load_adapter``, which write and read a search's history and
-  allocation beside the tensors; for other adapters they do what they did. The originals are their ``__wrapped__``.
+  allocation beside the tensors; ``PeftModel.from_pretrained``, which leaves nothing behind where it refuses; and
+  ``PeftModel.__init__``, which refuses to build over paths. For other adapters they do what they did. The originals are
+  their ``__wrapped__``.
+- It wraps ``transformers.Trainer.train`` (again ``__wrapped__``), which notes for as long as it lasts which Trainer
+  trains: callbacks are not told, and a probe has to know whose loss it is.
 - It adds a callback to the defaults of transformers' Trainer, which leaves models without paths alone:
   ``trainer.remove_callback(rankwise.search.callback.AutomaticAllocationCallback)`` takes it out of one Trainer.
 - It registers an exit hook that warns of searches that were asked for and never ran.
@@ -18,7 +22,7 @@ from __future__ import annotations
 
 from rankwise.method.registration import extend_peft_type, register_with_peft, wrap_peft_model
 
-extend_peft_type()  # before the config, whose class needs the new member
+extend_peft_type("HETEROLORA", "LOR2C")  # before the config, whose class needs the new member
 
 from rankwise.configs.heterolora import HeteroLoraConfig  # noqa: E402
 from rankwise.configs.lor2c import Lor2cConfig  # noqa: E402

@@ -63,7 +63,7 @@ def _take_out(path: LowRankPath) -> None:
 def _make_anew(path: LowRankPath, config: HeteroLoraConfig, rank: int) -> None:
     host, adapter, like = path.host, path.adapter, path.lora_A
     gate = host.lora_variant.pop(adapter)  # PEFT would ask it to set the layer up
-    with seeded(config.seed, path.module):
+    with seeded(config.seed, path.module, path.adapter):
         if isinstance(host, BlockHost):
             host.add(adapter, config, path.own_name, like)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
 from rankwise.configs.path import PathConfig
@@ -53,12 +55,12 @@ def check_targets(model: nn.Module, config: PathConfig) -> None:
         name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, (nn.Linear, Linear))
     }
     if isinstance(targets, str) and not any(re.fullmatch(targets, name) for name in names):
-        raise ValueError(
+        raise NoMatchingPeftModuleError(
             f"{field}={targets!r} is a regular expression that matches no module of {type(model).__name__}"
             f"{nearest(targets, linear)}; its linear layers are {', '.join(sorted(linear - {'base_layer'}))}"
         )
     for target in [] if isinstance(targets, str) else unmatched(targets, names):
-        raise ValueError(
+        raise NoMatchingPeftModuleError(
             f"{field} names {target!r}, which matches no module of {type(model).__name__}"
             f"{nearest(target, linear)}; its linear layers are {', '.join(sorted(linear - {'base_layer'}))}"
         )
@@ -67,6 +69,27 @@ def check_targets(model: nn.Module, config: PathConfig) -> None:
             "target_modules=[] without shortcuts leaves nothing to search: name linear layers, such as "
             "['q_proj', 'v_proj'], or shortcuts, such as ['res1', 'res2', 'in', 'cut']"
         )
+
+
+def check_layers(model: nn.Module, config: PathConfig, targeted: Callable[[PathConfig, str], object]) -> None:
+    """Refuse blocks in ``layers_to_transform`` in which nothing is targeted; PEFT passes over them.
+
+    Args:
+        model: The base model.
+        config: The config.
+        targeted: Tells whether a config targets the module of a name.
+    """
+    chosen = config.layers_to_transform
+    if chosen is None or not config.target_modules:
+        return
+    view = copy.copy(config)
+    for block in [chosen] if isinstance(chosen, int) else chosen:
+        view.layers_to_transform = [block]
+        if not any(targeted(view, name) for name, _ in model.named_modules()):
+            raise NoMatchingPeftModuleError(
+                f"layers_to_transform={chosen!r} names block {block}, in which {type(model).__name__} has none of the "
+                f"targets {view.target_modules!r}; blocks count from 0"
+            )
 
 
 def check_linear(model: nn.Module, targeted: Callable[[str], object]) -> None:

@@ -18,7 +18,7 @@ from rankwise.runs.building.models import load_base, load_tokenizer
 from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.results.exporting import check_no_adapter
-from rankwise.search.callback import probe_batches
+from rankwise.search.trainer import probe_batches
 from rankwise.tasks import TaskData, load_task
 
 

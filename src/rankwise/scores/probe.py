@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig
 
 from rankwise.configs.heterolora import CHOICES
 from rankwise.errors import check_choice
@@ -39,8 +40,9 @@ def model_loss(model: nn.Module, batch: Batch) -> Tensor:
     Raises:
         ValueError: The model returned no loss.
     """
-    loss = model(**to_device(batch, model)).loss
-    if loss is None:
+    output = model(**to_device(batch, model))
+    loss = part_of(output, "loss")
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ValueError(
             f"the model returned no loss for a batch with the keys {', '.join(sorted(batch))}: add labels, or pass "
             "compute_loss=lambda model, batch: ..."
@@ -48,8 +50,15 @@ def model_loss(model: nn.Module, batch: Batch) -> Tensor:
     return loss
 
 
+def part_of(output: Any, name: str) -> Any:
+    """Return a part of what a model returns: by name, or the first of a tuple, as Trainer takes it."""
+    if isinstance(output, Mapping):
+        return output.get(name)
+    return output[0] if isinstance(output, tuple) else getattr(output, name, None)
+
+
 def to_device(batch: Batch, model: nn.Module) -> Batch:
-    """Return the batch with its tensors on the device of the model's first parameter.
+    """Return the batch with its tensors, nested ones too, on the device of the model's first parameter.
 
     Raises:
         ValueError: The batch is no mapping.
@@ -60,7 +69,15 @@ def to_device(batch: Batch, model: nn.Module) -> Batch:
             "; for others pass compute_loss=lambda model, batch: ..."
         )
     device = next(model.parameters()).device
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return {key: _moved(value, device) for key, value in batch.items()}
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _moved(each, device) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_moved(each, device) for each in value)
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 @contextmanager
@@ -259,16 +276,38 @@ def _probe_flow(
         if synflow_loss == "loss" and batch is None:
             raise ValueError("synflow_loss='loss' needs a training batch, got none")
         stack.enter_context(absolute_float64(model))
+        stack.enter_context(_plain_experts(model))
         model.eval()
         if batch is not None:
             loss = compute_loss(model, batch)
         else:
-            embedding = model.get_input_embeddings().weight  # type: ignore[operator]
-            ones = torch.ones(1, FLOW_TOKENS, embedding.shape[1], dtype=torch.float64, device=embedding.device)
+            embedding = model.get_input_embeddings()  # type: ignore[operator]
+            if not isinstance(embedding, nn.Embedding):
+                raise ValueError(
+                    f"synflow_loss='logits' pushes ones through the model in the place of token embeddings, and "
+                    f"{type(model).__name__} has no token embeddings: use synflow_loss='loss', or another proxy"
+                )
+            size = 1, FLOW_TOKENS, embedding.weight.shape[1]
+            ones = torch.ones(size, dtype=torch.float64, device=embedding.weight.device)
             decoder = {"decoder_inputs_embeds": ones} if model.config.is_encoder_decoder else {}  # type: ignore[union-attr]
-            loss = model(inputs_embeds=ones, **decoder).logits.sum()
+            loss = part_of(model(inputs_embeds=ones, **decoder), "logits").sum()
         collect(recorder, loss)
         return score_from_means("synflow", paths.paths, recorder.means())
+
+
+@contextmanager
+def _plain_experts(model: nn.Module) -> Iterator[None]:
+    """Run experts one by one: the fast kernel that transformers takes by default has no float64."""
+    config: Any = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        yield
+        return
+    before = config._experts_implementation
+    config._experts_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._experts_implementation = before
 
 
 @contextmanager

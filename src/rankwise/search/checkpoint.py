@@ -19,7 +19,7 @@ from rankwise.rules.records import record_of, searches
 STATE = "rankwise_search.json"
 SUMS = "rankwise_search.safetensors"
 ELSE = "copy the checkpoint again, or continue from another one"
-COUNTS = ("step", "searches", "window_steps")
+COUNTS = ("step", "earlier", "searches", "window_steps")
 SUM_NAME = re.compile(r"^(finite|sum\d+)/(?P<path>.+)$")
 
 
@@ -48,7 +48,7 @@ def load_search(listener: Listening, folder: str | Path) -> None:
         ValueError: A file is damaged, or it is the search of other paths.
     """
     state = read_state(folder)
-    lacking = sorted(set(listener.state_dict()) - {*state, "sums"})
+    lacking = sorted(set(listener.state_dict()) - {*state, "sums", "earlier"})
     if lacking:
         raise ValueError(f"{Path(folder) / STATE} is damaged, it lacks {lacking[0]!r}: {ELSE}")
     sums = read_sums(folder, state.pop("sums_sha256", None))
@@ -120,5 +120,8 @@ def _check_state(state: dict[str, Any]) -> None:
     history = [record_of(record) for record in state["history"]]
     if "searches" in state and state["searches"] != len(searches(history)):
         raise ValueError(f"'searches' is {state['searches']}, but the history holds {len(searches(history))}")
-    if any(record.step > state["step"] for record in history):
+    earlier = state.get("earlier", 0)
+    if earlier > len(history):
+        raise ValueError(f"'earlier' is {earlier}, but the history holds {len(history)}")
+    if any(record.step > state["step"] for record in history[earlier:]):
         raise ValueError(f"its history goes beyond its step {state['step']}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,15 @@ def before_saving(model: PeftModel, kwargs: dict[str, Any]) -> dict[str, Any]:
     A static run that has searched keeps the contributing paths only, unless told otherwise.
 
     Raises:
-        ValueError: ``enabled_only`` was asked of a model that has no rankwise paths.
+        ValueError: ``enabled_only`` was asked of a model that has no rankwise paths, or a conversion of one that has.
     """
     sets = _own(model)
+    initial = kwargs.get("path_initial_model_for_weight_conversion")
+    if initial is not None and sets:
+        raise ValueError(
+            f"path_initial_model_for_weight_conversion={initial!r} is for adapters whose start changed the base's "
+            "weights, and paths never do: leave it out (rankwise.export_lora writes plain LoRA)"
+        )
     asked = kwargs.pop("enabled_only", None)
     if asked and not sets:
         raise ValueError("enabled_only=True: this model has no rankwise paths, so all of its adapter is enabled")
@@ -98,9 +105,16 @@ def _without_idle_paths(state: dict[str, Tensor], sets: dict[str, PathSet]) -> d
     return {key: value for key, value in state.items() if not any(part in key for part in idle)}
 
 
-def after_saving(model: PeftModel, folder: str | Path) -> None:
-    """Write the history and the allocation of each saved adapter beside its tensors."""
-    for adapter, paths in _own(model).items():
+def after_saving(model: PeftModel, folder: str | Path, selected: Iterable[str] | None = None) -> None:
+    """Write the history and the allocation of each saved adapter beside its tensors.
+
+    Args:
+        model: The model.
+        folder: Where PEFT saved it.
+        selected: The adapters that it saved; all if left out.
+    """
+    saved = {adapter: paths for adapter, paths in _own(model).items() if selected is None or adapter in selected}
+    for adapter, paths in saved.items():
         place = paths.session.folder = Path(folder) if adapter == "default" else Path(folder) / adapter
         if paths.session.listener is not None and not paths.session.listener.knows_epochs:
             warn_if_idle(paths)

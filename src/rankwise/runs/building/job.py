@@ -25,6 +25,7 @@ from rankwise.runs.building.saving import with_whole_checkpoints
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.methods import WITH_PATHS
 from rankwise.runs.recipes.recipe import Recipe
+from rankwise.scores.probe import model_loss
 from rankwise.tasks import TaskData, check_packing, choice_loss, load_task
 
 FIELDS = {field.name for field in fields(TrainingArguments)}
@@ -174,7 +175,7 @@ def method_callbacks(job: Job) -> list[TrainerCallback]:
     """Return the callbacks that the job's method calls for."""
     match job.recipe.method.name:
         case "heterolora":
-            compute_loss = job.data.loss if job.data.loss_func is not None else None
+            compute_loss = job.data.loss if job.data.loss_func is not None else model_loss
             return [rankwise.AllocationCallback(compute_loss=compute_loss)]
         case "lor2c":
             return [rankwise.AllocationCallback(measure=edit_loss(job.data, job.recipe.training)), after_edits()]
