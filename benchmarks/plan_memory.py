@@ -31,7 +31,7 @@ HETERO = {
     "budget": 0.5,
     "search_every": 1,
     "score_batches": 1,
-}  # a window is always open
+}  # a window is open in every step, as the plan counts
 
 
 def resident(field: str) -> int:
