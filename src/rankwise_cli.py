@@ -6,11 +6,15 @@ A module beside the package: importing anything of ``rankwise`` registers its me
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -19,10 +23,22 @@ from rich.markup import escape
 from safetensors import SafetensorError
 
 RUN_FAILED, USER_ERROR = 1, 2
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as a shell counts
+MISTAKES = (
+    ValueError,
+    SafetensorError,
+    FileNotFoundError,
+    NotADirectoryError,
+    FileExistsError,
+    PermissionError,
+    ModuleNotFoundError,
+)
 
 app = typer.Typer(
     name="rankwise",
     help="Fine-tune a transformer on a fixed budget of low-rank parameters and let the budget go where it pays.",
+    epilog="Exit codes: 0 done; 1 the run failed; 2 something asked for or given is wrong; 130 and 143 it was stopped "
+    "by Ctrl-C and by SIGTERM.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -31,7 +47,9 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe (YAML).", show_default=False)]
+RecipeFile = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe (YAML), or the name of one that ships.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be given again.")
 ]
@@ -40,20 +58,34 @@ Seed = Annotated[int, typer.Option(help="Seeds everything that is drawn.", min=0
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as schedulers send it, taken like Ctrl-C: what is open is closed."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
 @contextmanager
 def _explained(debug: bool) -> Iterator[None]:
     """Turn an error into one red line and an exit code: 2 for the user's mistake, 1 for a run that failed."""
+    ours = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    before = signal.signal(signal.SIGTERM, _terminate) if ours else None
     try:
         yield
     except (ValueError, SafetensorError, OSError, RuntimeError, ModuleNotFoundError, KeyboardInterrupt) as error:
         if debug:
             raise
-        mistakes = (ValueError, SafetensorError, FileNotFoundError, NotADirectoryError, ModuleNotFoundError)
-        mistake = isinstance(error, mistakes)
-        interrupted = isinstance(error, KeyboardInterrupt)
-        text = "interrupted; a run with a checkpoint goes on with --resume" if interrupted else str(error)
+        text, code = str(error), USER_ERROR if isinstance(error, MISTAKES) else RUN_FAILED
+        if isinstance(error, KeyboardInterrupt):
+            terminated = isinstance(error, _Terminated)
+            text = f"{'terminated' if terminated else 'interrupted'}; a run with a checkpoint goes on with --resume"
+            code = TERMINATED if terminated else INTERRUPTED
         errors.print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True, highlight=False)
-        raise typer.Exit(USER_ERROR if mistake else RUN_FAILED) from error
+        raise typer.Exit(code) from error
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _show_version(asked: bool) -> None:
@@ -87,9 +119,60 @@ def demo(
 
 @app.command(
     epilog="Examples:\n\n"
-    "[bold]rankwise train recipes/minilm/mrpc-grad-norm-dynamic.yaml --set data.data_dir=data[/]\n\n"
+    "[bold]rankwise init[/]\n\n"
+    "[bold]rankwise init mine.yaml --task classification --data reviews.csv --text review --label stars "
+    "--model FacebookAI/roberta-base --method heterolora[/]"
+)
+def init(
+    out: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.yaml"),
+    task: Annotated[
+        str | None,
+        typer.Option(help="classification, regression, chat, instruction, text, or a benchmark.", show_default=False),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="A file, or a dataset's id on the hub.", show_default=False)] = None,
+    text: Annotated[str | None, typer.Option(help="The text's column, or two: a,b.", show_default=False)] = None,
+    label: Annotated[str | None, typer.Option(help="The label's column.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="A hub id or a folder.", show_default=False)] = None,
+    method: Annotated[str | None, typer.Option(help="heterolora, lora or lor2c.", show_default=False)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a recipe: asks for what no option says."""
+    with _explained(debug):
+        from rankwise.runs.recipes.starting import Answers, compose, write_first
+
+        def ask(question: str, default: str | None) -> str:
+            return str(typer.prompt(question, default=default))
+
+        answers = Answers(task, data, text, label, model, method)
+        made = write_first(compose(answers, ask if sys.stdin.isatty() else None), out, overwrite=overwrite)
+        console.print(made.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+        console.print(f"written to [bold]{escape(str(made))}[/]; its first lines say what to run next")
+
+
+@app.command(epilog="Example: [bold]rankwise recipes modernbert[/]")
+def recipes(
+    part: Annotated[str, typer.Argument(help="Only names that contain this.", show_default=False)] = "",
+    debug: Debug = False,
+) -> None:
+    """List the recipes that ship; the commands take their names."""
+    with _explained(debug):
+        from rankwise.runs.recipes.shipped import first_line, shipped_recipes
+
+        found = {name: file for name, file in shipped_recipes().items() if part in name}
+        if not found:
+            raise ValueError(f"no recipe's name contains {part!r}: rankwise recipes lists them all")
+        for name, file in found.items():
+            console.print(f"[bold]{name}[/]  {escape(first_line(file))}", soft_wrap=True, highlight=False)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "[bold]rankwise train minilm/mrpc-grad-norm-dynamic --set data.data_dir=data[/]\n\n"
     "[bold]rankwise train my.yaml --out runs/mine --set training.epochs=1 --set seed=13[/]\n\n"
-    "[bold]rankwise train my.yaml --out runs/mine --resume[/]"
+    "[bold]rankwise train my.yaml --out runs/mine --resume[/]\n\n"
+    "Longer, also when it is finished: [bold]rankwise train runs/mine/config.yaml --out runs/mine --resume "
+    "--set training.epochs=6[/]"
 )
 def train(
     recipe: RecipeFile,
@@ -97,7 +180,12 @@ def train(
         Path | None, typer.Option(help="The run folder; by default runs/<recipe>-seed<seed>.", show_default=False)
     ] = None,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run in the folder; with a greater training.epochs also a finished one."
+        ),
+    ] = False,
     overwrite: Overwrite = False,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Two steps on a tiny random stand-in of the model; nothing is kept.")
@@ -113,24 +201,25 @@ def train(
             from rankwise.runs.dryrun import STEPS, dry_run
 
             dry_run(checked)
-            console.print(f"[green]{escape(str(recipe))}: {STEPS} steps on a tiny stand-in went through[/]")
+            console.print(f"[green]{escape(recipe)}: {STEPS} steps on a tiny stand-in went through[/]")
             return
         from rankwise.runs.results.tables import result_table
         from rankwise.runs.training.train import train as run
 
         command = shlex.join(["rankwise", *sys.argv[1:]])
-        folder = out or Path("runs") / f"{recipe.stem}-seed{checked.seed}"
+        folder = out or Path("runs") / f"{Path(recipe).stem}-seed{checked.seed}"
         result = run(checked, folder, resume=resume, overwrite=overwrite, console=console, command=command)
         console.quiet = not result.main_process
         if not result.trained:
-            console.print(f"{folder} is finished already; nothing to resume")
+            console.print(
+                f"{folder} is finished already; nothing to resume (to train longer, raise training.epochs or "
+                "training.max_steps with --set)"
+            )
         console.print(result_table(result.metrics))
         console.print(f"adapter, metrics and checkpoints: [bold]{escape(str(folder))}[/]")
 
 
-@app.command(
-    epilog="Example: [bold]rankwise score recipes/minilm/mrpc-grad-norm-static.yaml --set data.data_dir=data[/]"
-)
+@app.command(epilog="Example: [bold]rankwise score minilm/mrpc-grad-norm-static --set data.data_dir=data[/]")
 def score(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -153,33 +242,125 @@ def score(
             console.print(f"untrained plain LoRA adapter: [bold]{escape(str(out))}[/]")
 
 
-@app.command(epilog="Example: [bold]rankwise plan recipes/opt-350m/mrpc-heterolora-dynamic.yaml[/]")
-def plan(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Count parameters and memory before spending anything; loads no weights."""
+@app.command(
+    epilog="Examples:\n\n"
+    "[bold]rankwise plan opt-350m/mrpc-heterolora-dynamic[/]\n\n"
+    "[bold]rankwise plan qwen3-4b/chat-qlora --room 24 --set training.batch_size=2[/]"
+)
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    room: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB", help="Memory to fit into; by default the accelerator's.", show_default=False, min=0
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Count parameters and memory before spending anything, and say whether it fits; loads no weights."""
     with _explained(debug):
         from rankwise.runs.recipes.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides or [])
-        from rankwise.runs.results.tables import plan_table
+        from rankwise.runs.memory import plan_memory, verdict
+        from rankwise.runs.results.tables import memory_table, plan_table
         from rankwise.runs.sizes import plan_recipe
 
         console.print(plan_table(plan_recipe(checked)))
+        memory = plan_memory(checked)
+        console.print(memory_table(memory))
+        console.print(verdict(memory, None if room is None else room * 2**30), highlight=False)
 
 
-@app.command(epilog="Example: [bold]rankwise export runs/mrpc-grad-norm-dynamic-seed0 plain-lora[/]")
+@app.command(
+    epilog="Examples:\n\n"
+    "[bold]rankwise ranks minilm/mrpc-uniform --set data.data_dir=data --budget 9216[/]\n\n"
+    "[bold]rankwise ranks my.yaml --budget 100000 --out planned[/]   writes an adapter that other tools start from"
+)
+def ranks(
+    recipe: RecipeFile,
+    budget: Annotated[int, typer.Option(help="The most parameters of the adapter.", show_default=False)],
+    space: Annotated[str, typer.Option(help="linear: plain LoRA; all: with shortcuts and LoR2C.")] = "linear",
+    batches: Annotated[int, typer.Option(help="Training batches to plan on.", min=2)] = 24,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write an untrained adapter, the plan and snippets for other tools.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Plan how much rank each projection gets under a budget, by what the loss is predicted to fall; trains nothing."""
+    with _explained(debug):
+        from rankwise.runs.recipes.recipe import load_recipe
+
+        checked = load_recipe(recipe, overrides or [])
+        from rankwise.report.terminal import render_ranks
+        from rankwise.runs.ranks import plan_ranks
+
+        found = plan_ranks(checked, budget=budget, space=space, batches=batches, out=out)
+        console.print(render_ranks(found.plan))
+        for name in () if out is not None else ("Python",):
+            console.print(found.snippets.get(name, ""), markup=False, highlight=False, soft_wrap=True)
+        if out is not None:
+            console.print(f"adapter to start from, plan and snippets: [bold]{escape(str(out))}[/]")
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "[bold]rankwise export runs/mrpc-grad-norm-dynamic-seed0 plain-lora[/]\n\n"
+    "[bold]rankwise export runs/mrpc-grad-norm-dynamic-seed0 model --merged[/]"
+)
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Where the plain LoRA adapter goes.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Where the plain LoRA adapter, or the model, goes.", show_default=False)],
     rank_pattern: Annotated[
         bool, typer.Option("--rank-pattern", help="Keep each module's own rank (PEFT only, vLLM mis-scales it).")
     ] = False,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="The whole model, the adapter merged into it: transformers alone loads it.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Write a run's adapter as plain LoRA, which loads without rankwise."""
+    """Write a run's adapter as plain LoRA, or its model whole: what loads without rankwise."""
     with _explained(debug):
-        from rankwise.runs.results.exporting import export_run
+        from rankwise.runs.results.exporting import export_merged, export_run
 
-        console.print(f"plain LoRA adapter: [bold]{escape(str(export_run(run, out, rank_pattern=rank_pattern)))}[/]")
+        if merged and rank_pattern:
+            raise ValueError("--merged leaves no ranks to keep: say it or --rank-pattern")
+        made = export_merged(run, out) if merged else export_run(run, out, rank_pattern=rank_pattern)
+        console.print(f"{'whole model' if merged else 'plain LoRA adapter'}: [bold]{escape(str(made))}[/]")
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    '[bold]rankwise predict runs/sst2-lora-seed0 "a film of quiet charm"[/]\n\n'
+    '[bold]rankwise predict runs/mrpc-uniform-seed0 "He left." "He went away."[/]\n\n'
+    "[bold]rankwise predict runs/mrpc-uniform-seed0 new.csv --out answers.jsonl[/]"
+)
+def predict(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE_OR_TEXT...", help="A file like the training data, or the text.", show_default=False
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write the answers as JSON lines.", show_default=False)] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows in a forward pass.", min=1)] = 32,
+    max_new_tokens: Annotated[int, typer.Option(help="The longest answer of a causal model.", min=1)] = 128,
+    debug: Debug = False,
+) -> None:
+    """Ask a run about new text: a label with its probability, a score, or an answer."""
+    with _explained(debug):
+        from rankwise.runs.results.predicting import answer_table
+        from rankwise.runs.results.predicting import predict as ask
+
+        found = ask(run, inputs, out=out, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        if out is None:
+            console.print(answer_table(found))
+        else:
+            console.print(f"{len(found):,} answers: [bold]{escape(str(out))}[/]")
 
 
 @app.command(
@@ -262,8 +443,14 @@ def report(
             console.print(f"{picture.stem}: [bold]{escape(str(picture))}[/]", soft_wrap=True, highlight=False)
 
 
+def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """Show a warning as one line, without the place in the code that raised it."""
+    errors.print(f"[yellow]Warning:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
+
+
 def main() -> None:
     """Run the command line."""
+    warnings.showwarning = _warn
     app()
 
 

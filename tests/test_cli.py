@@ -13,7 +13,7 @@ from rankwise.runs.recipes.recipe import parse_recipe
 from rankwise.runs.results.pictures import OVER_TIME
 from rankwise_cli import RUN_FAILED, USER_ERROR, app
 
-COMMANDS = ("demo", "train", "score", "plan", "export", "evaluate", "report")
+COMMANDS = ("demo", "init", "recipes", "train", "score", "plan", "export", "predict", "evaluate", "report")
 
 
 def call(*arguments: object) -> Result:

@@ -13,23 +13,23 @@ PACKAGE = ROOT / "src" / "rankwise"
 
 # Lowest first. A module may import its own layer and those below. "" is the public surface, rankwise/__init__.py.
 LAYERS: list[set[str]] = [
-    {"errors", "files", "seeds", "notebook", "distributed"},
+    {"errors", "fields", "files", "seeds", "notebook", "distributed"},
     {"rules"},
     {"configs"},
     {"paths", "wiring"},
     {"method"},
-    {"edits", "scores"},
+    {"edits", "scores", "report"},
     {"search", "planning"},
     {""},
-    {"baselines", "report", "tasks"},
+    {"baselines", "tasks"},
     {"runs.recipes"},
-    {"runs.folder", "runs.progress"},
+    {"runs.folder", "runs.checkpoints", "runs.progress"},
     {"runs.building"},
     {"runs.training"},
     {"runs", "evaluation"},
     {"cli"},
 ]
-PURE = ("errors", "files", "seeds", "notebook", "rules")  # free of torch
+PURE = ("errors", "fields", "files", "seeds", "notebook", "rules")  # free of torch
 
 # A third-party name, and the only places that may import it.
 ONLY_IN: dict[str, tuple[str, ...]] = {
@@ -39,7 +39,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "plotly": ("report",),
     "typer": ("cli",),
     "lm_eval": ("evaluation.harness",),
-    "trl": ("runs.building.instruction",),
+    "trl": ("runs.building.instruction", "tasks.chat", "tasks.packing"),
 }
 
 CLI = ROOT / "src" / "rankwise_cli.py"

@@ -179,7 +179,7 @@ def test_edits_go_by_the_structure_and_not_by_its_history() -> None:
     rankwise.apply_(model, [Inject("layers.1.layer")])
     editor = rankwise.Editor(model)
     assert editor.injected_blocks() == {1}
-    assert editor.edit("merge")["skipped"]  # of blocks 0, 2 and 3 two lie beside the injected one
+    assert editor.edit("merge").skipped  # of blocks 0, 2 and 3 two lie beside the injected one
     with torch.no_grad():
         rankwise.named_paths(model)["layers.3.layer"].lora_A.fill_(float("nan"))
     assert editor.edit("inject")["unscored"] == ["layers.3.layer"]

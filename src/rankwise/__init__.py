@@ -5,7 +5,11 @@ What importing it does, each once, and how to undo it:
 - It adds its methods to PEFT's enum ``PeftType`` and tables, so that ``get_peft_model`` and ``from_pretrained`` know
   ``HeteroLoraConfig`` and ``Lor2cConfig``. This stays for the process; other methods are not touched.
 - It wraps ``PeftModel.save_pretrained`` and ``PeftModel.load_adapter``, which write and read a search's history and
-  allocation beside the tensors; for other adapters they do what they did. The originals are their ``__wrapped__``.
+  allocation beside the tensors; ``PeftModel.from_pretrained``, which leaves nothing behind where it refuses; and
+  ``PeftModel.__init__``, which refuses to build over paths. For other adapters they do what they did. The originals are
+  their ``__wrapped__``.
+- It wraps ``transformers.Trainer.train`` (again ``__wrapped__``), which notes for as long as it lasts which Trainer
+  trains: callbacks are not told, and a probe has to know whose loss it is.
 - It adds a callback to the defaults of transformers' Trainer, which leaves models without paths alone:
   ``trainer.remove_callback(rankwise.search.callback.AutomaticAllocationCallback)`` takes it out of one Trainer.
 - It registers an exit hook that warns of searches that were asked for and never ran.
@@ -27,7 +31,10 @@ from rankwise.method.export import export_lora  # noqa: E402
 from rankwise.method.tuner import HeteroLoraModel, Lor2cModel  # noqa: E402
 from rankwise.paths.low_rank_path import LowRankPath  # noqa: E402
 from rankwise.paths.path_set import named_paths  # noqa: E402
-from rankwise.planning import Plan, plan, plan_lora  # noqa: E402
+from rankwise.planning.lora import plan_lora  # noqa: E402
+from rankwise.planning.rank_plan import RankPlan  # noqa: E402
+from rankwise.planning.ranks import rank_plan  # noqa: E402
+from rankwise.planning.sizes import Plan, plan  # noqa: E402
 from rankwise.rules.budget import allocate  # noqa: E402
 from rankwise.rules.edits import Disable, Enable, Inject, Merge  # noqa: E402
 from rankwise.scores.probe import score_paths  # noqa: E402
@@ -52,12 +59,12 @@ __all__ = [
     "Editor",
     "Enable",
     "HeteroLoraConfig",
-    "HeteroLoraModel",
     "Inject",
     "Lor2cConfig",
     "LowRankPath",
     "Merge",
     "Plan",
+    "RankPlan",
     "allocate",
     "apply_",
     "detach",
@@ -66,6 +73,7 @@ __all__ = [
     "named_paths",
     "plan",
     "plan_lora",
+    "rank_plan",
     "register_anatomy",
     "score_paths",
     "sfs",

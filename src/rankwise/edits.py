@@ -129,7 +129,7 @@ def _retire(path: LowRankPath) -> None:
 def _check_owned(paths: PathSet, optimizer: Optimizer) -> None:
     """Refuse to go on where a path that is on would not be trained."""
     owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    lost = [path.name for path in paths.enabled if not all(id(parameter) in owned for parameter in path.parameters)]
+    lost = [path.name for path in paths.enabled if not all(id(p) in owned for p in path.parameters if p.requires_grad)]
     if lost:
         raise ValueError(
             f"{', '.join(lost[:5])} would be on, but the optimizer does not own {'its' if len(lost) == 1 else 'their'} "

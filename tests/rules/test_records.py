@@ -28,7 +28,9 @@ SEARCH = SearchRecord(
     switched_on=["layers.1.in"],
     switched_off=["layers.0.query"],
     counts=COUNTS,
+    ranks={"layers.1.in": 4},
     budget=0.25,
+    unspent="8 of 72 parameters: the cheapest path takes 16",
     seconds=0.125,
     tap_seconds=0.5,
 )
@@ -111,7 +113,10 @@ def test_every_line_of_version_0_1_is_read_and_written_back_with_the_same_fields
     text = file.read_text(encoding="utf-8")
     history = from_lines(text, file)
     assert from_lines(to_lines(history), file) == history
-    assert [record.to_dict() for record in history] == [json.loads(line) for line in text.splitlines()]
+    for record, line in zip(history, text.splitlines(), strict=True):
+        given, found = json.loads(line), record.to_dict()
+        assert {name: found[name] for name in given} == given
+        assert not any(found[name] for name in found.keys() - given.keys())  # what later versions added is empty
 
 
 def test_version_0_1_has_both_kinds() -> None:
@@ -174,7 +179,9 @@ WRONG: dict[str, list[Any]] = {
     "switched_on": ["a", None, {}, [1]],
     "switched_off": ["a", None, {}, [1]],
     "counts": [[], None, 3, {"enabled": "3"}, {"enabled": 1.5}, {"enabled": None}, {"enabled": True}],
+    "ranks": [[], None, 3, {"a": "3"}, {"a": 1.5}, {"a": None}, {"a": True}],
     "budget": ["0.25", True, [0.25]],
+    "unspent": [3, None],
     "seconds": ["1", None, True],
     "tap_seconds": ["1", None, True],
 }
@@ -268,12 +275,17 @@ def test_what_is_no_field_is_no_key(name: str) -> None:
         SEARCH[name]
 
 
+def test_a_record_says_which_fields_it_has() -> None:
+    assert "search" in SEARCH
+    assert "edits" not in SEARCH
+
+
 def test_a_search_has_a_row_for_each_path() -> None:
     shared = {"step": 20, "how": "online", "score_name": "snip"}
     assert SEARCH.rows() == [
-        {**shared, "path": "layers.0.query", "kind": "linear", "score": 0.1, "enabled": False},
-        {**shared, "path": "layers.1.in", "kind": "in", "score": 2.5, "enabled": True},
-        {**shared, "path": "layers.1.query", "kind": "linear", "score": None, "enabled": False},
+        {**shared, "path": "layers.0.query", "kind": "linear", "score": 0.1, "unscored": False, "enabled": False},
+        {**shared, "path": "layers.1.in", "kind": "in", "score": 2.5, "unscored": True, "enabled": True},
+        {**shared, "path": "layers.1.query", "kind": "linear", "score": None, "unscored": False, "enabled": False},
     ]
     assert LEAST.rows() == []
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rankwise.runs.folder import CLOCK_FILE, RunFolder
+from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.recipe import Recipe, parse_recipe
 
 
@@ -69,16 +69,6 @@ def test_resume_needs_a_run_with_the_same_recipe(tmp_path: Path) -> None:
         folder.check(recipe(seed=3), resume=True, overwrite=False)
     with pytest.raises(ValueError, match="say one of them"):
         folder.check(recipe(), resume=True, overwrite=True)
-
-
-def test_the_newest_complete_checkpoint_counts(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    assert folder.last_checkpoint() is None
-    for step in (8, 12, 100):
-        (folder.checkpoints / f"checkpoint-{step}").mkdir(parents=True)
-    for step in (8, 12):
-        (folder.checkpoints / f"checkpoint-{step}" / CLOCK_FILE).write_text("{}")
-    assert folder.last_checkpoint() == folder.checkpoints / "checkpoint-12"
 
 
 def test_figures_of_an_unfinished_run(tmp_path: Path) -> None:

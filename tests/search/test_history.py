@@ -13,9 +13,10 @@ from safetensors import safe_open
 from tests.models import adapted, class_batches, fill_, keep_only_, logits, tiny_bert
 
 import rankwise
+from rankwise.method.folders import ALLOCATION
 from rankwise.notebook import html_table
 from rankwise.rules.records import HISTORY_FILE, SearchRecord
-from rankwise.search.history import ALLOCATION, History
+from rankwise.search.history import History
 
 FIELDS: dict[str, Any] = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS", "mode": "dynamic"}
 KEPT = ("layers.0.query", "layers.1.value")

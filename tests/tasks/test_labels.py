@@ -102,3 +102,27 @@ def test_own_files_need_two_classes_and_the_column() -> None:
         describe_files(OWN, own(["spam", "spam"]))
     with pytest.raises(ValueError, match=r"no column 'topic', did you mean 'topics'.; its columns are text, topics"):
         describe_files(OWN, source("topics", [0, 1], "text"))
+
+
+@pytest.mark.parametrize("values", [[1.0, 0.0, 1.0], [1, 0, 1], ["1", "0", "1"], [1.0, None, 0.0]])
+def test_whole_numbers_are_classes_however_they_are_written(values: list[Any]) -> None:
+    task = describe_files(OWN, own(values))
+    assert (task.kind, task.label_names) == ("classification", ("0", "1"))
+    asked = describe_files(OWN.model_copy(update={"kind": "regression"}), own([1.0, 0.0]))
+    assert asked.kind == "regression"
+
+
+@pytest.mark.parametrize("slip", ["Spam", "spam ", "SPAM", "spam\u00a0"])
+def test_a_label_that_looks_like_another_is_asked_about(slip: str) -> None:
+    values = ["spam", "ham", "spam", slip, "ham"]
+    with pytest.raises(ValueError, match=r"a\.csv, row 4: topic=.* \(1 rows\) looks like 'spam' \(2 rows\)"):
+        describe_files(OWN, own(values))
+    task = describe_files(OWN.model_copy(update={"labels": ("spam", "ham", slip)}), own(values))
+    assert add_labels(own(values), task)["labels"][:] == [0, 1, 0, 2, 1]
+
+
+def test_named_classes_are_all_there_are() -> None:
+    task = describe_files(OWN.model_copy(update={"labels": ("2", "1")}), own([1, 2, 3]))
+    assert task.label_names == ("2", "1")
+    with pytest.raises(ValueError, match="row 3: topic='3' is outside the labels 2, 1"):
+        add_labels(own([1, 2, 3]), task)

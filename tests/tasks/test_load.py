@@ -94,12 +94,15 @@ def test_own_files_of_three_formats(tmp_path: Path, bert_tokenizer: PreTrainedTo
 
 
 def test_instructions_of_the_real_data(shared: Path, llama_tokenizer: PreTrainedTokenizerBase) -> None:
-    spec = DataSpec(task="instruction", train_file=shared / "data/alpaca/train.jsonl", max_length=256)
-    data = load_task(spec, llama_tokenizer)
+    file = shared / "data/alpaca/train.jsonl"
+    spec = DataSpec(task="instruction", train_file=file, max_length=256, allow_cut_answers=True)
+    with pytest.warns(UserWarning, match=r"answers are cut at max_length=256"):
+        data = load_task(spec, llama_tokenizer)
     assert data.dev is not None
     assert data.validation is None
     assert len(data.train) + len(data.dev) + data.dropped["train"] + data.dropped["dev"] == 999
     assert data.dropped["train"] < data.truncated["train"]
+    assert data.cut_answers["train"] == data.truncated["train"] - data.dropped["train"]
     assert max(map(len, data.train["input_ids"])) == 256
 
 

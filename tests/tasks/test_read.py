@@ -11,7 +11,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from rankwise.tasks import DataSpec
-from rankwise.tasks.read import Source, check_texts, quiet, read_file, read_splits
+from rankwise.tasks.missing import without_missing
+from rankwise.tasks.read import Source, quiet, read_file, read_splits
 from rankwise.tasks.registry import TASKS
 
 ROWS = [{"text": "one, two", "label": 1}, {"text": 'a "quote"\nand a line', "label": 0}]
@@ -51,7 +52,7 @@ def test_a_csv_text_that_reads_null_stays_text(tmp_path: Path) -> None:
     [
         ("a.jsonl", '{"text": "x"}\n{"text": "y"\n', r"a\.jsonl, line 2: not JSON .*: '\{\"text\": \"y\"'"),
         ("a.jsonl", '{"text": "x"}\n[1]\n', r"a\.jsonl, row 2 holds \[1\], not an object"),
-        ("a.jsonl", '{"text": "x"}\n{"text": 1}\n', r"a\.jsonl: column 'text' mixes types"),
+        ("a.jsonl", '{"text": "x"}\n{"text": 1}\n', r"a\.jsonl, row 2: column 'text' mixes types: 1 after 'x'"),
         ("a.jsonl", "", r"a\.jsonl is empty"),
         ("a.json", "[\n{]", r"a\.json, line 2: not JSON"),
         ("a.json", '{"data": []}', "holds a JSON dict, not a list of objects"),
@@ -59,7 +60,7 @@ def test_a_csv_text_that_reads_null_stays_text(tmp_path: Path) -> None:
         ("a.csv", "", r"a\.csv: Empty CSV file"),
         ("a.csv", "text,label\n", r"a\.csv is empty"),
         ("a.csv", "text,label\nx,1\ny\n", r"a\.csv: CSV parse error: .*got 1"),
-        ("a.parquet", "PAR0", r"a\.parquet: "),
+        ("a.parquet", "PAR0", r"a\.parquet is damaged or no Parquet file"),
         ("a.txt", " \n", r"a\.txt is empty"),
         ("a.xls", "x", r"suffix '\.xls' is not one of \.jsonl"),
     ],
@@ -72,7 +73,7 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, content: str, message: s
 
 def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes('{"text": "é"}'.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a\.jsonl: 'utf-8' codec"):
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 1: byte 0xe9 is not utf-8 .*data\.encoding: cp1252"):
         read_file(tmp_path / "a.jsonl")
 
 
@@ -85,15 +86,15 @@ def test_a_missing_file_gets_the_nearest_name(tmp_path: Path) -> None:
 def test_a_missing_column_gets_the_columns_there_are() -> None:
     source = Source(Dataset.from_list(ROWS), "a.csv")
     with pytest.raises(ValueError, match=r"no column 'txt', did you mean 'text'.; its columns are text, label"):
-        check_texts(source, ["txt"])
+        without_missing(source, ["txt"])
 
 
 def test_a_text_that_is_null_or_a_number_is_named() -> None:
     source = Source(Dataset.from_dict({"text": ["x", None], "label": [0, 1]}), "a.csv")
     with pytest.raises(ValueError, match=r"a\.csv, row 2: column 'text' has no text"):
-        check_texts(source, ["text"])
+        without_missing(source, ["text"])
     with pytest.raises(ValueError, match="column 'label' holds int64, not text"):
-        check_texts(source, ["label"])
+        without_missing(source, ["label"])
 
 
 def test_a_missing_folder_gets_the_folders_there_are(tmp_path: Path) -> None:

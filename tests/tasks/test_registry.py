@@ -12,7 +12,7 @@ SUPERGLUE = {"boolq", "cb", "copa"}
 def test_the_tasks_of_glue_and_superglue_are_there_and_on_the_hub() -> None:
     assert {name for name, task in TASKS.items() if task.hub and task.hub[0] == "nyu-mll/glue"} == GLUE
     assert {name for name, task in TASKS.items() if task.hub and task.hub[0] == "aps/super_glue"} == SUPERGLUE
-    assert set(TASKS) == GLUE | SUPERGLUE | {"instruction", "text", "docstrings"}
+    assert set(TASKS) == GLUE | SUPERGLUE | {"instruction", "chat", "text", "docstrings"}
 
 
 @pytest.mark.parametrize("name", TASKS)

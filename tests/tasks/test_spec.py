@@ -30,7 +30,7 @@ def test_what_is_allowed(fields: dict[str, Any]) -> None:
     ("fields", "message"),
     [
         ({"task": "sst"}, "task='sst' is unknown, did you mean 'sst2'"),
-        ({}, "train_file, text_columns, label_column missing"),
+        ({}, r"train_file \(or dataset\), text_columns, label_column missing"),
         ({"train_file": "a.csv", "text_columns": ["text"]}, "label_column missing"),
         ({"task": "mrpc", "label_column": "label"}, "has its own columns"),
         ({"task": "text"}, "task='text' is not on the hub: give train_file"),

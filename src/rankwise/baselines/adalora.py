@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from peft import AdaLoraConfig, PeftModel
 from peft.tuners.adalora import AdaLoraLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -110,8 +111,14 @@ class AdaLoraCallback(TrainerCallback):
             raise FileNotFoundError(f"{file.parent} holds no {STATE}, so AdaLoRA can't be resumed from it")
         device = next(layers(self.tuner)).lora_E[self.adapter].device
         parts: dict[str, dict[str, Tensor]] = {"importance": {}, "uncertainty": {}, "kept": {}}
-        for key, tensor in load_file(file, device=str(device)).items():
+        try:
+            loaded = load_file(file, device=str(device))
+        except SafetensorError as error:
+            raise ValueError(f"{file} is not a whole safetensors file ({error}): copy the checkpoint again") from error
+        for key, tensor in loaded.items():
             part, _, name = key.partition("/")
+            if part not in parts:
+                raise ValueError(f"{file} is damaged, {key!r} is no part of AdaLoRA's state: copy the checkpoint again")
             parts[part][name] = tensor
         allocator = self.tuner.rankallocator
         allocator.exp_avg_ipt, allocator.exp_avg_unc = parts["importance"], parts["uncertainty"]

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft import PeftType
+from peft import LoraConfig, PeftType
 
 from rankwise.configs.path import BlockPaths, PathConfig
 from rankwise.errors import check_choice
-from rankwise.rules.kinds import BLOCK_KINDS
+from rankwise.rules.kinds import BLOCK_KINDS, kind_of
 from rankwise.rules.policy import Policy
+from rankwise.rules.proxies import PROXIES
 
-PROXIES = ("constant", "random", "grad_norm", "snip", "synflow")
 CHOICES: dict[str, tuple[str, ...]] = {
     "mode": ("dynamic", "static", "off"),
-    "proxy": PROXIES,
+    "granularity": ("path", "rank"),
+    "proxy": tuple(PROXIES),
     "score_on": ("weight", "factors"),
     "scoring": ("online", "probe"),
     "probe_data": ("rotating", "fixed"),
@@ -60,13 +62,22 @@ class HeteroLoraConfig(PathConfig):
         shortcut_r: Rank of the shortcuts; ``r`` if left out.
         shortcut_alpha: Alpha of the shortcuts; ``lora_alpha / 4`` if left out.
         shortcut_dropout: Dropout in front of the shortcuts.
+        shortcut_ranks: The rank of each shortcut by its name (``{"layers.3.res1": 2}``); those without one are not
+            built. The scale stays ``shortcut_alpha / shortcut_r``. ``RankPlan.to_config`` makes them.
         shortcut_norm: ``"inside"`` adds ``in`` and ``cut`` to the sum that the block's own norm takes in, so that the
             model starts as the base model; ``"reapply"`` adds them after that norm and runs the norm again, as in the
             paper (models with norms after the sums only; the start is not the base model).
         rank_budget: Number of parameters of all candidates that the ranks are computed from.
         rank_shape: ``"same"`` rank everywhere, or ``"shortcuts"`` take what ``r`` leaves.
         mode: ``"dynamic"`` searches again and again, ``"static"`` once before training, ``"off"`` never.
-        proxy: The score of a path: ``"constant"``, ``"random"``, ``"grad_norm"``, ``"snip"`` or ``"synflow"``.
+        granularity: ``"path"`` switches whole paths (the paper). ``"rank"``, with ``mode="static"``, lets the one
+            search give every path a rank of its own by a joint second-order choice (``rankwise.rank_plan``). Until
+            then each candidate is there at rank 1 and off; afterwards the config says ``mode="off"`` and has the ranks
+            chosen, and only those are in memory. ``r`` then says what a fractional budget is a fraction of, and which
+            scale every rank has. The search needs batches before the optimizer is made: Trainer has them, a plain
+            loop gives them with ``rankwise.Allocator(model, batches=...)``.
+        proxy: The score of a path: ``"constant"``, ``"random"``, ``"grad_norm"``, ``"snip"``, ``"synflow"`` or
+            ``"newton"`` (second order; needs ``scoring="probe"``).
         score_on: ``"weight"`` scores the effective matrix ``W0 + s B A``; it does not depend on ``s``.
             ``"factors"`` scores ``A`` and ``B``; that score grows with ``s``, so paths with a larger
             ``lora_alpha / r`` outrank others by construction.
@@ -98,10 +109,12 @@ class HeteroLoraConfig(PathConfig):
     shortcut_r: int | None = None
     shortcut_alpha: float | None = None
     shortcut_dropout: float = 0.0
+    shortcut_ranks: dict[str, int] | None = None
     shortcut_norm: str = "inside"
     rank_budget: int | None = None
     rank_shape: str = "same"
     mode: str = "dynamic"
+    granularity: str = "path"
     proxy: str = "grad_norm"
     score_on: str = "weight"
     scoring: str = "online"
@@ -126,6 +139,10 @@ class HeteroLoraConfig(PathConfig):
         self.peft_type = PeftType["HETEROLORA"]
         for name, allowed in CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
+        if self.granularity == "rank":
+            self._check_by_rank()
+        if self.proxy == "newton" and self.acts:
+            self._check_newton()
         self._check_shortcuts()
         self._check_budget()
         self._check_numbers()
@@ -150,10 +167,77 @@ class HeteroLoraConfig(PathConfig):
             isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf
         ):
             raise ValueError(f"shortcut_alpha={alpha!r} must be positive, or None for lora_alpha / 4")
-        if self.rank_budget is not None and (self.rank_pattern or self.alpha_pattern):
-            raise ValueError("rank_budget computes the ranks, so rank_pattern and alpha_pattern can't be given with it")
+        if self.rank_budget is not None and (self.rank_pattern or self.alpha_pattern or self.shortcut_ranks):
+            raise ValueError(
+                "rank_budget computes the ranks, so rank_pattern and alpha_pattern can't be given with it, nor can "
+                "shortcut_ranks"
+            )
+        self._check_shortcut_ranks()
         if self.rank_budget is not None and self.rank_shape == "shortcuts" and not self.shortcuts:
             raise ValueError("rank_shape='shortcuts' gives what r leaves to shortcuts, and there are none: name some")
+
+    def _check_shortcut_ranks(self) -> None:
+        for name, rank in (self.shortcut_ranks or {}).items():
+            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+                raise ValueError(
+                    f"shortcut_ranks[{name!r}]={rank!r} must be a whole number of at least 1; leave a path out that "
+                    "shall not be built"
+                )
+            if kind_of(name) not in self.shortcuts:
+                raise ValueError(
+                    f"shortcut_ranks names {name!r}, whose kind is none of shortcuts={self.shortcuts!r}; linear paths "
+                    "get theirs from rank_pattern"
+                )
+
+    def _check_by_rank(self) -> None:
+        if self.mode == "dynamic":
+            raise ValueError("granularity='rank' chooses once, before the optimizer is made: set mode='static'")
+        if not self.undecided:
+            return
+        needs_paths = {
+            "proxy": ("grad_norm", "newton"),  # the first is the default, which means the second here
+            "score_on": ("weight",),
+            "budget_unit": ("parameters",),
+            "allocation": ("combined",),
+            "on_disable": ("keep",),
+            "warmup_searches": (0,),
+            "rank_budget": (None,),
+            "shortcut_ranks": (None,),
+        }
+        for name, allowed in needs_paths.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is about whole paths, and granularity='rank' gives each path a "
+                    f"rank by a second-order choice: leave {name} out, or set granularity='path'"
+                )
+        if self.rank_pattern or self.alpha_pattern:
+            raise ValueError("granularity='rank' finds the ranks: leave rank_pattern and alpha_pattern out")
+        self.proxy, self.scoring = "newton", "probe"
+
+    def linear_paths(self) -> LoraConfig:
+        """Return the config that sizes the linear paths: candidates whose ranks are to be chosen have rank 1."""
+        if not self.undecided:
+            return self
+        view: Any = copy.copy(self)
+        view.r, view.lora_alpha = 1, self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+        sized: LoraConfig = view
+        return sized
+
+    @property
+    def undecided(self) -> bool:
+        """Whether ranks are still to be chosen."""
+        return self.granularity == "rank" and self.mode == "static"
+
+    def _check_newton(self) -> None:
+        if self.scoring == "online":
+            raise ValueError(
+                "proxy='newton' needs a second backward pass, with labels drawn from the model, which the steps of "
+                "training don't make: set scoring='probe'"
+            )
+        if self.score_on != "weight":
+            raise ValueError(
+                f"proxy='newton' scores the matrix a path makes: score_on={self.score_on!r} must be 'weight'"
+            )
 
     @property
     def acts(self) -> bool:
@@ -161,8 +245,8 @@ class HeteroLoraConfig(PathConfig):
         return self.mode != "off"
 
     def policy(self) -> Policy | None:
-        """Return what a search chooses by."""
-        if not self.acts:
+        """Return what a search chooses by; None where there is none that switches paths."""
+        if not self.acts or self.undecided:
             return None
         return Policy(self.proxy, self.warmup_searches, self.budget, self.budget_unit, self.allocation, self.seed)
 
@@ -178,12 +262,17 @@ class HeteroLoraConfig(PathConfig):
 
     def block_paths(self) -> BlockPaths:
         """Return what the shortcuts are and their sizes."""
+        r = self.r if self.shortcut_r is None else self.shortcut_r
+        alpha = self.lora_alpha / 4 if self.shortcut_alpha is None else self.shortcut_alpha
+        if self.undecided:  # candidates at rank 1, with the scale that every rank has
+            r, alpha = 1, alpha / (r**0.5 if self.use_rslora else r)
         return BlockPaths(
             kinds=tuple(self.shortcuts),
-            r=self.r if self.shortcut_r is None else self.shortcut_r,
-            alpha=self.lora_alpha / 4 if self.shortcut_alpha is None else self.shortcut_alpha,
+            r=r,
+            alpha=alpha,
             dropout=self.shortcut_dropout,
             norm=self.shortcut_norm,
+            ranks=self.shortcut_ranks,
         )
 
     def _check_budget(self) -> None:

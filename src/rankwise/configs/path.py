@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar, NamedTuple
@@ -39,6 +40,8 @@ class BlockPaths(NamedTuple):
         dropout: Dropout in front of them.
         norm: ``"inside"`` or ``"reapply"``.
         share: Whether all blocks use one ``A``.
+        ranks: The rank of each path by name, where they differ; paths without one are not built. The scale stays that
+            of ``r`` and ``alpha``.
     """
 
     kinds: tuple[str, ...]
@@ -47,6 +50,7 @@ class BlockPaths(NamedTuple):
     dropout: float = 0.0
     norm: str = "inside"
     share: bool = False
+    ranks: Mapping[str, int] | None = None
 
 
 @dataclass
@@ -90,6 +94,11 @@ class PathConfig(LoraConfig):
     def policy(self) -> Policy | None:
         """Return what a search chooses by; None where nothing is searched and everything is on as built."""
         return None
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the ranks of the paths are still to be chosen, so that nothing may train yet."""
+        return False
 
     @property
     def final(self) -> bool:

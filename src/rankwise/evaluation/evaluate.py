@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
 
@@ -18,11 +17,11 @@ from rankwise.errors import check_choice
 from rankwise.evaluation import harness
 from rankwise.evaluation.harness import SUITES, Asked, Figures
 from rankwise.files import write_json_atomic
-from rankwise.runs.building.models import load_base, load_tokenizer
-from rankwise.runs.building.quantised import prepare
+from rankwise.runs.building.models import load_tokenizer
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.recipe import Recipe
+from rankwise.runs.results.trained import load_trained, trained_spec
 from rankwise.runs.training.metrics import PACKAGES
 
 
@@ -79,7 +78,7 @@ def evaluate_run(
     began = time.perf_counter()
     with quiet(), harness.harness_quiet(), harness.code_execution(allow_code_execution):
         tasks = harness.prepare(asked, allow_code_execution=allow_code_execution)
-        lm = _language_model(folder, recipe, trained, base=base, batch_size=batch_size)
+        lm = _language_model(folder, recipe, base=base, batch_size=batch_size)
         results = {}
         for task in tasks:
             if console is not None:
@@ -136,24 +135,11 @@ def read_tasks(
     return [*(Asked(name, number) for name, number in (SUITES[suite] if suite else {}).items()), *named]
 
 
-def _language_model(folder: RunFolder, recipe: Recipe, trained: Figures, *, base: bool, batch_size: int) -> Any:
+def _language_model(folder: RunFolder, recipe: Recipe, *, base: bool, batch_size: int) -> Any:
     """Load what the run trained, in the precision it was trained in."""
-    own = recipe.model.model_copy(update={"name": str(folder.adapter.absolute()), "revision": None})
-    whole = recipe.method.name == "full" and not base
-    model: Any = load_base(
-        recipe.model_copy(update={"model": own}) if whole else recipe,
-        task_type=trained["task_type"],
-        arguments=trained["model_arguments"],
-    )
-    model = prepare(model, recipe)  # what a run did to a quantised base before it trained
-    if not base and not whole:
-        model = PeftModel.from_pretrained(model, str(folder.adapter))
-    device = PartialState().device
-    if model.device.type != device.type:  # quantized weights are there already, and can't be moved
-        model.to(device)
     return harness.language_model(
-        model.eval(),
-        load_tokenizer(own),
+        load_trained(folder, base=base),
+        load_tokenizer(trained_spec(folder)),
         batch_size=batch_size,
         mixed_precision="bfloat16" if recipe.training.bf16 else None,
     )

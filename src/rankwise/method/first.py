@@ -10,6 +10,8 @@ from rankwise.paths.path_set import PathSet
 def first_allocation(paths: PathSet) -> set[str]:
     """Return the allocation before any search: a draw within the budget, or everything where nothing is searched."""
     policy, costs = paths.config.policy(), paths.costs()
+    if paths.config.undecided:
+        return set()
     if policy is None:
         return set(costs)
     first: set[str] = policy.first(costs)

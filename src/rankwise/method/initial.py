@@ -1,4 +1,4 @@
-"""The values that paths start with: functions of the seed and the module's name alone."""
+"""The values that paths start with: functions of the seed and the names of module and adapter alone."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ from rankwise.seeds import stable_seed
 
 
 @contextmanager
-def seeded(seed: int, module: str) -> Iterator[None]:
-    """Draw from a generator seeded by (seed, module name) inside; the global one stays where it was."""
+def seeded(seed: int, module: str, adapter: str) -> Iterator[None]:
+    """Draw from a generator seeded by (seed, module name, adapter) inside; the global one stays where it was.
+
+    The name ``"default"`` is left out, so that single adapters start as they did in version 0.1. Paths that are off and
+    were left out of a file start anew under the name that the adapter is loaded by; nothing but their start depends on
+    it.
+    """
+    names = (module,) if adapter == "default" else (module, adapter)
     before = torch.get_rng_state()
     try:
-        torch.default_generator.manual_seed(stable_seed(seed, module))
+        torch.default_generator.manual_seed(stable_seed(seed, *names))
         yield
     finally:
         torch.set_rng_state(before)
@@ -42,7 +48,7 @@ def initial_value(key: str, paths: PathSet) -> Tensor:
             "low_cpu_mem_usage=False"
         )
     (r, i), o = path.lora_A.shape, path.lora_B.shape[0]
-    with seeded(paths.config.seed, path.module), torch.device("cpu"):
+    with seeded(paths.config.seed, path.module, paths.adapter), torch.device("cpu"):
         down, up = nn.Linear(i, r, bias=False), nn.Linear(r, o, bias=False)  # drawn from, and in PEFT's order
         if init is True:
             nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))

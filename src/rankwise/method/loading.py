@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from torch import Tensor, nn
 
 from rankwise.errors import nearest
 from rankwise.method.initial import initial_value
+from rankwise.method.structure import check_structure
 from rankwise.paths.path_set import PathSet
 
 FACTORS = ("lora_A", "lora_B")
+_OTHER_HEADS = ContextVar("rankwise_other_heads", default=False)
+
+
+@contextmanager
+def other_heads(allowed: bool) -> Iterator[None]:
+    """Let heads have another size inside: with ``ignore_mismatched_sizes`` PEFT leaves those out and warns."""
+    token = _OTHER_HEADS.set(allowed)
+    try:
+        yield
+    finally:
+        _OTHER_HEADS.reset(token)
 
 
 _LAYER_DOWN = re.compile(r"layer_paths\.(?P<block>\d+)\.lora_A\.")
@@ -48,13 +62,21 @@ def check_same_names(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
 
 
 def check_same_shapes(present: dict[str, Tensor], loaded: dict[str, Tensor]) -> None:
-    """Refuse tensors of another shape, heads included."""
+    """Refuse tensors of another shape, heads included, and numbers of another sort: integers for weights."""
+    both = sorted(set(present) & set(loaded))
+    sort = [key for key in both if present[key].is_floating_point() != loaded[key].is_floating_point()]
+    if sort:
+        raise ValueError(
+            f"the adapter's {sort[0]!r} is {loaded[sort[0]].dtype} but this model's is {present[sort[0]].dtype} "
+            f"({len(sort)} tensors differ); the file is damaged: copy it again"
+        )
     differing = sorted(key for key in set(present) & set(loaded) if present[key].shape != loaded[key].shape)
     if differing:
         key = differing[0]
         raise ValueError(
             f"the adapter's {key!r} is {tuple(loaded[key].shape)} but this model's is {tuple(present[key].shape)} "
             f"({len(differing)} tensors differ); it was made for another model, another r or another number of labels"
+            + (" (ignore_mismatched_sizes=True starts such a head anew)" if ".modules_to_save." in key else "")
         )
 
 
@@ -77,7 +99,8 @@ def completed(loaded: dict[str, Tensor], model: nn.Module, paths: PathSet) -> di
     own = {key: value for key, value in present.items() if is_path_tensor(key, adapter)}
     given = {key: value for key, value in loaded.items() if is_path_tensor(key, adapter)}
     check_same_names(own, given)
-    check_same_shapes(present, loaded)
+    check_same_shapes(present, given if _OTHER_HEADS.get() else loaded)
+    check_structure(model, paths, given)
     off = {key for key in own if key not in given and not key.endswith(f"lora_allocation.{adapter}")}
     filled = {key: initial_value(key, paths) if own[key].is_meta else own[key] for key in off}
     if config.block_paths().share and shared_downs(given):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -45,6 +47,33 @@ def resolve_ranks(config: PathConfig, projections: Callable[[], Iterable[Any]], 
     if config.rank_shape == "same":
         config.r = rank
     config.shortcut_r = rank if shortcuts else None
+
+
+def rank_fields(ranks: Mapping[str, int], scale: float, *, use_rslora: bool = False) -> dict[str, Any]:
+    """Return the fields of a LoRA config that gives modules these ranks at one scale; most have the default rank.
+
+    Args:
+        ranks: The rank of each module, by its full name.
+        scale: ``alpha / r`` of all, or ``alpha / sqrt(r)`` with ``use_rslora``.
+        use_rslora: Whether PEFT shall scale by ``alpha / sqrt(r)``.
+    """
+    if not ranks:
+        return {"target_modules": [], "r": 1, "lora_alpha": _whole(scale)}
+    alphas = {rank: _whole(scale * (rank**0.5 if use_rslora else rank)) for rank in ranks.values()}
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    # PEFT matches a pattern anywhere behind a dot, as a regular expression.
+    others = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != usual}
+    return {
+        "target_modules": list(ranks),
+        "r": usual,
+        "lora_alpha": alphas[usual],
+        "rank_pattern": others,
+        "alpha_pattern": {key: alphas[rank] for key, rank in others.items()},
+    }
+
+
+def _whole(value: float) -> Any:
+    return int(value) if float(value).is_integer() else value
 
 
 def _features(module: nn.Module) -> tuple[int, int]:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import pickle
+from pathlib import Path
 from typing import Any
 
 from aenum import extend_enum
-from peft import PeftModel, PeftType
+from peft import PeftConfig, PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 from safetensors import SafetensorError
+from torch import nn
+
+from rankwise.configs.path import PathConfig
+from rankwise.method.folders import check_folder
+from rankwise.method.loading import other_heads
+from rankwise.method.unwinding import unwound
+from rankwise.paths.path_set import has_adapter, holders
 
 
 def extend_peft_type(*names: str) -> None:
@@ -43,32 +53,79 @@ def register_with_peft(name: str, config_cls: type, model_cls: type, prefix: str
 def wrap_peft_model(before_saving: Any, after_saving: Any, after_loading: Any) -> None:
     """Let ``PeftModel`` save and load what belongs to an adapter of this library beside its tensors, once.
 
+    A load that is refused leaves nothing behind, and neither does wrapping a model that has an adapter already.
+
     Args:
         before_saving: Called with (model, keyword arguments) of ``save_pretrained``, which thereby takes
             ``enabled_only``; returns the keyword arguments for PEFT's own method.
-        after_saving: Called with (model, folder) when PEFT has written its files.
-        after_loading: Called with (model, folder or hub id, adapter name) when PEFT has read its files.
+        after_saving: Called with (model, folder, selected adapters or None for all) when PEFT has written its files.
+        after_loading: Called with (model, folder or hub id, adapter name, what ``check_folder`` returned) when PEFT has
+            read its files.
     """
-    save, load = PeftModel.save_pretrained, PeftModel.load_adapter
+    save, load, make = PeftModel.save_pretrained, PeftModel.load_adapter, PeftModel.from_pretrained.__func__  # type: ignore[attr-defined]
+    init = PeftModel.__init__
     if "rankwise" in save.__dict__:
         return
 
     @functools.wraps(save)
     def save_pretrained(self: PeftModel, save_directory: str, *args: Any, **kwargs: Any) -> None:
-        save(self, save_directory, *args, **before_saving(self, kwargs))
-        after_saving(self, save_directory)
+        bound = inspect.signature(save).bind_partial(self, save_directory, *args).arguments
+        kwargs |= {name: value for name, value in bound.items() if name not in ("self", "save_directory")}
+        selected = kwargs.get("selected_adapters")
+        save(self, save_directory, **before_saving(self, kwargs))
+        after_saving(self, save_directory, selected)
 
     @functools.wraps(load)
     def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-        try:
-            result = load(self, model_id, adapter_name, *args, **kwargs)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{model_id} holds an adapter_model.safetensors that is not whole ({error}); copy or train it again"
-            ) from error
-        after_loading(self, model_id, adapter_name)
+        folder = Path(model_id, kwargs.get("subfolder") or "")
+        vouched = check_folder(folder)
+        with unwound(self, always=False), other_heads(bool(kwargs.get("ignore_mismatched_sizes"))):
+            try:
+                result = load(self, model_id, adapter_name, *args, **kwargs)
+            except (SafetensorError, pickle.UnpicklingError) as error:
+                # Of a pickle only the kind of the error is told: torch advises to load it without protection.
+                reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else error
+                raise ValueError(
+                    f"{model_id} holds weights that are no whole safetensors file ({reason}); copy or train it again"
+                ) from error
+            after_loading(self, folder, adapter_name, vouched)
         return result
+
+    @functools.wraps(make)
+    def from_pretrained(cls: type[PeftModel], model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
+        check_folder(Path(model_id, kwargs.get("subfolder") or ""))  # PEFT reads the config before it loads
+        with unwound(model, always=False):
+            return make(cls, model, model_id, *args, **kwargs)
+
+    @functools.wraps(init)
+    def __init__(self: PeftModel, model: Any, peft_config: Any, *args: Any, **kwargs: Any) -> None:
+        check_bare(model, peft_config)
+        init(self, model, peft_config, *args, **kwargs)
 
     save_pretrained.__dict__["rankwise"] = load_adapter.__dict__["rankwise"] = True
     PeftModel.save_pretrained = save_pretrained  # type: ignore[method-assign]
     PeftModel.load_adapter = load_adapter  # type: ignore[method-assign]
+    PeftModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[method-assign, assignment]
+    PeftModel.__init__ = __init__  # type: ignore[method-assign]
+
+
+def check_bare(model: nn.Module, config: PeftConfig) -> None:
+    """Refuse to wrap a model that has an adapter already, where one of the two is of this library.
+
+    PEFT would build the second adapter over the first one, of the same name, layer by layer.
+
+    Raises:
+        ValueError: Says how to take the first one off, or to put another beside it.
+    """
+    present = [adapter for holder in holders(model).values() for adapter in holder.rankwise_paths]
+    if present:
+        raise ValueError(
+            f"this model already has rankwise paths (adapter {', '.join(map(repr, present))}): take them off first "
+            "(base = model.unload(), or model.merge_and_unload()), or put another adapter beside them with "
+            "model.add_adapter(name, config) or model.load_adapter(folder, name)"
+        )
+    if isinstance(config, PathConfig) and has_adapter(model):
+        raise ValueError(
+            f"this model already has an adapter of another method, and a {type(config).__name__} needs the base model: "
+            "take it off first (base = model.unload(), or model.merge_and_unload())"
+        )

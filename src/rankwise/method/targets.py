@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
+from peft import LoraConfig
 from peft.tuners.lora import Linear
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
 from rankwise.configs.path import PathConfig
@@ -17,6 +22,7 @@ from rankwise.paths.low_rank_path import LowRankPath
 # quantised ones exist only where their library does.
 GATED_LAYERS = ("Linear", "Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "HqqLoraLinear", "TorchaoLoraLinear")
 UNGATED_MERGE = ("GPTQLoraLinear", "TorchaoLoraLinear")
+HEADS = (*SEQ_CLS_HEAD_NAMES, "qa_outputs")
 NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 
@@ -49,12 +55,12 @@ def check_targets(model: nn.Module, config: PathConfig) -> None:
         name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, (nn.Linear, Linear))
     }
     if isinstance(targets, str) and not any(re.fullmatch(targets, name) for name in names):
-        raise ValueError(
+        raise NoMatchingPeftModuleError(
             f"{field}={targets!r} is a regular expression that matches no module of {type(model).__name__}"
             f"{nearest(targets, linear)}; its linear layers are {', '.join(sorted(linear - {'base_layer'}))}"
         )
     for target in [] if isinstance(targets, str) else unmatched(targets, names):
-        raise ValueError(
+        raise NoMatchingPeftModuleError(
             f"{field} names {target!r}, which matches no module of {type(model).__name__}"
             f"{nearest(target, linear)}; its linear layers are {', '.join(sorted(linear - {'base_layer'}))}"
         )
@@ -63,6 +69,27 @@ def check_targets(model: nn.Module, config: PathConfig) -> None:
             "target_modules=[] without shortcuts leaves nothing to search: name linear layers, such as "
             "['q_proj', 'v_proj'], or shortcuts, such as ['res1', 'res2', 'in', 'cut']"
         )
+
+
+def check_layers(model: nn.Module, config: PathConfig, targeted: Callable[[PathConfig, str], object]) -> None:
+    """Refuse blocks in ``layers_to_transform`` in which nothing is targeted; PEFT passes over them.
+
+    Args:
+        model: The base model.
+        config: The config.
+        targeted: Tells whether a config targets the module of a name.
+    """
+    chosen = config.layers_to_transform
+    if chosen is None or not config.target_modules:
+        return
+    view = copy.copy(config)
+    for block in [chosen] if isinstance(chosen, int) else chosen:
+        view.layers_to_transform = [block]
+        if not any(targeted(view, name) for name, _ in model.named_modules()):
+            raise NoMatchingPeftModuleError(
+                f"layers_to_transform={chosen!r} names block {block}, in which {type(model).__name__} has none of the "
+                f"targets {view.target_modules!r}; blocks count from 0"
+            )
 
 
 def check_linear(model: nn.Module, targeted: Callable[[str], object]) -> None:
@@ -99,3 +126,17 @@ def check_gated_merge(paths: Iterable[LowRankPath]) -> None:
                 f"{path.name} is off, and PEFT's {type(path.host).__name__} would merge it all the same: "
                 "export the adapter with rankwise.export_lora, load that on the base, and merge it there"
             )
+
+
+def head_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the classification head of a model by name, where it has one under a usual name."""
+    return {name: module for name, module in model.named_children() if name in HEADS}
+
+
+def all_linear(model: nn.Module) -> list[str]:
+    """Return the projections that PEFT's ``"all-linear"`` means, without anything inside a head."""
+    config = LoraConfig(target_modules="all-linear")
+    _maybe_include_all_linear_layers(config, model)
+    heads = head_of(model)
+    names: Any = config.target_modules
+    return sorted(name for name in names if name.partition(".")[0] not in heads)

@@ -20,7 +20,8 @@ from rankwise.method.first import first_allocation
 from rankwise.method.initial import seeded
 from rankwise.method.loading import completed, shared_downs
 from rankwise.method.ranks import resolve_ranks
-from rankwise.method.targets import check_gated, check_gated_merge, check_linear, check_targets
+from rankwise.method.targets import check_gated, check_gated_merge, check_layers, check_linear, check_targets
+from rankwise.method.unwinding import unwound
 from rankwise.method.waking import before_forward
 from rankwise.paths.driver import driver
 from rankwise.paths.gate import Gate
@@ -50,14 +51,26 @@ class PathModel(LoraModel):
 
         Raises:
             ValueError: A target names no module of the model (the message names the nearest that exist), or the
-                model can't have the shortcuts asked for.
+                model can't have the shortcuts asked for. The model is as it was before, then.
         """
+        with unwound(model):
+            self._inject(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+
+    def _inject(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool,
+        low_cpu_mem_usage: bool,
+        state_dict: dict[str, Tensor] | None,
+    ) -> None:
         config = self.peft_config[adapter_name]
         assert isinstance(config, PathConfig)
         wiring = _wiring_for(model, config)
         with _linear_targets(config, wiring):
             self._prepare_adapter_config(config, self.get_model_config(model))
             check_targets(model, config)
+            check_layers(model, config, self._check_target_module_exists)
             check_linear(model, partial(self._check_target_module_exists, config))
             resolve_ranks(config, partial(self._projections, model, config), wiring)
             config.target_modules = config.target_modules or (
@@ -68,6 +81,18 @@ class PathModel(LoraModel):
         with context():
             block_paths = self._build_block_paths(model, adapter_name, config, wiring)
         self._build_paths(model, adapter_name, config, wiring, block_paths)
+
+    def _add_targets_to_tie(self, peft_config: Any, tied_weight_keys: list[str]) -> None:
+        """Refuse: PEFT would build LoRA on the embedding, which no gate switches.
+
+        Raises:
+            ValueError: Says what to leave out.
+        """
+        raise ValueError(
+            f"ensure_weight_tying=True with target_modules={peft_config.target_modules!r} would put LoRA on the "
+            f"embedding, which {', '.join(sorted(tied_weight_keys))} is tied to, and a path runs along a linear "
+            "projection: leave ensure_weight_tying out, or the tied layer out of target_modules"
+        )
 
     def _projections(self, model: nn.Module, config: PathConfig) -> list[nn.Module]:
         """Return the modules that get a linear path."""
@@ -89,8 +114,8 @@ class PathModel(LoraModel):
         share = config.block_paths().share
         for name, (kind, block, module) in wiring.names(config).items():
             host = wiring.host(model, kind, block)
-            with seeded(config.seed, module):
-                host.add(adapter, config, wiring.like(block))
+            with seeded(config.seed, module, adapter):
+                host.add(adapter, config, name, wiring.like(block))
             if share and paths:
                 host.lora_A[adapter] = paths[0].host.lora_A[adapter]
             host.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -107,11 +132,11 @@ class PathModel(LoraModel):
         current_key: str,
         **kwargs: Any,
     ) -> None:
-        """Draw initial values from a generator seeded by (seed, module name); the global one stays where it was."""
+        """Draw initial values from a generator seeded by names; the global one stays where it was."""
         sized = lora_config.linear_paths()
         if isinstance(target, Conv1D):  # always transposed: nothing that a user has to say
             sized.fan_in_fan_out = True
-        with seeded(lora_config.seed, current_key):
+        with seeded(lora_config.seed, current_key, adapter_name):
             super()._create_and_replace(sized, adapter_name, target, target_name, parent, current_key, **kwargs)
 
     def _build_paths(

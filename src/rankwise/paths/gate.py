@@ -29,6 +29,21 @@ class Gate(LoraVariant):
         self.path = path
         self.paths = paths
 
+    def init(self, module: Any, adapter_name: str, **_: Any) -> None:  # type: ignore[override]
+        """Refuse: PEFT asks this where another method builds an adapter of the same name over this one.
+
+        Raises:
+            ValueError: Says what to do instead.
+        """
+        raise ValueError(
+            f"adapter {adapter_name!r} already has a rankwise path here ({self.path.name}): call unload() or "
+            "merge_and_unload() first, or give the new adapter another name"
+        )
+
+    def supports_lora_conversion(self) -> bool:
+        """Return False: it would bring back paths that are off; ``rankwise.export_lora`` writes plain LoRA."""
+        return False
+
     def forward(  # type: ignore[override]
         self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -78,7 +79,13 @@ class PathSet:
     @property
     def trains(self) -> bool:
         """Whether the adapter is active and trainable."""
-        return self.adapter in self.host.active_adapters and self.resident[0].lora_A.requires_grad
+        return self.adapter in self.host.active_adapters and self.first_trainable is not None
+
+    @property
+    def first_trainable(self) -> nn.Parameter | None:
+        """The first parameter that requires a gradient; whoever freezes some by hand trains by the others."""
+        own = (p for path in self.resident for p in reversed(path.parameters) if p.requires_grad)
+        return next(own, None)
 
     @property
     def host(self) -> Any:
@@ -107,6 +114,9 @@ def _size(paths: Iterable[LowRankPath]) -> int:
     return sum({id(parameter): parameter.numel() for path in paths for parameter in path.parameters}.values())
 
 
+WRAPPERS = re.compile(r"^(module|_orig_mod)\.|(^|\.)_orig_mod(?=\.|$)|(^|\.)base_model\.model$")
+
+
 class PathSets(dict[str, PathSet]):
     """The path sets of a model by adapter, and the hook that wakes their searches.
 
@@ -128,18 +138,36 @@ def has_adapter(model: nn.Module) -> bool:
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
+def holders(model: nn.Module) -> dict[str, Any]:
+    """Return the adapted base models in a model, through any wrapper (PEFT, DDP, ``torch.compile``), by name.
+
+    The name is that of the part that was adapted, so ``""`` for a model that is adapted as a whole.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if "rankwise_paths" in module.__dict__:
+            sets: PathSets = module.__dict__["rankwise_paths"]
+            for gone in [adapter for adapter, paths in sets.items() if not paths.present]:
+                del sets[gone]
+            found[WRAPPERS.sub("", name)] = module
+    return found
+
+
 def path_sets(model: nn.Module) -> dict[str, PathSet]:
     """Return the path sets of a model by adapter, found through any wrapper (PEFT, DDP, ``torch.compile``).
 
     Raises:
-        ValueError: The model has none.
+        ValueError: The model has none, or several parts of it have some.
     """
-    for module in model.modules():
-        if "rankwise_paths" in module.__dict__:
-            sets: PathSets = module.__dict__["rankwise_paths"]
-            for name in [name for name, paths in sets.items() if not paths.present]:
-                del sets[name]
-            return sets
+    found = holders(model)
+    if len(found) > 1:
+        raise ValueError(
+            f"{len(found)} parts of this {type(model).__name__} have rankwise paths ({', '.join(map(repr, found))}): "
+            "give the one that is meant"
+        )
+    for holder in found.values():
+        sets: PathSets = holder.rankwise_paths
+        return sets
     raise ValueError(
         f"{type(model).__name__} has no rankwise paths; make some with "
         "peft.get_peft_model(model, rankwise.HeteroLoraConfig(...)) or rankwise.Lor2cConfig(...)"
@@ -207,6 +235,7 @@ def named_paths(model: nn.Module, adapter: str | None = None) -> dict[str, LowRa
 
 
 def head_parameters(model: nn.Module, paths: PathSet) -> int:
-    """Return how many parameters train beside the paths: heads and ``modules_to_save``."""
-    own = {id(parameter) for path in paths.resident for parameter in path.parameters}
+    """Return how many parameters train beside an adapter's paths and those of others: heads, ``modules_to_save``."""
+    others = [sets for holder in holders(model).values() for sets in holder.rankwise_paths.values()]
+    own = {id(p) for each in [paths, *others] for path in each.resident for p in path.parameters}
     return sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in own)

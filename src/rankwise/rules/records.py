@@ -48,6 +48,10 @@ class Record:
         """Return a field; a KeyError if there is none of that name."""
         return vars(self)[name]
 
+    def __contains__(self, name: object) -> bool:
+        """Tell whether there is such a field, which an edit and a search can be told apart by."""
+        return name in vars(self)
+
     @property
     def paths(self) -> list[str]:
         """The paths that it was about."""
@@ -59,7 +63,7 @@ class Record:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat row per path: step, how, the score's name and value, and whether the path trains."""
-        on = set(self.chosen)
+        on, unscored = set(self.chosen), set(self.unscored)
         return [
             {
                 "step": self.step,
@@ -68,6 +72,7 @@ class Record:
                 "path": name,
                 "kind": kind_of(name),
                 "score": self.scores.get(name),
+                "unscored": name in unscored,
                 "enabled": name in on,
             }
             for name in self.paths
@@ -84,7 +89,9 @@ class SearchRecord(Record):
         score_on: ``"weight"`` or ``"factors"``.
         switched_on: What it switched on.
         switched_off: What it switched off.
+        ranks: The rank that each path got, where ranks were chosen.
         budget: The config's budget.
+        unspent: What is left of it and why, in words; empty where nothing is.
     """
 
     LABEL: ClassVar[str] = "proxy"
@@ -94,7 +101,9 @@ class SearchRecord(Record):
     score_on: str = ""
     switched_on: list[str] = field(default_factory=list)
     switched_off: list[str] = field(default_factory=list)
+    ranks: dict[str, int] = field(default_factory=dict)
     budget: float | int | None = None
+    unspent: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +216,8 @@ TYPES: dict[str, Any] = {
     "tap_seconds": float | int,
     "scores": dict,
     "counts": dict,
+    "ranks": dict,
+    "unspent": str,
     "unscored": list,
     "chosen": list,
     "switched_on": list,
@@ -217,6 +228,7 @@ TYPES: dict[str, Any] = {
 ITEMS: dict[str, Any] = {
     "scores": float | int | None,
     "counts": int,
+    "ranks": int,
     "unscored": str,
     "chosen": str,
     "switched_on": str,

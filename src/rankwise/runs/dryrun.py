@@ -9,20 +9,38 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 from rankwise.runs.building.models import load_config
 from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.methods import Method
 from rankwise.runs.recipes.recipe import ModelSpec, Recipe
 from rankwise.runs.training.train import Result, train
-from rankwise.tasks import TASKS, Task
+from rankwise.tasks import CHAT, TASKS, Task
 
+# Families whose checkpoints hold a part of the classifier: what is saved must have it.
+WITH_HEAD = {"modernbert": AutoModelForMaskedLM}
 STEPS = 2
 ROWS = 24
 LENGTH = 64
 WORDS = tuple(f"{start}{middle}{end}" for start in "bdklmnt" for middle in "aeiou" for end in "nrst")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+# How a conversation reads to the stand-in's tokenizer; what a model's own template calls these tokens does not matter.
+CHATML = (
+    "{% if tools %}{% for tool in tools %}{{ tool['function']['name'] + ' ' }}{% endfor %}{% endif %}"
+    "{% for message in messages %}{{ '[CLS] ' + message['role'] + ' ' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + ' [SEP]' }}{% endgeneration %}{{ ' ' }}"
+    "{% else %}{{ (message['content'] or '') + ' ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[CLS] assistant ' }}{% endif %}"
+)
 EDITS = ("merges", "injections")
 # The shape of the stand-in, for every field of these names that a family's config has.
 TINY: dict[str, Any] = {
@@ -44,6 +62,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "facebook/opt-350m": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),
     "facebook/opt-": ("opt", {"do_layer_norm_before": True, "word_embed_proj_dim": 32}),
     "FacebookAI/roberta-": ("roberta", {"layer_norm_eps": 1e-5}),
+    "google/gemma-3-1b": ("gemma3_text", {"num_key_value_heads": 1}),
+    "Qwen/Qwen3-": ("qwen3", {"num_key_value_heads": 2}),
+    "meta-llama/Llama-3": ("llama", {"num_key_value_heads": 2}),
+    "HuggingFaceTB/SmolLM2-": ("llama", {"num_key_value_heads": 2}),
+    "answerdotai/ModernBERT-": ("modernbert", {}),
     "google/gemma-2b": ("gemma", {"num_key_value_heads": 1}),
     "meta-llama/Llama-2-": ("llama", {}),
 }
@@ -76,14 +99,17 @@ def stand_in(recipe: Recipe, room: Path) -> Recipe:
         _write_model(recipe, room / "model")
     files = {"train_file": recipe.data.train_file, "data_dir": recipe.data.data_dir}
     local = any(path is not None and path.exists() for path in files.values()) or recipe.data.task == "docstrings"
+    local = local or (recipe.data.dataset is not None and Path(recipe.data.dataset).is_dir())
     cut: dict[str, Any] = {
         "max_train_samples": ROWS,
         "max_eval_samples": ROWS,
         "max_length": LENGTH,
         "block_size": None,
+        "allow_cut_answers": True,
     }
     if not local:
         cut |= {"train_file": None, "validation_file": None, "test_file": None, "text_columns": ()}
+        cut |= {"dataset": None, "config": None, "splits": {}}
         cut["data_dir"] = _write_data(TASKS[_named(recipe)], room / "data")
     training: dict[str, Any] = {
         "epochs": 1.0,
@@ -94,7 +120,7 @@ def stand_in(recipe: Recipe, room: Path) -> Recipe:
     }
     training |= {"report_to": [], "logging_steps": 1}
     content = recipe.to_dict()
-    content["model"] |= {"name": str(room / "model"), "revision": None}
+    content["model"] |= {"name": str(room / "model"), "revision": None, "chat_template": None}
     content["data"] |= cut
     content["method"] |= _short(recipe.method)
     if _edits(recipe.method):
@@ -121,9 +147,8 @@ def _edits(method: Method) -> bool:
 
 def _named(recipe: Recipe) -> str:
     if recipe.data.task is None:
-        raise ValueError(
-            f"data.train_file={str(recipe.data.train_file)!r}: no such file, and its columns can't be guessed"
-        )
+        where = recipe.data.train_file or recipe.data.dataset
+        raise ValueError(f"{where} is not on this machine, and what its columns hold can't be guessed: no dry run")
     return recipe.data.task
 
 
@@ -175,6 +200,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="[SEP]",
         model_max_length=LENGTH,
         model_input_names=["input_ids", "attention_mask"],
+        chat_template=CHATML,
     )
 
 
@@ -183,7 +209,7 @@ def _write_model(recipe: Recipe, folder: Path) -> None:
     causal = recipe.data.task is not None and TASKS[recipe.data.task].kind == "causal"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = (AutoModelForCausalLM if causal else AutoModel).from_config(config)
+        model = (AutoModelForCausalLM if causal else WITH_HEAD.get(config.model_type, AutoModel)).from_config(config)
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
 
@@ -208,6 +234,9 @@ def _sentence(number: int, length: int) -> str:
 
 
 def _row(task: Task, number: int) -> dict[str, Any]:
+    if task.name == CHAT:
+        turns = [("user", 4), ("assistant", 5), ("user", 3), ("assistant", 2 + number % 4)]
+        return {"messages": [{"role": role, "content": _sentence(number + k, k)} for role, k in turns]}
     row: dict[str, Any] = {column: _sentence(number + k, 5) for k, column in enumerate(task.columns)}
     if "question" in row and task.name == "copa":
         row["question"] = ("cause", "effect")[number % 2]

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwise.files import write_text_atomic
+from rankwise.fields import fits, wrong_field
+from rankwise.files import delete, read_json_object, write_text_atomic
 from rankwise.rules.records import HISTORY_FILE
 from rankwise.runs.recipes.reading import flat, read_yaml
 from rankwise.runs.recipes.recipe import Recipe, parse_recipe
 
-CLOCK_FILE = "rankwise_run.json"  # written last into a checkpoint
+# What a resumed run's recipe may say otherwise than the run's own.
+LENGTH = ("training.epochs", "training.max_steps")
+MAY_CHANGE = (*LENGTH, "training.keep_checkpoints", "training.report_to", "training.workers")
+MEASURE_AGAIN = "delete it and continue with --resume, which measures again from the last checkpoint"
+
+
+@dataclass
+class _Figures:
+    """What of ``metrics.json`` is read again."""
+
+    model: str
+    task: str
+    task_type: str
+    model_arguments: dict[str, Any]
+    method: str
+    seed: int
+    headline: str
+    metrics: dict[str, Any]
+    parameters: dict[str, Any]
+    seconds: dict[str, float]
+
+
+NUMBERS = {"parameters": ("trainable", "head", "total"), "seconds": ("train", "search", "search_share")}
 
 
 @dataclass(frozen=True)
@@ -90,34 +114,41 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: There is no run here.
+            ValueError: The file is damaged.
         """
         if not self.config.is_file():
             raise FileNotFoundError(f"{self.root} holds no run: {self.config.name} is missing")
-        return parse_recipe(read_yaml(self.config))
+        try:
+            return parse_recipe(read_yaml(self.config))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{self.config} is damaged, it is no recipe ({error}): copy it again, or write the recipe there that "
+                "the run was started with"
+            ) from error
 
     def figures(self) -> dict[str, Any]:
         """Return what ``metrics.json`` holds.
 
         Raises:
             FileNotFoundError: There is no run here.
-            ValueError: The run is not finished.
+            ValueError: The run is not finished, or the file is damaged.
         """
         if not self.finished:
             self.recipe()
             raise ValueError(f"{self.root} is not finished: continue it with rankwise train RECIPE --out ... --resume")
-        content: dict[str, Any] = json.loads(self.metrics.read_text(encoding="utf-8"))
+        content = read_json_object(self.metrics, MEASURE_AGAIN)
+        missing = sorted(set(_Figures.__dataclass_fields__) - set(content))
+        wrong = f"{missing[0]} is missing" if missing else wrong_field(_Figures, content) or _wrong_number(content)
+        if wrong is not None:
+            raise ValueError(f"{self.metrics} is damaged, {wrong}: {MEASURE_AGAIN}")
         return content
-
-    def last_checkpoint(self) -> Path | None:
-        """Return the newest checkpoint that was written to its end, if there is one."""
-        found = [p for p in self.checkpoints.glob("checkpoint-*") if (p / CLOCK_FILE).is_file()]
-        return max(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)
 
     def check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
         """Refuse to start over what is there, or to continue what is not.
 
         Raises:
             FileNotFoundError: ``resume`` was said and no run is here.
+            NotADirectoryError, PermissionError: The folder can't be written to.
             ValueError: A run is here and neither was said, both were said, or the recipes differ.
         """
         if resume and overwrite:
@@ -129,18 +160,31 @@ class RunFolder:
                 f"{self.root} already holds a run: say --resume to continue it, --overwrite to delete it and start "
                 "again, or give another --out"
             )
+        place = next(each for each in (self.root, *self.root.absolute().parents) if each.exists())
+        words = f"the run can't be written to {self.root}: give an --out that you may write to"
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, words, str(place))
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, words, str(place))
+
+    def changes(self, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+        """Return where a recipe differs from the run's own: by key, what is there and what is given."""
+        stored, given = flat(self.recipe().to_dict()), flat(recipe.to_dict())
+        keys = sorted(stored.keys() | given.keys())
+        return {key: (stored.get(key), given.get(key)) for key in keys if stored.get(key) != given.get(key)}
 
     def _check_same(self, recipe: Recipe) -> None:
-        stored, given = flat(self.recipe().to_dict()), flat(recipe.to_dict())
         differing = [
-            f"{key} (there {stored.get(key)!r}, now {given.get(key)!r})"
-            for key in sorted(stored.keys() | given.keys())
-            if stored.get(key) != given.get(key)
+            f"{key} (there {there!r}, now {now!r})"
+            for key, (there, now) in self.changes(recipe).items()
+            if key not in MAY_CHANGE
         ]
         if differing:
             raise ValueError(
                 f"{self.root} was started with another recipe, so it can't be resumed with this one: "
-                f"{'; '.join(differing)}. Resume with {self.config}, or start in another folder"
+                f"{'; '.join(differing)}. Resume with {self.config}, or start in another folder. Only "
+                f"{', '.join(MAY_CHANGE)} may change: to train longer, resume with {self.config} and "
+                "--set training.epochs=N"
             )
 
     def start(self, recipe: Recipe) -> None:
@@ -153,6 +197,11 @@ class RunFolder:
                 os.replace(part, self._aside / part.name)
         write_text_atomic(self.config, recipe.to_yaml())
 
+    def go_on(self, recipe: Recipe) -> None:
+        """Write a recipe that a run goes on with; a finished run is no longer, its adapter stays until it is again."""
+        self.metrics.unlink(missing_ok=True)  # first: figures beside another recipe would be taken for its own
+        write_text_atomic(self.config, recipe.to_yaml())
+
     def settle(self) -> None:
         """Delete what ``start`` set aside."""
         shutil.rmtree(self._aside, ignore_errors=True)
@@ -160,10 +209,7 @@ class RunFolder:
     def withdraw(self) -> None:
         """Delete what the new run wrote and put back what ``start`` set aside."""
         for part in self.parts if self.config.exists() else ():
-            if part.is_dir():
-                shutil.rmtree(part)
-            else:
-                part.unlink(missing_ok=True)
+            delete(part)
         for part in list(self._aside.glob("*")):
             os.replace(part, self.root / part.name)
         self.settle()
@@ -171,3 +217,21 @@ class RunFolder:
     @property
     def _aside(self) -> Path:
         return self.root / ".replaced"
+
+
+def _wrong_number(content: Mapping[str, Any]) -> str | None:
+    """Return what is wrong inside the sections of ``metrics.json``, if anything."""
+    for section, names in NUMBERS.items():
+        for name in names:
+            if not fits(content[section].get(name), float):
+                return f"{section}.{name} is {content[section].get(name)!r:.60} and no number"
+    found = [content["metrics"].get(which) for which in ("last", "dev_selected")]
+    if not all(isinstance(each, dict) and fits(each.get("epoch"), float) for each in found):
+        return "metrics.last or metrics.dev_selected is missing"
+    splits = [{name: split for name, split in each.items() if isinstance(split, dict)} for each in found]
+    last, selected = ({name: set(split) for name, split in each.items()} for each in splits)
+    if last != selected:
+        return "metrics.last and metrics.dev_selected hold different figures"
+    if not all(fits(value, float) for each in splits for split in each.values() for value in split.values()):
+        return "a figure in metrics is no number"
+    return None

@@ -13,26 +13,60 @@ from rankwise.configs.path import PathConfig
 from rankwise.runs.building.models import check_named, is_head, load_config, model_class
 from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.recipe import Recipe
-from rankwise.tasks import TASKS
+from rankwise.tasks import TASKS, Task
+from rankwise.tasks.labels import describe_files
+from rankwise.tasks.missing import without_missing
+from rankwise.tasks.read import read_splits
 
 BYTES = 4  # adapters, gradients and AdamW's two moments are float32
 SEARCH_ONLY = ("budget", "budget_unit", "window_bytes")
 Sizes = dict[str, Any]
 
 
+def kind_of(recipe: Recipe) -> str:
+    """Return the kind of a recipe's task; of files of the user's own what the data says, if they are there."""
+    if recipe.data.task is not None:
+        return TASKS[recipe.data.task].kind
+    return recipe.data.kind or (_own_task(recipe).kind if _is_here(recipe) else "classification")
+
+
+def head_size(recipe: Recipe) -> dict[str, int]:
+    """Return ``num_labels`` as the run gives it to the model; for a causal one, and where data is not here, nothing."""
+    kind = kind_of(recipe)
+    if kind == "causal":
+        return {}
+    if kind != "classification":
+        return {"num_labels": 1}
+    if recipe.data.task is not None:
+        return {"num_labels": len(TASKS[recipe.data.task].label_names)}
+    if recipe.data.labels is not None:
+        return {"num_labels": len(recipe.data.labels)}
+    return {"num_labels": len(_own_task(recipe).label_names)} if _is_here(recipe) else {}
+
+
+def _is_here(recipe: Recipe) -> bool:
+    return recipe.data.train_file is not None and recipe.data.train_file.is_file()
+
+
+def _own_task(recipe: Recipe) -> Task:
+    """Return the task that the user's files make."""
+    data = recipe.data
+    source = read_splits(data.model_copy(update={"validation_file": None, "test_file": None}), None)["train"]
+    complete, _ = without_missing(
+        source, data.text_columns, (data.label_column or "",), missing=data.missing or "refuse"
+    )
+    return describe_files(data, complete)
+
+
 def plan_recipe(recipe: Recipe) -> Sizes:
-    """Count what a recipe would train and hold, from the model's config alone.
+    """Count what a recipe would train and hold, from the model's config, and the labels of data that is here.
 
     Raises:
         ValueError: The model's config can't be had, or the method does not fit the model.
     """
-    task = TASKS[recipe.data.task] if recipe.data.task else None
-    causal = task is not None and task.kind == "causal"
-    task_type = "CAUSAL_LM" if causal else "SEQ_CLS"
-    # Files of the user's own: the number of classes is in the data, which a plan does not read.
-    labels = {} if causal or task is None else {"num_labels": len(task.label_names) if task.kind != "choice" else 1}
+    task_type = "CAUSAL_LM" if kind_of(recipe) == "causal" else "SEQ_CLS"
     with quiet():
-        config = load_config(recipe.model, **{name: max(count, 1) for name, count in labels.items()})
+        config = load_config(recipe.model, **head_size(recipe))
         method = recipe.method.build(task_type, seed=recipe.seed)
         sizes: Sizes = {"method": recipe.method.name, "model": recipe.model.name}
         if isinstance(method, PathConfig):

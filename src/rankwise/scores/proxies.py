@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rankwise.paths.low_rank_path import LowRankPath
+from rankwise.rules.proxies import PROXIES
 from rankwise.scores.recorder import Sums
 from rankwise.seeds import stable_seed
 
@@ -44,37 +45,7 @@ def _products(path: LowRankPath, sums: tuple[Tensor, ...]) -> float:
     return sum(float((theta * gradient).sum()) for theta, gradient in zip(_matrices(path, sums), sums, strict=True))
 
 
-@dataclass(frozen=True)
-class Proxy:
-    """A score: its formula per path, where it comes from, and what it needs.
-
-    Args:
-        name: The name a config uses.
-        formula: The formula, for people.
-        reference: Where it was proposed.
-        needs: ``"nothing"``, ``"gradients"`` of the task's loss, or ``"flow"`` through the absolute network.
-        score: The formula, for machines; None for proxies that need nothing.
-        blind_at_zero: Whether a path whose matrix is still zero has no score of its own.
-    """
-
-    name: str
-    formula: str
-    reference: str
-    needs: str
-    score: Formula | None = None
-    blind_at_zero: bool = False
-
-
-PROXIES: dict[str, Proxy] = {
-    proxy.name: proxy
-    for proxy in (
-        Proxy("constant", "1: a fresh random choice at every search", "arXiv 2406.14956", "nothing"),
-        Proxy("random", "uniform, drawn once per path from the seed", "control", "nothing"),
-        Proxy("grad_norm", "sum of |G|_2 over matrices", "arXiv 2101.08134", "gradients", _norms),
-        Proxy("snip", "sum of |theta * G| over matrices", "arXiv 1810.02340", "gradients", _absolute_products, True),
-        Proxy("synflow", "sum of theta * G in the absolute network", "arXiv 2006.05467", "flow", _products, True),
-    )
-}
+FORMULAS: dict[str, Formula] = {"grad_norm": _norms, "snip": _absolute_products, "synflow": _products}
 
 
 @dataclass(frozen=True)
@@ -110,27 +81,31 @@ def score_from_means(proxy: str, paths: Mapping[str, LowRankPath], means: Sums) 
         paths: The candidates by name.
         means: What was collected for each; a path that no backward pass reached may be missing.
     """
-    row = PROXIES[proxy]
-    assert row.score is not None
+    row, formula = PROXIES[proxy], FORMULAS[proxy]
     unscored = tuple(
         name for name in paths if name in means and row.blind_at_zero and _is_zero(paths[name], means[name])
     )
     values = {
-        name: row.score(path, means[name]) if name in means else math.nan
+        name: formula(path, means[name]) if name in means else math.nan
         for name, path in paths.items()
         if name not in unscored
     }
     known = [value for value in values.values() if math.isfinite(value)]
     middle = statistics.median(known) if known else 1.0
+    checked = checked_scores(proxy, values).values | dict.fromkeys(unscored, middle)
+    return Scores({name: checked[name] for name in paths}, unscored)
+
+
+def checked_scores(proxy: str, values: Mapping[str, float]) -> Scores:
+    """Return scores in which a path without a finite one has minus infinity, so that it is chosen last; warn of it."""
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
         warnings.warn(
             f"{proxy} has no finite score for {', '.join(broken[:5])}{' and others' if len(broken) > 5 else ''}: "
             "chosen last; look for an overflow in the loss or a path that the loss does not depend on",
-            stacklevel=2,
+            stacklevel=3,
         )
-    values.update(dict.fromkeys(broken, -math.inf), **dict.fromkeys(unscored, middle))
-    return Scores({name: values[name] for name in paths}, unscored)
+    return Scores({**values, **dict.fromkeys(broken, -math.inf)})
 
 
 def _is_zero(path: LowRankPath, means: tuple[Tensor, ...]) -> bool:

@@ -19,12 +19,13 @@ from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.distributed import check_same_everywhere
 from rankwise.edits import apply_to_paths_
 from rankwise.paths.path_set import head_parameters, path_set
-from rankwise.rules.budget import resolve_budget
+from rankwise.rules.budget import resolve_budget, why_unspent
 from rankwise.rules.edits import switches
+from rankwise.rules.proxies import PROXIES
 from rankwise.rules.records import SearchRecord, searches
 from rankwise.rules.schedule import FALLBACK_EVERY, Schedule
 from rankwise.scores.probe import Autocast, Batch, ComputeLoss, model_loss, probe
-from rankwise.scores.proxies import PROXIES, Scores, score_from_means, score_without_data
+from rankwise.scores.proxies import Scores, score_from_means, score_without_data
 from rankwise.scores.recorder import StatisticRecorder
 from rankwise.scores.statistics import gradient_statistic
 from rankwise.search.listener import Listener, Training
@@ -43,6 +44,10 @@ class Allocator(Listener):
         rankwise.Allocator(model, optimizer, batches=loader, steps_per_epoch=len(loader))
         for batch in loader: ...  # as before
 
+    What is done is done: an adapter that is trained on, loaded or in a second ``trainer.train()``, keeps its history. A
+    static one that has searched does not search again; a dynamic one goes on searching, and its searches go on
+    counting.
+
     Args:
         model: A model with rankwise paths; under DDP the unwrapped one.
         optimizer: The optimizer to listen to; any that owns the paths' parameters if left out.
@@ -57,7 +62,6 @@ class Allocator(Listener):
 
     Attributes:
         step: Optimizer steps done.
-        searches: Searches done.
         begun: Whether the first forward pass has been seen, or a checkpoint loaded.
 
     Raises:
@@ -82,7 +86,6 @@ class Allocator(Listener):
         self._compute_loss = compute_loss or model_loss
         self._autocast = autocast
         self._loss_scale = loss_scale
-        self.searches = 0
         self.tap_seconds = 0.0
         config = self.config
         if not isinstance(config, HeteroLoraConfig):
@@ -94,11 +97,11 @@ class Allocator(Listener):
         if policy is None:
             raise ValueError("mode='off' has no search, so there is nothing for an Allocator to do: leave it out")
         self.policy = policy
-        probes = config.scoring == "probe" and self._needs_batches(config.proxy)
-        if probes and batches is None:
+        if self._wants_probe and config.scoring == "probe" and batches is None:
+            online = "" if config.proxy == "newton" else ", or set scoring='online'"
             raise ValueError(
                 f"scoring='probe' with proxy={config.proxy!r} needs training batches: train with transformers' "
-                "Trainer, pass rankwise.Allocator(..., batches=...), or set scoring='online'"
+                f"Trainer or pass rankwise.Allocator(..., batches=...){online}"
             )
         self.schedule = Schedule(
             mode=config.mode,
@@ -115,9 +118,22 @@ class Allocator(Listener):
 
     @classmethod
     def of(cls, model: nn.Module, adapter: str, training: Training) -> Allocator:
-        """Make one for an adapter, with what the training loop knows."""
+        """Make one for an adapter, with what the training loop knows.
+
+        Raises:
+            ValueError: The config insists on a probe, and this training can't have one.
+        """
         config = path_set(model, adapter).config
-        return cls(
+        if training.obstacle is not None and config.scoring == "probe" and cls._needs_batches(config.proxy):
+            raise ValueError(
+                f"scoring='probe' can't be had: {training.obstacle}"
+                + (
+                    ""
+                    if config.proxy == "newton"
+                    else ", and scoring='online' scores by the steps of training themselves"
+                )
+            )
+        made = cls(
             model,
             batches=partial(training.batches, config) if training.batches is not None else None,
             steps_per_epoch=training.steps_per_epoch,
@@ -127,6 +143,13 @@ class Allocator(Listener):
             loss_scale=training.loss_scale,
             adapter=adapter,
         )
+        if training.obstacle is not None and made._wants_probe:
+            logger.warning(
+                "%s, so the first search can't probe: it runs after score_batches steps and scores by the losses of "
+                "training; %s",
+                *training.obstacle.split("; ", 1),
+            )
+        return made
 
     @property
     def knows_epochs(self) -> bool:
@@ -134,15 +157,30 @@ class Allocator(Listener):
         return self.schedule.steps_per_epoch is not None or self.schedule.total_steps is not None
 
     @property
+    def searches(self) -> int:
+        """Searches done, those of earlier trainings among them."""
+        return len(searches(self.paths.history))
+
+    @property
+    def _wants_probe(self) -> bool:
+        """Whether the searches to come would probe if there were batches."""
+        return self._needs_batches(self.config.proxy) and not self.done
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to search: the one search of a static adapter has been."""
+        return self.config.final and self.searches > 0
+
+    @property
     def planned_changes(self) -> int:
         """How many searches there will be; 100 where the length of training is unknown."""
         total = self.schedule.total_steps
         if total is None:
             return 100
-        searches, step = 0, self.schedule.next_search(0)
+        count, step = 0, self._next_search(0)
         while step is not None and step < total:
-            searches, step = searches + 1, self.schedule.next_search(step + 1)
-        return searches
+            count, step = count + 1, self._next_search(step + 1)
+        return count
 
     @property
     def limit(self) -> int:
@@ -159,12 +197,11 @@ class Allocator(Listener):
 
     @staticmethod
     def _needs_batches(proxy: str) -> bool:
-        return PROXIES[proxy].needs == "gradients"
+        return PROXIES[proxy].needs in ("gradients", "curvature")
 
     def begin(self) -> None:
-        """Start a new history, search before the first step if that is due, and open the next search's window."""
+        """Search before the first step if that is due, and open the next search's window."""
         super().begin()
-        self.paths.history.clear()
         self._search_if_due()
 
     def fold(self) -> None:
@@ -179,19 +216,22 @@ class Allocator(Listener):
         self._search_if_due()
 
     def _search_if_due(self) -> None:
-        due = self.schedule.next_search(self.step)
-        if due == self.step and self._last_search_step() != self.step:
+        if self._next_search(self.step) == self.step and self._last_search_step() != self.step:
             self.search()
         self._open_window()
 
+    def _next_search(self, step: int) -> int | None:
+        return None if self.done else self.schedule.next_search(step)
+
     def _last_search_step(self) -> int | None:
-        done = searches(self.paths.history)
-        return done[-1].step if self.searches and done else None
+        """Return the step of the last search of this training."""
+        own = searches(self.paths.history[self.earlier :])
+        return own[-1].step if own else None
 
     def _open_window(self) -> StatisticRecorder | None:
         """Record the ``score_batches`` steps before the next search, where they are what it scores by."""
         proxy = self.policy.proxy_of(self.searches)
-        due = self.schedule.next_search(self.step + 1 if self._last_search_step() == self.step else self.step)
+        due = self._next_search(self.step + 1 if self._last_search_step() == self.step else self.step)
         online = self.config.scoring == "online" and self._needs_batches(proxy)
         if due is None or not online or due - self.step > self.config.score_batches:
             self.paths.session.recorder = None
@@ -244,8 +284,9 @@ class Allocator(Listener):
         apply_to_paths_(self.paths, switches(before, chosen), self.optimizer)
         record = self._record(how, scores, names, before, time.perf_counter() - began)
         self.paths.history.append(record)
-        self.searches += 1
         logger.info("search %d at step %d: %d paths on", record.search, self.step, len(names))
+        if record.unspent:
+            logger.info("search %d: %s", record.search, record.unspent)
         return record
 
     def _scores(self) -> tuple[str, Scores]:
@@ -296,9 +337,14 @@ class Allocator(Listener):
             switched_off=sorted(before - set(chosen)),
             counts={**self.paths.counts(), "head": head_parameters(self.model, self.paths)},
             budget=self.config.budget,
+            unspent=self._unspent(chosen),
             seconds=seconds,
             tap_seconds=tap_seconds,
         )
+
+    def _unspent(self, chosen: list[str]) -> str:
+        """Say what the choice leaves of the budget and why."""
+        return why_unspent(chosen, self.policy.prices(self.paths.costs()), self.limit)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a resumed search needs that is not in the adapter's tensors: counters, history, sums."""
@@ -315,7 +361,6 @@ class Allocator(Listener):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken."""
         super().load_state_dict(state)
-        self.searches = state["searches"]
         self.tap_seconds = state["tap_seconds"]
         self.paths.session.recorder = None
         recorder = self._open_window()

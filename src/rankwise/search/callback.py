@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
+from transformers.trainer_utils import has_length
 
-from rankwise.configs.heterolora import HeteroLoraConfig
-from rankwise.distributed import rank, world_size
-from rankwise.paths.path_set import PathSet, path_sets
-from rankwise.scores.probe import Batch, ComputeLoss
-from rankwise.search.checkpoint import load_search, save_search
+from rankwise.paths.path_set import PathSet, holders
+from rankwise.scores.probe import ComputeLoss
+from rankwise.search.checkpoint import STATE, load_search, save_search
 from rankwise.search.listener import Training, warn_if_idle
 from rankwise.search.listeners import make_listener
-from rankwise.seeds import stable_seed
+from rankwise.search.trainer import current_run, obstacle, probe_batches, wrap_trainer
 
-logger = logging.getLogger("rankwise")
 CLAIMS: weakref.WeakKeyDictionary[PathSet, AllocationCallback] = weakref.WeakKeyDictionary()
 
 
@@ -44,8 +39,11 @@ class AllocationCallback(TrainerCallback):
         measure: Called with the model before and after each scheduled edit of LoR2C; what it returns goes into the
             history. The model is in evaluation mode then, without gradients, and everything is put back afterwards.
 
+    A model in which several parts are adapted has a search for each; their state lies in folders by the parts' names.
+
     Raises:
-        ValueError: When training begins: the model has no rankwise paths.
+        ValueError: When training begins: the model has no rankwise paths, or it would be trained in a way that can't be
+            searched (``torch.nn.DataParallel``, DeepSpeed).
         FileNotFoundError: When training resumes: the checkpoint holds no search.
     """
 
@@ -64,13 +62,23 @@ class AllocationCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Claim the model's searches; one given by the user goes before the automatic one."""
-        if args.n_gpu > 1 and self._searchable(model):
+        searchable = self._searchable(model)
+        if searchable and (args.deepspeed or args.deepspeed_plugin):
+            raise ValueError(
+                "DeepSpeed steps parameters of its own, flattened and perhaps sharded, so a search sees neither its "
+                "steps nor keeps paths that are off still: train with DDP or FSDP2 (accelerate launch, torchrun), or "
+                "set mode='off' (LoR2C: no merges and injections)"
+            )
+        if args.n_gpu > 1 and searchable:
             raise ValueError(
                 f"{args.n_gpu} GPUs in one process would run torch.nn.DataParallel, whose replicas can't be searched: "
                 "start with accelerate launch or torchrun, or show this process one GPU"
             )
-        for paths in self._searchable(model):  # Trainer asks its own callbacks before the user's
+        run = current_run()
+        for paths in searchable:  # Trainer asks its own callbacks before the user's
             CLAIMS[paths] = self
+            if run is not None:
+                run.begin(paths)
         self._started.clear()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -83,10 +91,10 @@ class AllocationCallback(TrainerCallback):
             if (
                 listener is None or listener.automatic or not listener.knows_epochs
             ):  # one of an interrupted run is stale
-                listener = make_listener(model, paths, self._training(args, state, **kwargs))
+                listener = make_listener(model, paths, self._training(args, state, paths, **kwargs))
                 listener.automatic = True
             if state.global_step:
-                load_search(listener, self.resume_from or _checkpoint_folder(args, state, paths))
+                load_search(listener, self._resumed_from(args, state, model, paths))
             elif not listener.begun:
                 listener.begin()
 
@@ -101,7 +109,7 @@ class AllocationCallback(TrainerCallback):
         """Write the search beside the checkpoint's adapter."""
         for paths in self._claimed(model):
             if paths.session.listener is not None:
-                save_search(paths.session.listener, _checkpoint_folder(args, state, paths))
+                save_search(paths.session.listener, _checkpoint_folder(args, state, model, paths))
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Say loudly if no search ever ran, and end each search."""
@@ -112,41 +120,49 @@ class AllocationCallback(TrainerCallback):
             del CLAIMS[paths]
 
     def _searchable(self, model: Any) -> list[PathSet]:
-        try:
-            sets = path_sets(model)
-        except ValueError:
-            if self.required:
-                raise
-            return []
-        return [paths for paths in sets.values() if paths.config.acts and paths.trains]
+        found = holders(model)
+        if self.required and not found:
+            raise ValueError(
+                f"an AllocationCallback was given to a Trainer whose {type(model).__name__} has no rankwise paths; "
+                "make some with peft.get_peft_model(model, rankwise.HeteroLoraConfig(...)), or leave the callback out"
+            )
+        sets = [paths for holder in found.values() for paths in holder.rankwise_paths.values()]
+        return [paths for paths in sets if paths.config.acts and paths.trains]
 
     def _claimed(self, model: Any) -> list[PathSet]:
-        return [paths for paths, callback in list(CLAIMS.items()) if callback is self and _has(model, paths)]
+        present = _folders(model)
+        return [paths for paths, callback in list(CLAIMS.items()) if callback is self and paths in present]
 
-    def _training(self, args: Any, state: Any, *, optimizer: Any, train_dataloader: Any, **_: Any) -> Training:
+    def _training(
+        self, args: Any, state: Any, paths: PathSet, *, optimizer: Any, train_dataloader: Any, **_: Any
+    ) -> Training:
         """Gather what Trainer knows."""
-        sized = isinstance(train_dataloader, DataLoader) and hasattr(train_dataloader.dataset, "__len__")
+        reason = None
+        if paths.config.policy() is not None:
+            run = current_run()
+            labels = (run.trainer.label_names if run is not None else args.label_names) or []
+            reason = obstacle(train_dataloader, labels, own_loss=self.compute_loss is not None)
+        length = len(train_dataloader) if has_length(train_dataloader) else None
+        size = state.train_batch_size if args.auto_find_batch_size else args.per_device_train_batch_size
         scaler = getattr(optimizer, "scaler", None)  # accelerate's wrapper has one, torch's optimizers don't
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         return Training(
-            steps_per_epoch=math.ceil(len(train_dataloader) / args.gradient_accumulation_steps) if sized else None,
+            steps_per_epoch=math.ceil(length / args.gradient_accumulation_steps) if length else None,
             total_steps=state.max_steps,
-            batches=self._batches(train_dataloader, args) if sized else None,
+            batches=partial(probe_batches, train_dataloader, size) if reason is None else None,
+            obstacle=reason,
             compute_loss=self.compute_loss,
             autocast=partial(torch.autocast, args.device.type, dtype=dtype) if dtype else nullcontext,
             loss_scale=scaler.get_scale if scaler is not None else None,
             measure=self.measure,
         )
 
-    def _batches(self, dataloader: DataLoader[Any], args: Any) -> Any:
-        batches = partial(probe_batches, dataloader, args.per_device_train_batch_size)
-        if self.compute_loss is None and not _has_labels(dataloader):
-            logger.warning(
-                "the training batches have no labels that the model takes, so the first search can't probe: it runs "
-                "after score_batches steps; rankwise.AllocationCallback(compute_loss=...) makes a probe possible"
-            )
-            return None
-        return batches
+    def _resumed_from(self, args: Any, state: Any, model: Any, paths: PathSet) -> Path:
+        if self.resume_from is None:
+            return _checkpoint_folder(args, state, model, paths)
+        folder = Path(self.resume_from)
+        own = folder / _folders(model)[paths]
+        return own if (own / STATE).is_file() else folder
 
 
 class AutomaticAllocationCallback(AllocationCallback):
@@ -155,53 +171,27 @@ class AutomaticAllocationCallback(AllocationCallback):
     required = False
 
 
-def probe_batches(
-    dataloader: DataLoader[Any], batch_size: int, config: HeteroLoraConfig, search: int
-) -> Iterator[Batch]:
-    """Yield a search's probe batches, drawn by (seed, search) or always the first ones; the loader is not touched.
-
-    Each process yields its own share.
-
-    Args:
-        dataloader: The training loader, for its dataset and collator.
-        batch_size: Examples in a batch.
-        config: ``score_batches``, ``probe_data`` and ``seed``.
-        search: Number of the search.
-    """
-    dataset: Any = dataloader.dataset
-    wanted = min(len(dataset), config.score_batches * batch_size * world_size())
-    if config.probe_data == "fixed":
-        indices: Iterable[int] = range(wanted)
-    else:
-        generator = np.random.default_rng(stable_seed(config.seed, "probe", search))
-        indices = generator.permutation(len(dataset))[:wanted]
-    own = [int(index) for index in indices][rank() :: world_size()]
-    for start in range(0, len(own), batch_size):
-        yield dataloader.collate_fn([dataset[index] for index in own[start : start + batch_size]])
+def _folders(model: Any) -> dict[PathSet, Path]:
+    """Return where each search's state lies in a checkpoint: as PEFT does it, the default adapter's on top."""
+    found = holders(model)
+    return {
+        paths: Path(name if len(found) > 1 else "", "" if adapter == "default" else adapter)
+        for name, holder in found.items()
+        for adapter, paths in holder.rankwise_paths.items()
+    }
 
 
-def _has_labels(dataloader: DataLoader[Any]) -> bool:
-    with torch.random.fork_rng(devices=[]):
-        dataset: Any = dataloader.dataset
-        batch: Batch = dataloader.collate_fn([dataset[0]]) if len(dataset) else {}
-    return any(key in batch for key in ("labels", "label", "start_positions"))
-
-
-def _has(model: Any, paths: PathSet) -> bool:
-    return any(paths is own for own in path_sets(model).values())
-
-
-def _checkpoint_folder(args: Any, state: Any, paths: PathSet) -> Path:
+def _checkpoint_folder(args: Any, state: Any, model: Any, paths: PathSet) -> Path:
     """Return the folder of this step's checkpoint: where the adapter was last read or written, if that is one."""
     name = f"checkpoint-{state.global_step}"
     if paths.session.folder is not None and name in paths.session.folder.parts:
         return paths.session.folder
-    folder = Path(args.output_dir) / name
-    return folder if paths.adapter == "default" else folder / paths.adapter
+    return Path(args.output_dir) / name / _folders(model)[paths]
 
 
 def register_with_trainer() -> None:
-    """Give every Trainer made from now on an ``AutomaticAllocationCallback``, once."""
+    """Give every Trainer made from now on an ``AutomaticAllocationCallback``, and let it say that it trains, once."""
+    wrap_trainer()
     callbacks: list[type[TrainerCallback]] = DEFAULT_CALLBACKS  # type: ignore[assignment]
     if AutomaticAllocationCallback not in callbacks:
         callbacks.append(AutomaticAllocationCallback)

@@ -36,6 +36,9 @@ class Editor(Listener):
 
         rankwise.Editor(model, optimizer, steps_per_epoch=len(loader), total_steps=epochs * len(loader))
 
+    What is done is done: edits in the history of an adapter that is trained on, loaded or in a second
+    ``trainer.train()``, count; only those that are left are spread over the new training.
+
     ``torch.compile(model, fullgraph=True)`` needs one that was made before: making it is a graph break.
 
     Args:
@@ -70,11 +73,8 @@ class Editor(Listener):
                 f"adapter {self.paths.adapter!r} is a {type(config).__name__}, which has no scheduled edits: its "
                 "search is run by rankwise.Allocator; edits by hand are made by rankwise.apply_"
             )
-        self.edits_due = 0
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps or config.total_steps
-        self.schedule = EditSchedule(
-            self._length(config), config.merges, config.injections, config.edit_unit, config.separate_edits
-        )
+        self.schedule = self._schedule()
         self.listen()
         self.begun = True  # there is nothing to wait for
 
@@ -88,6 +88,17 @@ class Editor(Listener):
             measure=training.measure,
             adapter=adapter,
         )
+
+    def _schedule(self) -> EditSchedule | None:
+        """Return when the edits that an earlier training left are due; None where it left none."""
+        config, before = self.config, edits(self.paths.history[: self.earlier])
+        merges, injections = (
+            max(0, wanted - sum(record.due == kind for record in before))
+            for kind, wanted in (("merge", config.merges), ("inject", config.injections))
+        )
+        if not merges + injections:
+            return None
+        return EditSchedule(self._length(config), merges, injections, config.edit_unit, config.separate_edits)
 
     def _length(self, config: Lor2cConfig) -> int:
         """Return the length of training in the config's unit."""
@@ -114,19 +125,28 @@ class Editor(Listener):
     @property
     def planned_changes(self) -> int:
         """How many edits there will be."""
-        return int(self.config.edits)
+        return int(max(0, self.config.edits - self.edits_due))
+
+    @property
+    def edits_due(self) -> int:
+        """How many edits were due so far, those of earlier trainings among them."""
+        return len(edits(self.paths.history))
 
     def after_step(self) -> None:
         """Count the step, and edit if that is due."""
         super().after_step()
         size = 1 if self.config.edit_unit == "steps" else self.steps_per_epoch
-        assert size is not None
-        if self.step % size == 0:
+        if self.schedule is not None and size is not None and self.step % size == 0:
             merge, inject = self.schedule.due(self.step // size)
-            if merge:
+            if merge and self._left("merge"):
                 self.edit("merge")
-            if inject:  # after the merge, on new scores
+            if inject and self._left("inject"):  # after the merge, on new scores
                 self.edit("inject")
+
+    def _left(self, kind: str) -> bool:
+        """Tell whether an edit of a kind is still to be made: training may be longer than its schedule was made for."""
+        wanted: int = self.config.merges if kind == "merge" else self.config.injections
+        return sum(record.due == kind for record in edits(self.paths.history)) < wanted
 
     def edit(self, kind: str) -> EditRecord:
         """Score the paths, choose, edit, and return the record that was added to the history.
@@ -161,7 +181,6 @@ class Editor(Listener):
             measured=measured,
         )
         self.paths.history.append(record)
-        self.edits_due += 1
         logger.info("step %d: %s", self.step, ", ".join(map(repr, made)) or f"no candidate for a {kind}: skipped")
         return record
 
@@ -169,7 +188,8 @@ class Editor(Listener):
         if self._measure is None or not edits:
             return None
         with untouched(self.model), torch.no_grad():
-            return float(self._measure(self.model.eval()))
+            found = float(self._measure(self.model.eval()))
+        return found if math.isfinite(found) else None
 
     def scores(self) -> dict[str, float | None]:
         """Return the score of each ``layer`` path that trains; None where its matrix is all zero or not finite."""
@@ -179,11 +199,14 @@ class Editor(Listener):
     def _score(self, path: LowRankPath) -> float | None:
         if not all(bool(parameter.isfinite().all()) for parameter in path.parameters):
             return None
-        sigma = singular_values(path)
+        try:
+            sigma = singular_values(path)
+        except RuntimeError:  # finite factors may have a product that is not
+            return None
         if not bool(sigma.any()):
             return None
         score = tail_share(sigma, self.config.sfs_k) if self.config.metric == "sfs" else float(sigma.mean())
-        return score if math.isfinite(score) else None  # finite factors may have a product that is not
+        return score if math.isfinite(score) else None
 
     def _choose(self, kind: str, scores: dict[str, float | None]) -> list[Edit]:
         config, paths = self.config, self.paths.paths
@@ -215,7 +238,7 @@ class Editor(Listener):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken."""
         super().load_state_dict(state)
-        self.edits_due = len(edits(self.paths.history))
+        self.schedule = self._schedule()
 
     def idleness(self) -> str | None:
         """Say that edits were asked for and some never came."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 
 from rankwise.distributed import rank
 from rankwise.files import write_json_atomic, write_text_atomic
+from rankwise.method.folders import ALLOCATION, DIGESTS, digests
+from rankwise.method.structure import check_unvouched
 from rankwise.notebook import html_table
 from rankwise.paths.path_set import PathSet, path_set
 from rankwise.rules.records import HISTORY_FILE, Record, edits, from_lines, to_lines
+from rankwise.search.card import CARD, write_card
 from rankwise.search.listener import warn_if_idle
-
-ALLOCATION = "allocation.json"
 
 
 class History(list[Record]):
@@ -70,9 +72,15 @@ def before_saving(model: PeftModel, kwargs: dict[str, Any]) -> dict[str, Any]:
     A static run that has searched keeps the contributing paths only, unless told otherwise.
 
     Raises:
-        ValueError: ``enabled_only`` was asked of a model that has no rankwise paths.
+        ValueError: ``enabled_only`` was asked of a model that has no rankwise paths, or a conversion of one that has.
     """
     sets = _own(model)
+    initial = kwargs.get("path_initial_model_for_weight_conversion")
+    if initial is not None and sets:
+        raise ValueError(
+            f"path_initial_model_for_weight_conversion={initial!r} is for adapters whose start changed the base's "
+            "weights, and paths never do: leave it out (rankwise.export_lora writes plain LoRA)"
+        )
     asked = kwargs.pop("enabled_only", None)
     if asked and not sets:
         raise ValueError("enabled_only=True: this model has no rankwise paths, so all of its adapter is enabled")
@@ -97,20 +105,30 @@ def _without_idle_paths(state: dict[str, Tensor], sets: dict[str, PathSet]) -> d
     return {key: value for key, value in state.items() if not any(part in key for part in idle)}
 
 
-def after_saving(model: PeftModel, folder: str | Path) -> None:
-    """Write the history and the allocation of each saved adapter beside its tensors."""
-    for adapter, paths in _own(model).items():
+def after_saving(model: PeftModel, folder: str | Path, selected: Iterable[str] | None = None) -> None:
+    """Write the history and the allocation of each saved adapter beside its tensors.
+
+    Args:
+        model: The model.
+        folder: Where PEFT saved it.
+        selected: The adapters that it saved; all if left out.
+    """
+    saved = {adapter: paths for adapter, paths in _own(model).items() if selected is None or adapter in selected}
+    for adapter, paths in saved.items():
         place = paths.session.folder = Path(folder) if adapter == "default" else Path(folder) / adapter
         if paths.session.listener is not None and not paths.session.listener.knows_epochs:
             warn_if_idle(paths)
         warn_if_unheard(paths)
         if rank() != 0 or not place.is_dir():
             continue
-        write_json_atomic(place / ALLOCATION, {**_listed(paths), "parameters": paths.counts(), **_structure(paths)})
         if paths.history:
             write_text_atomic(place / HISTORY_FILE, to_lines(paths.history))
         else:  # another run's, left in a folder that is used again
             (place / HISTORY_FILE).unlink(missing_ok=True)
+        listed = {**_listed(paths), "parameters": paths.counts(), **_structure(paths)}
+        write_json_atomic(place / ALLOCATION, {**listed, DIGESTS: digests(place)})
+    if _own(model) and rank() == 0 and (Path(folder) / CARD).is_file():
+        write_card(Path(folder), _own(model), getattr(model.config, "num_labels", None))
 
 
 def warn_if_unheard(paths: PathSet) -> None:
@@ -149,10 +167,24 @@ def _structure(paths: PathSet) -> dict[str, Any]:
     }
 
 
-def after_loading(model: PeftModel, folder: str | Path, adapter: str) -> None:
-    """Take the history back, and remember where the adapter came from."""
+def after_loading(model: PeftModel, folder: str | Path, adapter: str, vouched: bool) -> None:
+    """Take the history back, and remember where the adapter came from.
+
+    Args:
+        model: The model.
+        folder: Where the adapter was loaded from.
+        adapter: Its name.
+        vouched: Whether digests say that it is as it was saved.
+
+    Raises:
+        ValueError: The history is damaged, or nothing vouches for weights or a structure that can hardly be meant.
+    """
     paths = _own(model).get(adapter)
-    if paths is None or not Path(folder).is_dir():
+    if paths is None:
+        return
+    if not vouched:
+        check_unvouched(paths)
+    if not Path(folder).is_dir():
         return
     paths.session.folder = Path(folder)
     file = Path(folder) / HISTORY_FILE

@@ -19,6 +19,8 @@ from rankwise.paths.path_set import PathSet, path_set
 from rankwise.rules.records import record_of
 from rankwise.scores.probe import Autocast, Batch, ComputeLoss
 
+GREEDY = {"LoraFAOptimizer"}  # optimizers that reckon with gradients without asking whether there are any
+
 
 @dataclass(frozen=True)
 class Training:
@@ -28,6 +30,7 @@ class Training:
         steps_per_epoch: Optimizer steps in an epoch.
         total_steps: Optimizer steps of the whole training.
         batches: Returns the probe batches of a search of this config, by the search's number; None without batches.
+        obstacle: Why there are none, and what would help.
         compute_loss: Called with (model, batch), for losses that the model does not compute itself.
         autocast: Makes the context of a probe's forward pass.
         loss_scale: Returns the factor that losses are scaled by.
@@ -37,6 +40,7 @@ class Training:
     steps_per_epoch: int | None = None
     total_steps: int | None = None
     batches: Callable[[Any, int], Iterable[Batch]] | None = None
+    obstacle: str | None = None
     compute_loss: ComputeLoss | None = None
     autocast: Autocast = nullcontext
     loss_scale: Callable[[], float] | None = None
@@ -55,6 +59,7 @@ class Listener:
 
     Attributes:
         step: Optimizer steps done.
+        earlier: How many records of the history an earlier training left.
         begun: Whether the first forward pass has been seen, or a checkpoint loaded.
         automatic: Whether a callback made it, for one run of a Trainer.
     """
@@ -66,6 +71,7 @@ class Listener:
         self._model = weakref.ref(model)
         self._optimizer = weakref.ref(optimizer) if optimizer is not None else None
         self.step = 0
+        self.earlier = len(self.paths.history)
         self.begun = False
 
     @classmethod
@@ -99,10 +105,14 @@ class Listener:
 
     @property
     def model(self) -> nn.Module:
-        """The model."""
+        """The model: what is called with a batch, of which the adapted one may be a part."""
         model = self._model()
         assert model is not None
         return model
+
+    @model.setter
+    def model(self, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -110,14 +120,14 @@ class Listener:
         return self._optimizer() if self._optimizer is not None else None
 
     def owns(self, optimizer: Optimizer) -> bool:
-        """Tell whether an optimizer is the one whose steps count: it holds the first path's ``A``.
+        """Tell whether an optimizer is the one whose steps count: it holds the first trainable parameter of a path.
 
         Sharding replaces parameters, so the model's current one is looked for at each step.
         """
         if not self.paths.present:
             self.close()
             return False
-        first = self.paths.resident[0].lora_A
+        first = self.paths.first_trainable
         return any(parameter is first for group in optimizer.param_groups for parameter in group["params"])
 
     def begin(self) -> None:
@@ -129,9 +139,19 @@ class Listener:
 
         Where gradients are reduced over processes, a path that is off may have got one, and a gradient of zeros would
         still let momentum and weight decay move it.
+
+        Raises:
+            ValueError: The optimizer needs a gradient of every parameter.
         """
         self._optimizer = weakref.ref(optimizer)
-        for parameter in self.paths.idle_parameters():
+        idle = self.paths.idle_parameters()
+        if idle and any(cls.__name__ in GREEDY for cls in type(optimizer).__mro__):
+            raise ValueError(
+                f"{type(optimizer).__name__} needs gradients of all paths, and those that are off have none: to train "
+                "lora_B alone, freeze every lora_A by hand (path.lora_A.requires_grad_(False)) and use another "
+                "optimizer, such as torch.optim.AdamW; or set mode='off'"
+            )
+        for parameter in idle:
             parameter.grad = None
         self.fold()
 
@@ -150,6 +170,7 @@ class Listener:
         """Return what a resumed training needs that is not in the adapter's tensors."""
         return {
             "step": self.step,
+            "earlier": self.earlier,
             "tap_seconds": 0.0,
             "history": [record.to_dict() for record in self.paths.history],
             "sums": {},
@@ -157,7 +178,7 @@ class Listener:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken."""
-        self.step = state["step"]
+        self.step, self.earlier = state["step"], state.get("earlier", 0)  # version 0.1 wrote none
         self.paths.history[:] = map(record_of, state["history"])
         self.begun = True
 

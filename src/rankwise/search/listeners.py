@@ -7,7 +7,7 @@ from torch import nn
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.configs.lor2c import Lor2cConfig
 from rankwise.configs.path import PathConfig
-from rankwise.paths.path_set import PathSet
+from rankwise.paths.path_set import PathSet, holders
 from rankwise.search.allocator import Allocator
 from rankwise.search.editor import Editor
 from rankwise.search.listener import Listener, Training
@@ -19,11 +19,13 @@ def make_listener(model: nn.Module, paths: PathSet, training: Training | None = 
     """Make what a path set needs: a search, scheduled edits, or just something that keeps idle paths still.
 
     Args:
-        model: The model.
+        model: The model as it is trained, of which the adapted one may be a part.
         paths: One adapter's paths.
         training: What the training loop knows; None where nothing but its optimizer steps can be seen.
     """
     acting = next(made for cls, made in LISTENERS.items() if isinstance(paths.config, cls))
-    made = (acting if paths.config.acts else Listener).of(model, paths.adapter, training or Training())
+    holder = next(each for each in holders(model).values() if paths in each.rankwise_paths.values())
+    made = (acting if paths.config.acts else Listener).of(holder, paths.adapter, training or Training())
+    made.model = model
     made.listen()
     return made

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from rankwise.paths.driver import install
-from rankwise.paths.path_set import PathSet, path_sets
+from rankwise.paths.path_set import PathSet, holders, path_sets
 from rankwise.search.listener import warn_if_idle
 from rankwise.search.listeners import make_listener
 
@@ -96,7 +96,10 @@ def detach(model: nn.Module) -> None:
     Raises:
         ValueError: The model has no rankwise paths.
     """
-    for paths in path_sets(model).values():
+    found = holders(model)
+    if not found:
+        path_sets(model)  # says that there are none
+    for paths in [each for holder in found.values() for each in holder.rankwise_paths.values()]:
         paths.session.detached = True
         if paths.session.listener is not None:
             paths.session.listener.close()

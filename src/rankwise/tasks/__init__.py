@@ -5,10 +5,13 @@ from rankwise.tasks.encode import IGNORED
 from rankwise.tasks.labels import LABELS
 from rankwise.tasks.load import load_docstrings, load_task
 from rankwise.tasks.losses import choice_loss
-from rankwise.tasks.registry import INSTRUCTION, TASKS, Task
+from rankwise.tasks.packing import check_packing
+from rankwise.tasks.registry import ANSWERS, CHAT, INSTRUCTION, TASKS, Task
 from rankwise.tasks.spec import DataSpec
 
 __all__ = [
+    "ANSWERS",
+    "CHAT",
     "IGNORED",
     "INSTRUCTION",
     "LABELS",
@@ -16,6 +19,7 @@ __all__ = [
     "DataSpec",
     "Task",
     "TaskData",
+    "check_packing",
     "choice_loss",
     "load_docstrings",
     "load_task",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -26,9 +27,16 @@ from rankwise.tasks.losses import (
     token_sums,
 )
 from rankwise.tasks.metrics import SMALLER_IS_BETTER, compute_metrics
-from rankwise.tasks.registry import Task
+from rankwise.tasks.packing import LENGTHS, PackedCollator
+from rankwise.tasks.registry import ANSWERS, Task
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"choice": choice_loss, "regression": regression_loss}
+
+
+def _lengths(rows: Dataset) -> list[int]:
+    """Return the lengths of all sequences; a choice has several in a row."""
+    ids = rows["input_ids"]
+    return [len(each) for row in ids for each in (row if isinstance(row[0], list) else [row])]
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,8 @@ class TaskData:
         extra: Further splits to report, by name.
         truncated: For each split, how many sequences were cut at the greatest length.
         dropped: For each split, how many examples had no token to learn left.
+        cut_answers: For each split, how many answers lost a part.
+        missing: For each file or split read, how many rows lacked a text or a label and were left out.
     """
 
     task: Task
@@ -56,6 +66,8 @@ class TaskData:
     extra: Mapping[str, Dataset]
     truncated: Mapping[str, int]
     dropped: Mapping[str, int]
+    cut_answers: Mapping[str, int] = field(default_factory=dict)
+    missing: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -93,6 +105,39 @@ class TaskData:
         return self.headline not in SMALLER_IS_BETTER
 
     @property
+    def learns_answers(self) -> bool:
+        """Whether it is answers to prompts that are learned."""
+        return self.task.name in ANSWERS
+
+    @property
+    def packed(self) -> bool:
+        """Whether several training rows share a sequence."""
+        return LENGTHS in self.train.column_names
+
+    @property
+    def splits(self) -> dict[str, Dataset]:
+        """Every split there is, by name."""
+        named = {"train": self.train, "dev": self.dev, "validation": self.validation, "test": self.test}
+        return {name: rows for name, rows in {**named, **self.extra}.items() if rows is not None}
+
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """Return for each split its rows, the lengths of its sequences, and what of it was cut or left out."""
+        return {name: self._count(name, rows) for name, rows in self.splits.items()}
+
+    def _count(self, name: str, rows: Dataset) -> dict[str, Any]:
+        lengths = sorted(_lengths(rows))
+        found: dict[str, Any] = {
+            "rows": len(rows),
+            "tokens": {"median": lengths[len(lengths) // 2], "longest": lengths[-1]},
+        }
+        for what in ("truncated", "cut_answers", "dropped", "missing"):
+            found[what] = getattr(self, what).get(name, 0)
+        if self.kind == "classification" and LABELS in rows.column_names:
+            numbers = Counter(rows[LABELS])
+            found["labels"] = {label: numbers[number] for number, label in enumerate(self.label_names)}
+        return found
+
+    @property
     def task_type(self) -> Literal["SEQ_CLS", "CAUSAL_LM"]:
         """PEFT's word for the kind of model."""
         return "CAUSAL_LM" if self.kind == "causal" else "SEQ_CLS"
@@ -114,6 +159,8 @@ class TaskData:
         """Pads a batch to its longest sequence."""
         if self.kind == "choice":
             return ChoiceCollator(self.tokenizer)
+        if self.packed:
+            return PackedCollator(self.tokenizer)
         return (DataCollatorForSeq2Seq if self.kind == "causal" else DataCollatorWithPadding)(self.tokenizer)
 
     @property

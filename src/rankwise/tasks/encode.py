@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rankwise.tasks.labels import LABELS
 from rankwise.tasks.read import quiet
-from rankwise.tasks.registry import Task
+from rankwise.tasks.registry import CHAT, Task
 
 IGNORED = -100  # a label that no loss counts
 LONGEST = 512
@@ -32,11 +32,19 @@ Batch = dict[str, list[Any]]
 
 
 class Encoded(NamedTuple):
-    """Rows of token ids; how many were cut at the greatest length, how many were left out with no token to learn."""
+    """Rows of token ids, and how many did not come through whole.
+
+    Args:
+        rows: The rows.
+        truncated: Cut at the greatest length.
+        dropped: Left out, with no token to learn.
+        cut_answers: Of the truncated ones that stayed, those that lost a part of what is to be learned.
+    """
 
     rows: Dataset
     truncated: int
     dropped: int
+    cut_answers: int = 0
 
 
 def with_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -87,6 +95,8 @@ def encode(
         "choice": choices,
         "causal": instructions,
     }
+    if task.name == CHAT:
+        encoders["causal"] = _chats(tokenizer, max_length, train_on_prompt, rows.column_names)
     unused = [column for column in rows.column_names if column != LABELS]
     with quiet():
         encoded = rows.map(encoders[task.kind], batched=True, remove_columns=unused, keep_in_memory=True)
@@ -96,7 +106,7 @@ def encode(
             return Encoded(encoded, truncated, 0)
         learnable = [any(label != IGNORED for label in labels) for labels in encoded[LABELS]]
         kept = encoded.select([row for row, learned in enumerate(learnable) if learned])
-    return Encoded(kept, truncated, len(encoded) - len(kept))
+    return Encoded(kept, truncated, len(encoded) - len(kept), truncated - (len(encoded) - len(kept)))
 
 
 def cut_into_blocks(documents: Dataset, column: str, tokenizer: PreTrainedTokenizerBase, *, block_size: int) -> Dataset:
@@ -140,7 +150,8 @@ def _choices(batch: Batch, tokenizer: PreTrainedTokenizerBase, max_length: int) 
 def _instructions(batch: Batch, tokenizer: PreTrainedTokenizerBase, max_length: int, train_on_prompt: bool) -> Batch:
     if not tokenizer.is_fast:
         raise ValueError("task='instruction' needs a fast tokenizer: it tells the answer's tokens by their offsets")
-    prompts = [prompt_of(*row) for row in zip(batch["instruction"], batch["input"], strict=True)]
+    contexts = batch.get("input") or [None] * len(batch["instruction"])
+    prompts = [prompt_of(*row) for row in zip(batch["instruction"], contexts, strict=True)]
     texts = [prompt + answer for prompt, answer in zip(prompts, batch["output"], strict=True)]
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     opening = _opening(tokenizer)
@@ -157,9 +168,36 @@ def _instructions(batch: Batch, tokenizer: PreTrainedTokenizerBase, max_length: 
     return result
 
 
+def _chats(
+    tokenizer: PreTrainedTokenizerBase, max_length: int, train_on_prompt: bool, columns: list[str]
+) -> Callable[[Batch], Batch]:
+    from rankwise.tasks.chat import COMPLETION, MESSAGES, PROMPT, TOOLS, chat_ids, training_template
+
+    form = (MESSAGES,) if MESSAGES in columns else (PROMPT, COMPLETION)
+    used = [column for column in (*form, TOOLS) if column in columns]
+    template: list[str | None] = []  # worked out with the first conversation; plain texts need none
+
+    def encode_chats(batch: Batch) -> Batch:
+        result: Batch = {"input_ids": [], LABELS: [], "truncated": []}
+        for values in zip(*(batch[column] for column in used), strict=True):
+            row = dict(zip(used, values, strict=True))
+            if not template and not isinstance(row[form[0]], str):
+                template.append(training_template(tokenizer, form))
+            ids, learned = chat_ids(row, tokenizer, template[0] if template else None)
+            labels = [
+                token if counts or train_on_prompt else IGNORED for token, counts in zip(ids, learned, strict=True)
+            ]
+            result["input_ids"].append(ids[:max_length])
+            result[LABELS].append([IGNORED, *labels[1:max_length]])
+            result["truncated"].append(int(len(ids) > max_length))
+        return result
+
+    return encode_chats
+
+
 def prompt_of(instruction: str, context: str | None = None) -> str:
     """Return the Alpaca prompt: what the model reads before it answers; ``context`` is the column ``input``."""
-    if context:
+    if context and context.strip():
         return PROMPT_WITH_INPUT.format(instruction=instruction, input=context)
     return PROMPT.format(instruction=instruction)
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from rankwise.tasks.data import TaskData
 from rankwise.tasks.docstrings import Docstring, find_docstrings, split_docstrings
 from rankwise.tasks.encode import Encoded, cut_into_blocks, encode, longest, with_pad_token
-from rankwise.tasks.labels import LABELS, add_labels, describe_files
-from rankwise.tasks.read import Source, check_column, check_texts, read_splits
-from rankwise.tasks.registry import INSTRUCTION, TASKS, Task
+from rankwise.tasks.labels import LABELS, add_labels, describe_files, is_hidden
+from rankwise.tasks.missing import Missing, without_missing
+from rankwise.tasks.packing import pack
+from rankwise.tasks.read import Source, read_splits
+from rankwise.tasks.registry import ANSWERS, CHAT, INSTRUCTION, TASKS, Task
 from rankwise.tasks.spec import DataSpec
 from rankwise.tasks.split import carve_dev, sample
+
+CUT_ANSWERS = 0.1  # the share of answers that may be cut without asking
 
 
 def load_task(spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> TaskData:
@@ -30,10 +37,11 @@ def load_task(spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> TaskData:
         return _label_docstrings(splits, spec, tokenizer)
     known = TASKS[spec.task] if spec.task else None
     sources = read_splits(spec, known)
-    task = known or describe_files(spec, sources["train"])
+    whole = {split: _complete(source, split, known, spec) for split, source in sources.items()}
+    task = known or describe_files(spec, whole["train"][0])
     tokenizer = with_pad_token(tokenizer)
-    rows = {split: _prepare(source, split, task, spec, tokenizer) for split, source in sources.items()}
-    return _assemble(rows, task, spec, tokenizer)
+    rows = {split: _prepare(source, split, task, spec, tokenizer) for split, (source, _) in whole.items()}
+    return _assemble(rows, task, spec, tokenizer, missing={split: lost for split, (_, lost) in whole.items()})
 
 
 def load_docstrings(
@@ -81,21 +89,44 @@ def _as_rows(docstrings: list[Docstring]) -> Dataset:
     )
 
 
+def _complete(source: Source, split: str, known: Task | None, spec: DataSpec) -> tuple[Source, int]:
+    """Return the rows of a split that have their texts and labels, and how many had not."""
+    rule: Missing = spec.missing or ("keep" if known and known.keeps_empty else "refuse")
+    if known is None:
+        hidden = split == "test" and is_hidden(source, spec.label_column)
+        labels = () if hidden else (spec.label_column or "",)
+        return without_missing(source, spec.text_columns, labels, missing=rule)
+    if known.name == CHAT:
+        from rankwise.tasks.chat import chat_columns, check_chats
+
+        if rule == "drop":
+            source, lost = without_missing(source, (), chat_columns(source), missing="drop")
+        else:
+            lost = 0
+        check_chats(source)
+        return source, lost
+    texts = {INSTRUCTION: ("instruction", "output"), "text": (*spec.text_columns, "text")[:1]}
+    return without_missing(source, texts.get(known.name, known.columns), missing=rule)
+
+
 def _prepare(source: Source, split: str, task: Task, spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Check a split and bring its labels, or for plain text its blocks, into the form that is split and sampled."""
-    if task.name == INSTRUCTION:
-        check_texts(source, ("instruction", "output"))
-        check_column(source, "input")
+    """Bring a split's labels, or for plain text its blocks, into the form that is split and sampled."""
+    if task.name in ANSWERS:
         return source.rows
     if task.name == "text":
         column = (*spec.text_columns, "text")[0]
-        check_texts(source, (column,))
         return cut_into_blocks(source.rows, column, tokenizer, block_size=longest(tokenizer, spec.block_size))
-    check_texts(source, task.columns)
     return add_labels(source, task, optional=split == "test")
 
 
-def _assemble(rows: dict[str, Dataset], task: Task, spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> TaskData:
+def _assemble(
+    rows: dict[str, Dataset],
+    task: Task,
+    spec: DataSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    missing: Mapping[str, int] | None = None,
+) -> TaskData:
     if "dev" not in rows:
         stratify = task.kind in ("classification", "choice")
         rows["train"], dev = carve_dev(
@@ -109,6 +140,9 @@ def _assemble(rows: dict[str, Dataset], task: Task, spec: DataSpec, tokenizer: P
                 f"split {split!r} is empty: all {part.dropped} examples lost their answer at "
                 f"max_length={longest(tokenizer, spec.max_length)}: raise it"
             )
+        _check_answers(part, split, spec, longest(tokenizer, spec.max_length))
+    if spec.packing:
+        encoded["train"] = pack(encoded["train"], longest(tokenizer, spec.max_length))
     return TaskData(
         task=task,
         tokenizer=tokenizer,
@@ -119,6 +153,26 @@ def _assemble(rows: dict[str, Dataset], task: Task, spec: DataSpec, tokenizer: P
         extra={name: encoded[name].rows for name in task.extra if name in encoded},
         truncated={split: part.truncated for split, part in encoded.items()},
         dropped={split: part.dropped for split, part in encoded.items()},
+        cut_answers={split: part.cut_answers for split, part in encoded.items()},
+        missing=missing or {},
+    )
+
+
+def _check_answers(part: Encoded, split: str, spec: DataSpec, max_length: int) -> None:
+    """Warn where answers lost a part at the greatest length, refuse where more than a tenth of them did."""
+    lost, rows = part.cut_answers + part.dropped, len(part.rows) + part.dropped
+    if not lost:
+        return
+    said = (
+        f"split {split!r}: {part.cut_answers:,} of {rows:,} answers are cut at max_length={max_length} and "
+        f"{part.dropped:,} are lost whole ({lost / rows:.1%})"
+    )
+    if lost > CUT_ANSWERS * rows and not spec.allow_cut_answers:
+        raise ValueError(
+            f"{said}: raise data.max_length, or say data.allow_cut_answers: true to train on what is left of them"
+        )
+    warnings.warn(
+        f"{said}: the model learns to stop nowhere in those; a larger data.max_length avoids it", stacklevel=2
     )
 
 

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import datasets
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 
 from rankwise.errors import nearest
+from rankwise.tasks.parse import GZIP, SUFFIXES, parse_file
 from rankwise.tasks.registry import Task
 from rankwise.tasks.spec import DataSpec
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
-
 
 class Source(NamedTuple):
-    """A split as it was found, and the words an error names it by."""
+    """A split as it was found, the words an error names it by, and the rows' numbers there where some were left out."""
 
     rows: Dataset
     where: str
+    numbers: Sequence[int] | None = None
+
+    def number(self, row: int) -> int:
+        """Return the number, from 1, that the file has for a row."""
+        return row + 1 if self.numbers is None else self.numbers[row]
 
 
 def read_splits(spec: DataSpec, task: Task | None) -> dict[str, Source]:
@@ -39,15 +39,25 @@ def read_splits(spec: DataSpec, task: Task | None) -> dict[str, Source]:
     """
     if spec.train_file:
         named = {"train": spec.train_file, "validation": spec.validation_file, "test": spec.test_file}
-        return {split: read_file(file) for split, file in named.items() if file}
+        return {split: _read(file, spec) for split, file in named.items() if file}
+    if spec.dataset:
+        return _read_dataset(spec)
     assert task is not None
     if spec.data_dir:
-        return _read_folder(spec.data_dir, task)
+        return _read_folder(spec, task)
     return _read_hub(task)
 
 
-def read_file(path: str | Path) -> Source:
+def read_file(
+    path: str | Path, *, texts: Sequence[str] = (), encoding: str | None = None, delimiter: str | None = None
+) -> Source:
     """Read one file into a table in memory, whatever its suffix among ``SUFFIXES``; ``.txt`` is one row ``text``.
+
+    Args:
+        path: The file; text formats may be compressed (``.gz``).
+        texts: Columns of a CSV that hold text, whatever it looks like.
+        encoding: Of a text file; by default what its byte order mark says, else UTF-8.
+        delimiter: Of a CSV; by default the one its header has.
 
     Raises:
         ValueError: The file isn't there, has another suffix, can't be parsed or has no rows.
@@ -56,29 +66,12 @@ def read_file(path: str | Path) -> Source:
     if not file.is_file():
         siblings = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
         raise ValueError(f"no file {file}{nearest(file.name, siblings)}")
-    if file.suffix not in SUFFIXES:
-        raise ValueError(f"{file}: suffix {file.suffix!r} is not one of {', '.join(SUFFIXES)}")
+    table = parse_file(file, texts=texts, encoding=encoding, delimiter=delimiter)
     try:
-        rows = Dataset(_parse(file))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeDecodeError) as error:
+        rows = Dataset(table)
+    except (pa.ArrowException, TypeError, ValueError) as error:  # a type that datasets can't hold
         raise ValueError(f"{file}: {error}") from error
     return _not_empty(Source(rows, str(file)))
-
-
-def check_texts(source: Source, columns: Sequence[str]) -> None:
-    """Raise unless every one of the columns exists and holds text in every row.
-
-    Raises:
-        ValueError: A column is missing (with the columns there are), or a value is no text.
-    """
-    for column in columns:
-        check_column(source, column)
-        values = source.rows.data.column(column)
-        if values.null_count:
-            row = pc.index(pc.is_null(values), True).as_py()
-            raise ValueError(f"{source.where}, row {row + 1}: column {column!r} has no text")
-        if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-            raise ValueError(f"{source.where}: column {column!r} holds {values.type}, not text")
 
 
 def check_column(source: Source, column: str) -> None:
@@ -102,7 +95,13 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _read_folder(data_dir: Path, task: Task) -> dict[str, Source]:
+def _read(file: Path, spec: DataSpec) -> Source:
+    return read_file(file, texts=spec.texts, encoding=spec.encoding, delimiter=spec.delimiter)
+
+
+def _read_folder(spec: DataSpec, task: Task) -> dict[str, Source]:
+    assert spec.data_dir is not None
+    data_dir = spec.data_dir
     folder = data_dir / task.name
     if not folder.is_dir():
         there = sorted(entry.name for entry in data_dir.iterdir() if entry.is_dir()) if data_dir.is_dir() else []
@@ -113,10 +112,11 @@ def _read_folder(data_dir: Path, task: Task) -> dict[str, Source]:
     splits: dict[str, Source] = {}
     for split in ("train", "validation", "test", *task.extra):
         names = dict.fromkeys((split, task.splits.get(split, split)))
-        files = [folder / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
+        endings = [*SUFFIXES, *(suffix + GZIP for suffix in SUFFIXES)]
+        files = [folder / f"{name}{suffix}" for name in names for suffix in endings]
         found = next((file for file in files if file.is_file()), None)
         if found:
-            splits[split] = read_file(found)
+            splits[split] = _read(found, spec)
     if "train" not in splits:
         raise ValueError(f"{folder} has no train.jsonl (nor another of {', '.join(SUFFIXES)})")
     return splits
@@ -135,54 +135,39 @@ def _read_hub(task: Task) -> dict[str, Source]:
     return splits
 
 
-def _parse(file: Path) -> pa.Table:
-    if file.suffix == ".parquet":
-        return pa.parquet.read_table(file)
-    if file.suffix in (".csv", ".tsv"):
-        options = pa.csv.ParseOptions(delimiter="," if file.suffix == ".csv" else "\t", newlines_in_values=True)
-        empty_alone_is_null = pa.csv.ConvertOptions(null_values=[""])  # a text may read "null" or "NA"
-        return pa.csv.read_csv(file, parse_options=options, convert_options=empty_alone_is_null)
-    if file.suffix == ".txt":
-        text = file.read_text(encoding="utf-8")
-        return pa.table({"text": [text] if text.strip() else pa.array([], pa.string())})
-    if file.suffix == ".json":
-        return _table(_parse_json(file), file)
-    return _table(list(_parse_lines(file)), file)
-
-
-def _parse_json(file: Path) -> list[Any]:
+def _read_dataset(spec: DataSpec) -> dict[str, Source]:
+    """Read a dataset of the hub, or a folder that ``datasets`` understands, by the splits that the spec names."""
+    assert spec.dataset is not None
+    what = f"{spec.dataset}{f' {spec.config}' if spec.config else ''}"
+    splits: dict[str, Source] = {}
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}, line {error.lineno}: not JSON ({error.msg})") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{file} holds a JSON {type(rows).__name__}, not a list of objects: for JSON lines use .jsonl")
+        with quiet():
+            present = datasets.get_dataset_split_names(spec.dataset, spec.config)
+            for split in ("train", "validation", "test"):
+                name = spec.splits.get(split, split)
+                if name.partition("[")[0] in present:
+                    rows = datasets.load_dataset(spec.dataset, spec.config, split=name)
+                    splits[split] = _not_empty(Source(_named_classes(rows), f"{what}, split {name}"))
+                elif split in spec.splits or split == "train":
+                    raise ValueError(
+                        f"{what} has no split {name!r}{nearest(name, present)}; it has {', '.join(present)}: say which "
+                        f"one in data.splits: {{{split}: ...}}"
+                    )
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"data.dataset={spec.dataset!r} can't be loaded: {' '.join(str(error).split())[:300]}: check its id on the "
+            "hub, the network and, for a gated one, the login"
+        ) from error
+    return splits
+
+
+def _named_classes(rows: Dataset) -> Dataset:
+    """Return the rows with the names of classes in place of their numbers."""
+    for column, feature in rows.features.items():
+        if isinstance(feature, ClassLabel):
+            names = [None if n is None or n < 0 else feature.int2str(n) for n in rows.data.column(column).to_pylist()]
+            rows = rows.remove_columns(column).add_column(column, names)
     return rows
-
-
-def _parse_lines(file: Path) -> Iterator[Any]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{file}, line {number}: not JSON ({error.msg}): {line.strip()[:60]!r}") from error
-
-
-def _table(rows: list[Any], file: Path) -> pa.Table:
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{file}, row {number} holds {row!r:.60}, not an object with columns")
-    columns = dict.fromkeys(column for row in rows for column in row)
-    return pa.table({column: _array([row.get(column) for row in rows], column) for column in columns})
-
-
-def _array(values: list[Any], column: str) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise pa.ArrowInvalid(f"column {column!r} mixes types: {error}") from error
 
 
 def _not_empty(source: Source) -> Source:

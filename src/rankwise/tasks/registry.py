@@ -13,6 +13,8 @@ from rankwise.tasks.docstrings import GROUPS
 Kind = Literal["classification", "regression", "choice", "causal"]
 
 INSTRUCTION = "instruction"
+CHAT = "chat"
+ANSWERS = (INSTRUCTION, CHAT)  # what learns answers to prompts
 GLUE = "Wang et al., GLUE, arXiv 1804.07461"
 SUPERGLUE = "Wang et al., SuperGLUE, arXiv 1905.00537"
 
@@ -33,6 +35,7 @@ class Task:
         label_range: The smallest and largest value of a regression's label.
         splits: The name of a split in the data where it differs from the one used here.
         extra: Splits that are reported beside ``validation``.
+        keeps_empty: Whether its rows count although a text is empty: QQP has such questions.
     """
 
     name: str
@@ -46,10 +49,14 @@ class Task:
     label_range: tuple[float, float] | None = None
     splits: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     extra: tuple[str, ...] = ()
+    keeps_empty: bool = False
 
 
-def _glue(name: str, columns: tuple[str, ...], labels: tuple[str, ...], *metrics: str) -> Task:
-    return Task(name, "classification", columns, "label", labels, metrics, GLUE, hub=("nyu-mll/glue", name))
+def _glue(
+    name: str, columns: tuple[str, ...], labels: tuple[str, ...], *metrics: str, keeps_empty: bool = False
+) -> Task:
+    hub = ("nyu-mll/glue", name)
+    return Task(name, "classification", columns, "label", labels, metrics, GLUE, hub=hub, keeps_empty=keeps_empty)
 
 
 def _superglue(name: str, kind: Kind, columns: tuple[str, ...], labels: tuple[str, ...], *metrics: str) -> Task:
@@ -73,7 +80,7 @@ _TASKS = (
         label_range=(0.0, 5.0),
     ),
     _glue("qnli", ("question", "sentence"), ("entailment", "not_entailment"), "accuracy"),
-    _glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), "accuracy", "f1"),
+    _glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), "accuracy", "f1", keeps_empty=True),
     Task(
         name="mnli",
         kind="classification",
@@ -105,6 +112,15 @@ _TASKS = (
         label_names=(),
         metrics=("loss", "perplexity"),
         reference="Taori et al., Stanford Alpaca, 2023",
+    ),
+    Task(
+        name=CHAT,
+        kind="causal",
+        columns=("messages",),
+        label=None,
+        label_names=(),
+        metrics=("loss", "perplexity"),
+        reference="conversations as TRL has them: messages, or prompt and completion, with tools",
     ),
     Task(
         name="text",

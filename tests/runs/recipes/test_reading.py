@@ -68,3 +68,33 @@ def test_overrides_that_lead_nowhere_are_refused(override: str, words: str) -> N
 def test_merging_and_flattening() -> None:
     assert merged({"a": {"b": 1}, "c": 2}, {"a": 3}) == {"a": 3, "c": 2}
     assert flat({"a": {"b": 1, "e": {}}, "c": [2]}) == {"a.b": 1, "a.e": {}, "c": [2]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3\n", r"key 'a' stands twice \(first in line 1\): keep one of them .*line 3"),
+        ("s:\n  a: 1\n  a: 2\n", r"key 'a' stands twice .*line 3"),
+        ("x: 1\nd: 2020-13-45\n", r"'2020-13-45' can't be read as timestamp: .*quote it.*line 2"),
+        ('n: !!int ""\n', r"'' can't be read as int: .*line 1"),
+        ("n: !!float abc\n", r"'abc' can't be read as float.*line 1"),
+        ("n: !!bool maybe\n", r"'maybe' can't be read as bool.*line 1"),
+        ("[" * 3000, r"nested too deeply"),
+        ("n: !other 1\n", r"line 1"),
+    ],
+)
+def test_bad_yaml_says_where(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"a\.yaml is not valid YAML: .*{message}"):
+        read_yaml(tmp_path / "a.yaml")
+
+
+def test_a_recipe_is_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes("a: é\n".encode("utf-8-sig"))
+    assert read_yaml(tmp_path / "a.yaml") == {"a": "é"}
+    (tmp_path / "a.yaml").write_bytes("a: é\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"a\.yaml, line 1: .*UTF-16: save it as UTF-8"):
+        read_yaml(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_bytes("b: 1\na: é\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a\.yaml, line 2: .*not \(byte 0xe9\)"):
+        read_yaml(tmp_path / "a.yaml")

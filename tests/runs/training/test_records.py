@@ -6,16 +6,17 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rankwise.report import read_history
 from rankwise.rules.records import SearchRecord
-from rankwise.runs.training.records import Clock, HistoryFile, seconds_before
+from rankwise.runs.checkpoints import seconds_before
+from rankwise.runs.training.records import HistoryFile, Saved
 
 
 def test_seconds_go_on_after_an_interruption(tmp_path: Path) -> None:
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     state, control = TrainerState(global_step=4), TrainerControl()
     (tmp_path / "checkpoint-4").mkdir()
-    clock = Clock(before=100.0)
-    clock.on_train_begin(arguments, state, control)
-    clock.on_save(arguments, state, control)
+    saved = Saved(before=100.0)
+    saved.on_train_begin(arguments, state, control)
+    saved.on_save(arguments, state, control)
     assert 100.0 <= seconds_before(tmp_path / "checkpoint-4") < 101.0
     assert seconds_before(None) == 0.0
 

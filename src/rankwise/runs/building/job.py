@@ -21,10 +21,12 @@ from rankwise.runs.building.best_checkpoint import after_edits, after_pruning
 from rankwise.runs.building.edit_loss import edit_loss
 from rankwise.runs.building.models import adapt, load_base, load_tokenizer
 from rankwise.runs.building.rates import with_head_rate
+from rankwise.runs.building.saving import with_whole_checkpoints
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.methods import WITH_PATHS
 from rankwise.runs.recipes.recipe import Recipe
-from rankwise.tasks import INSTRUCTION, TaskData, choice_loss, load_task
+from rankwise.scores.probe import model_loss
+from rankwise.tasks import TaskData, check_packing, choice_loss, load_task
 
 FIELDS = {field.name for field in fields(TrainingArguments)}
 CHECKPOINTING = "activation_checkpointing"  # transformers' name for it
@@ -89,6 +91,9 @@ def build(recipe: Recipe, data: TaskData | None = None) -> Job:
     data = data or load_task(recipe.data, load_tokenizer(recipe.model))
     set_seed(recipe.seed)  # the head's values must not depend on what loading the data drew
     model = load_base(recipe, task_type=data.task_type, arguments=data.model_arguments())
+    if data.packed:
+        check_packing(model, len(data.tokenizer))
+        model.config.use_cache = False  # with a cache, transformers takes the rows of a sequence for one
     return Job(recipe, data, adapt(model, recipe, data.task_type))
 
 
@@ -103,8 +108,7 @@ def training_arguments(recipe: Recipe, data: TaskData, output: Path) -> Training
     given: dict[str, Any] = {name: getattr(training, key) for key, name in SAME.items()}
     given |= {
         "output_dir": str(output),
-        # Trainer would take a limit of 1 for the best one alone, and nothing could be resumed from the newest.
-        "save_total_limit": None if training.keep_checkpoints is None else max(2, training.keep_checkpoints),
+        "save_total_limit": None,  # Trainer deletes old ones before the new one is complete: see runs.checkpoints
         "seed": recipe.seed,
         "eval_strategy": rhythm,
         "save_strategy": "epoch" if rhythm == "no" else rhythm,
@@ -118,7 +122,7 @@ def training_arguments(recipe: Recipe, data: TaskData, output: Path) -> Training
     if training.every is not None:
         given |= {"eval_steps": training.every, "save_steps": training.every}
     check_extra(training.extra, given)
-    if data.name == INSTRUCTION:
+    if data.learns_answers:
         from rankwise.runs.building.instruction import instruction_arguments
 
         return instruction_arguments(**given, **training.extra)
@@ -158,7 +162,7 @@ def causal_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int |
 
 def trainer_class(job: Job) -> type[Trainer]:
     """Return what trains on the job's data: TRL's trainer for instructions; importing it is what takes time."""
-    if job.data.name != INSTRUCTION:
+    if not job.data.learns_answers:
         return Trainer
     from rankwise.runs.building.instruction import InstructionTrainer, with_penalty
 
@@ -171,7 +175,7 @@ def method_callbacks(job: Job) -> list[TrainerCallback]:
     """Return the callbacks that the job's method calls for."""
     match job.recipe.method.name:
         case "heterolora":
-            compute_loss = job.data.loss if job.data.loss_func is not None else None
+            compute_loss = job.data.loss if job.data.loss_func is not None else model_loss
             return [rankwise.AllocationCallback(compute_loss=compute_loss)]
         case "lor2c":
             return [rankwise.AllocationCallback(measure=edit_loss(job.data, job.recipe.training)), after_edits()]
@@ -194,9 +198,9 @@ def make_trainer(
         board.logging_dir = str(folder.tensorboard)
         more.append(board)
     compute_loss = loss_function(job.data)
-    if job.recipe.method.name == "adalora" and job.data.name != INSTRUCTION:
+    if job.recipe.method.name == "adalora" and not job.data.learns_answers:
         compute_loss = with_orthogonality(compute_loss or causal_loss, job.model)
-    trainer = with_head_rate(trainer_class(job), job.recipe.training.head_learning_rate)(
+    trainer = with_whole_checkpoints(with_head_rate(trainer_class(job), job.recipe.training.head_learning_rate))(
         model=job.model,
         args=arguments,
         train_dataset=job.data.train,

@@ -76,8 +76,18 @@ def _found(spec: ModelSpec, load: Any, **more: Any) -> Any:
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model."""
-    return _found(spec, AutoTokenizer.from_pretrained)
+    """Load the tokenizer of a model, with the recipe's chat template if it has one.
+
+    Raises:
+        ValueError: The tokenizer or the template is not there.
+    """
+    tokenizer: PreTrainedTokenizerBase = _found(spec, AutoTokenizer.from_pretrained)
+    if spec.chat_template is not None:
+        file = Path(spec.chat_template)
+        if not file.is_file():
+            raise ValueError(f"model.chat_template={spec.chat_template!r}: no such file")
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
+    return tokenizer
 
 
 def load_config(spec: ModelSpec, **more: Any) -> PretrainedConfig:

@@ -13,6 +13,7 @@ from rankwise.errors import nearest
 from rankwise.runs.recipes.methods import Method
 from rankwise.runs.recipes.problems import explain
 from rankwise.runs.recipes.reading import read_yaml, with_overrides
+from rankwise.runs.recipes.shipped import find_recipe
 from rankwise.tasks import DataSpec
 
 
@@ -31,6 +32,7 @@ class ModelSpec(Spec):
         revision: The commit or branch of a hub model.
         trust_remote_code: Run code that comes with the model.
         dropout: One value for every dropout of the base model; none keeps the model's own.
+        chat_template: A file with the chat template (Jinja) to use in place of the tokenizer's own.
         load_in: ``4bit`` or ``8bit`` keeps the frozen weights quantised by bitsandbytes (QLoRA, arXiv 2305.14314: NF4,
             its constants quantised again).
     """
@@ -40,6 +42,7 @@ class ModelSpec(Spec):
     revision: str | None = None
     trust_remote_code: bool = False
     dropout: float | None = Field(default=None, ge=0, lt=1)
+    chat_template: str | None = None
     load_in: Literal["4bit", "8bit"] | None = None
 
 
@@ -118,6 +121,7 @@ class Recipe(Spec):
         seed: Seeds the head, the order of the data, dropout and the method.
         select: Whether ``adapter/`` holds the checkpoint that was best on dev, or the last one. Where a method changes
             the model (LoR2C's edits, AdaLoRA's ranks), the best of those after the last change.
+        license: What the card of the result says, by the hub's names (``apache-2.0``); none says ``unknown``.
     """
 
     model: ModelSpec
@@ -126,6 +130,7 @@ class Recipe(Spec):
     training: Training = Field(default_factory=Training)
     seed: int = Field(default=0, ge=0)
     select: Literal["dev", "last"] = "dev"
+    license: str | None = None
 
     @model_validator(mode="after")
     def _dev_is_scored(self) -> Recipe:
@@ -174,12 +179,13 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file, apply ``key.inner=value`` overrides and check the result.
+    """Read a recipe by its path or the name it ships under, apply ``key.inner=value`` overrides and check the result.
 
     Raises:
         FileNotFoundError: The file or its base is not there.
         ValueError: Something in it is wrong; the message starts with the file's name.
     """
+    path = find_recipe(path)
     content = with_overrides(read_yaml(path), overrides)
     try:
         return parse_recipe(content)

@@ -75,3 +75,23 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     for name, value in plan.items():
         table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, (int, float)) else str(value))
     return table
+
+
+def memory_table(memory: Mapping[str, int]) -> Table:
+    """Return what a run needs of memory, one part a row."""
+    table = Table(title="memory at the peak of a step", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, size in memory.items():
+        if size:
+            table.add_row(name, in_words(size))
+    return table
+
+
+def in_words(size: float) -> str:
+    """Return a number of bytes as people say it."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:,.0f} {unit}"
+        size /= 1024
+    return f"{size:,.2f} GiB"

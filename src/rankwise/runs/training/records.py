@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import rankwise
-from rankwise.files import write_json_atomic, write_text_atomic
+from rankwise.files import write_text_atomic
 from rankwise.rules.records import Record, to_lines
-from rankwise.runs.folder import CLOCK_FILE, RunFolder
+from rankwise.runs.checkpoints import complete, rotate
+from rankwise.runs.folder import RunFolder
 
 
-class Clock(TrainerCallback):
-    """Seconds of training, over interruptions; the last file of a checkpoint, so it marks it as complete."""
+class Saved(TrainerCallback):
+    """Makes each checkpoint complete, the last of the callbacks to write into it; then deletes those that are too many.
 
-    def __init__(self, before: float = 0.0) -> None:
-        """Continue from ``before`` seconds."""
+    Seconds of training are counted over interruptions.
+
+    Args:
+        before: Seconds of training that led to the checkpoint continued from.
+        keep: How many checkpoints stay.
+    """
+
+    def __init__(self, before: float = 0.0, keep: int | None = None) -> None:
         self.before = before
+        self.keep = keep
         self.started = time.perf_counter()
 
     @property
@@ -36,17 +44,12 @@ class Clock(TrainerCallback):
         self.started = time.perf_counter()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the seconds so far beside the checkpoint."""
+        """Write the manifest when every process has written its part."""
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
-            checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            write_json_atomic(checkpoint / CLOCK_FILE, {"seconds": self.seconds})
-
-
-def seconds_before(checkpoint: Path | None) -> float:
-    """Return the training seconds that led to a checkpoint."""
-    if checkpoint is None:
-        return 0.0
-    return float(json.loads((checkpoint / CLOCK_FILE).read_text(encoding="utf-8"))["seconds"])
+            folder = Path(str(args.output_dir))
+            complete(folder / f"checkpoint-{state.global_step}", seconds=self.seconds)
+            rotate(folder, newest=state.global_step, best=state.best_global_step, keep=self.keep)
 
 
 class Settle(TrainerCallback):

