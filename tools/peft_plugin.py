@@ -53,6 +53,8 @@ VARIANTS: dict[str, type[peft.LoraConfig]] = {
     "lor2c": rankwise.Lor2cConfig,
 }
 VARIANT = os.environ["RANKWISE_VARIANT"]
+OUTCOMES = Path(os.environ["RANKWISE_OUTCOMES"])  # one line of JSON for each test: its name, how it ended, the words
+PART = OUTCOMES.with_suffix(".part")
 CONFIG = VARIANTS[VARIANT]
 UNNAMED = {"target_modules", "fan_in_fan_out"}  # what LoR2C has no use for
 
@@ -120,6 +122,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what is not about LoRA."""
     only = set(json.loads(os.environ.get("RANKWISE_ONLY", "[]")))
     kept = [item for item in items if _concerns(item) and (not only or _name(item) in only)]
+    kept = kept[:: int(os.environ.get("RANKWISE_EVERY", "1"))]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
 
@@ -145,31 +148,28 @@ def _concerns(item: Any) -> bool:
     return item.cls is not None and re.search(r"\bLoraConfig\(", _source(item.cls)) is not None
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Collect the outcomes."""
-    config.stash[_FOUND] = {}
-
-
-_FOUND = pytest.StashKey[dict[str, list[str]]]()
+def pytest_configure() -> None:
+    """Start anew."""
+    PART.unlink(missing_ok=True)
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """Note how a test ended, and whether an error is a refusal: raised by rankwise, as a ``ValueError``."""
     report = (yield).get_result()
-    found = item.config.stash[_FOUND]
-    name = _name(item)
     if report.when != "call" and report.outcome == "passed":
         return
-    if report.outcome == "failed" and call.excinfo is not None:
-        last = str(call.excinfo.traceback[-1].path)
-        refused = issubclass(call.excinfo.type, ValueError) and last.startswith(SOURCE)
-        words = " ".join(f"{call.excinfo.typename}: {call.excinfo.value}".split())
-        found[name] = ["refused" if refused else "failed", words[:400]]
-    else:
-        found[name] = [report.outcome, str(call.excinfo.value)[:200] if call.excinfo is not None else ""]
+    outcome, words = report.outcome, ""
+    if call.excinfo is not None:
+        words = " ".join(f"{call.excinfo.typename}: {call.excinfo.value}".split())[:400]
+        by_us = str(call.excinfo.traceback[-1].path).startswith(SOURCE) and call.excinfo.errisinstance(ValueError)
+        outcome = "refused" if outcome == "failed" and by_us else outcome
+    with PART.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps([_name(item), outcome, words]) + "\n")
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the outcomes where the script asked for them."""
-    Path(os.environ["RANKWISE_OUTCOMES"]).write_text(json.dumps(session.config.stash[_FOUND]), encoding="utf-8")
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Give the outcomes the name that the script asked for, once they are whole."""
+    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        PART.touch()
+        PART.replace(OUTCOMES)

@@ -75,6 +75,25 @@ class Rule:
         return ended and fnmatchcase(test, self.tests) and re.search(self.says, words) is not None
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What is run.
+
+    Args:
+        checkout: PEFT's source.
+        cache: The hub cache.
+        folder: Where the outcomes lie; those that are there already are taken.
+        files: The test files.
+        every: Run every n-th test only.
+    """
+
+    checkout: Path
+    cache: Path
+    folder: Path
+    files: Sequence[str]
+    every: int
+
+
 def main() -> int:
     """Run, compare, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,21 +101,22 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "peft-tests.md")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--files", nargs="+", choices=FILES, default=list(FILES))
+    parser.add_argument("--every", type=int, default=1, help="run every n-th test only, for a quick look")
     parser.add_argument("--outcomes", type=Path, help="keep, and take up, the outcomes in this folder")
     given = parser.parse_args()
     checkout = given.peft.resolve()
     check(checkout)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = given.outcomes or Path(scratch)
+        folder = (given.outcomes or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        cache = Path(scratch) / "hub"
-        fill_cache(cache)
-        found = {variant: run(checkout, cache, folder, variant, given.files) for variant in given.variants}
+        setup = Setup(checkout, Path(scratch) / "hub", folder, given.files, given.every)
+        fill_cache(setup.cache)
+        found = {variant: run(setup, variant) for variant in given.variants}
         suspects = {test for outcomes in found.values() for test, (outcome, _) in outcomes.items() if outcome in BROKEN}
-        control = run(checkout, cache, folder, "lora", given.files, sorted(suspects)) if suspects else {}
+        control = run(setup, "lora", sorted(suspects)) if suspects else {}
     rules = [Rule(**rule) for rule in json.loads((HERE / "peft_expected.json").read_text(encoding="utf-8"))]
     verdicts = judge(found, control, rules)
-    write_text_atomic(given.out, report(verdicts))
+    write_text_atomic(given.out, report(verdicts, given.every))
     unexpected = [(test, words) for test, (verdict, words) in verdicts.items() if verdict == "unexpected"]
     for test, words in unexpected:
         print(f"{test}\n    {words}")
@@ -128,51 +148,31 @@ def check(checkout: Path) -> None:
         raise SystemExit(f"PEFT's tests import {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
-def run(
-    checkout: Path, cache: Path, folder: Path, variant: str, files: Sequence[str], only: Sequence[str] = ()
-) -> Outcomes:
-    """Run PEFT's tests with a variant.
-
-    Args:
-        checkout: PEFT's source.
-        cache: The hub cache.
-        folder: Where the outcomes lie; those that are there already are taken.
-        variant: The variant, or ``"lora"``.
-        files: The files.
-        only: The tests to run; all if left out.
-    """
-    outcomes = folder / f"{variant}.json"
+def run(setup: Setup, variant: str, only: Sequence[str] = ()) -> Outcomes:
+    """Run PEFT's tests with a variant, or with ``"lora"``; all of them, or only some."""
+    outcomes = setup.folder / f"{variant}.jsonl"
     if not outcomes.exists():
+        files = [f"tests/{name}" for name in setup.files]
+        options = ["-p", "peft_plugin", "-p", "no:cacheprovider", "-q", "--tb=no", "-W", "ignore"]
+        options += ["--import-mode=importlib", "-o", "consider_namespace_packages=true", "-o", "addopts="]
         environment = {
-            **os.environ,
-            **{
-                "HF_HUB_OFFLINE": "1",
-                "TRANSFORMERS_OFFLINE": "1",
-                "HF_DATASETS_OFFLINE": "1",
-                "HF_HUB_CACHE": str(cache),
-            },
-            "PYTHONPATH": os.pathsep.join([str(HERE), str(checkout), os.environ.get("PYTHONPATH", "")]),
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
+            "HF_HUB_CACHE": str(setup.cache),
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(setup.checkout), os.environ.get("PYTHONPATH", "")]),
             "PYTHONDONTWRITEBYTECODE": "1",
             "RANKWISE_VARIANT": variant,
             "RANKWISE_OUTCOMES": str(outcomes),
+            "RANKWISE_EVERY": str(1 if only else setup.every),
             "RANKWISE_ONLY": json.dumps(only),
         }
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            *(f"tests/{name}" for name in files),
-            "-p",
-            "peft_plugin",
-            "-p",
-            "no:cacheprovider",
-            "-q",
-        ]
-        command += ["--import-mode=importlib", "-o", "consider_namespace_packages=true", "-o", "addopts=", "--tb=no"]
-        subprocess.run([*command, "-W", "ignore"], cwd=checkout, env=environment, check=False)
+        command = [sys.executable, "-m", "pytest", *files, *options]
+        subprocess.run(command, cwd=setup.checkout, env={**os.environ, **environment}, check=False)
         if not outcomes.exists():
             raise SystemExit(f"pytest did not get through with {variant!r}: see above")
-    return {test: (outcome, words) for test, (outcome, words) in json.loads(outcomes.read_text("utf-8")).items()}
+    lines = map(json.loads, outcomes.read_text(encoding="utf-8").splitlines())
+    return {test: (outcome, words) for test, outcome, words in lines}
 
 
 def judge(found: Mapping[str, Outcomes], control: Outcomes, rules: Sequence[Rule]) -> dict[str, tuple[str, str]]:
@@ -192,12 +192,13 @@ def judge(found: Mapping[str, Outcomes], control: Outcomes, rules: Sequence[Rule
     return verdicts
 
 
-def report(verdicts: dict[str, tuple[str, str]]) -> str:
+def report(verdicts: Mapping[str, tuple[str, str]], every: int = 1) -> str:
     """Return the page: a table of counts for each variant, and the reasons."""
+    share = "The tests" if every == 1 else f"Every {every}th of the tests"
     lines = [
         "# PEFT's own tests",
         "",
-        f"The tests of PEFT {version('peft')} with the configs of this library in the place of `LoraConfig`, on tiny "
+        f"{share} of PEFT {version('peft')} with the configs of this library in the place of `LoraConfig`, on tiny "
         "random models of the hub models' families. Written by `python tools/peft_suite.py PEFT_FOLDER`.",
         "",
         "*Refused*: rankwise raises a `ValueError` that says what to do instead. *Differs*: the test expects what is "
