@@ -7,6 +7,7 @@ import yaml
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from tests.models import adapted, tiny_bert
+from torch import nn
 
 import rankwise
 from rankwise.search.card import CARD, picture
@@ -28,6 +29,11 @@ def test_a_saved_adapter_says_what_it_is_and_needs(tmp_path: Path) -> None:
     assert "import rankwise" in card
     assert "8 of 9" in card
     assert "Model Card for Model ID" not in card
+
+
+def test_a_model_without_a_config_is_saved_too(tmp_path: Path) -> None:
+    adapted(nn.Sequential(nn.Linear(4, 4)), target_modules=["0"]).save_pretrained(tmp_path)
+    assert "import rankwise" in (tmp_path / CARD).read_text(encoding="utf-8")
 
 
 def test_the_picture_has_a_row_for_each_block() -> None:
