@@ -18,7 +18,7 @@ from torch import nn
 import rankwise
 
 TARGETS = ["query", "value"]
-PLAIN = {"task_type": "SEQ_CLS", "r": 2, "target_modules": TARGETS}
+PLAIN: dict[str, Any] = {"task_type": "SEQ_CLS", "r": 2, "target_modules": TARGETS}
 
 
 def ours(base: Any = None, **fields: Any) -> Any:

@@ -32,7 +32,7 @@ def test_a_saved_adapter_says_what_it_is_and_needs(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_config_is_saved_too(tmp_path: Path) -> None:
-    adapted(nn.Sequential(nn.Linear(4, 4)), target_modules=["0"]).save_pretrained(tmp_path)
+    adapted(nn.Sequential(nn.Linear(4, 4)), target_modules=["0"]).save_pretrained(str(tmp_path))
     assert "import rankwise" in (tmp_path / CARD).read_text(encoding="utf-8")
 
 

@@ -129,18 +129,14 @@ def plan_paths(
             warnings.warn(note, stacklevel=3)
         else:
             logger.warning(note)
-    names, owners = list(costs), signals["all"].owners
     return RankPlan(
         ranks=ranks,
         modules={name: path.module for name, path in paths.paths.items() if path.kind == "linear"},
         costs=costs,
-        picks=tuple(
-            Pick(names[owners[j]], gain, cost)
-            for j, gain, cost in zip(picks.order, picks.marginals, picks.costs, strict=True)
-        ),
+        picks=_named(picks, list(costs), signals["all"].owners),
         budget=budget,
         scale=scale,
-        unspent_because=_unspent(picks, costs, owners),
+        unspent_because=_unspent(picks, costs, signals["all"].owners),
         overlap=guarded.overlap,
         kept=guarded.kept,
         breadth=guarded.breadth,
@@ -150,6 +146,13 @@ def plan_paths(
         seconds=time.perf_counter() - began,
         passes=passes + _passes(len(batches), choice),
         warnings=guarded.notes,
+    )
+
+
+def _named(picks: Picks, names: Sequence[str], owners: Sequence[int]) -> tuple[Pick, ...]:
+    return tuple(
+        Pick(names[owners[j]], gain, cost)
+        for j, gain, cost in zip(picks.order, picks.marginals, picks.costs, strict=True)
     )
 
 
