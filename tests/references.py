@@ -2,53 +2,35 @@
 
 Letters: ``h`` a block's input, ``SA`` attention, ``FFN`` feed-forward, ``LNa`` and ``LNf`` the norms at the two
 residual sums, ``u`` ("mid") the feed-forward's input on the residual stream, ``u_prev`` that of the block before.
-All in the model's dtype but for what transformers computes in float32: RMS norms, the rotary table, and Gemma 2's
-softmax.
+All in the model's dtype but for what transformers computes in float32: RMS norms, the rotary table, Gemma 2's
+softmax, and the probabilities of experts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tests.reference_parts import (
+    Paths,
+    Weights,
+    attention,
+    composed,
+    conv1d,
+    experts,
+    gated,
+    layer_norm,
+    linear,
+    near,
+    post_norm_block,
+    pre_norm_block,
+    rms_norm,
+    rotate,
+    visible,
+)
 from torch import Tensor
-
-Weights = tuple[Tensor, Tensor, float]  # A (r x i), B (o x r), s
-Map = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Paths:
-    """The paths of a model.
-
-    Args:
-        on: The weights of each path that contributes, by name.
-        built: Names of all paths the model has; a second norm runs for these, whether they contribute or not.
-        norm: ``shortcut_norm``.
-    """
-
-    on: Mapping[str, Weights]
-    built: Collection[str]
-    norm: str
-    sources: dict[str, Tensor] = field(default_factory=dict)
-
-    def enter(self, block: int, h: Tensor) -> None:
-        """Remember the input of the spans that start at a block."""
-        self.sources.update({name: h for name in self.on if name.startswith(f"layers.{block}-")})
-
-    def leave(self, block: int) -> Tensor | float:
-        """Return what the spans that end at a block add."""
-        return sum(self(name, h) for name, h in self.sources.items() if name.endswith(f"-{block}.layer"))
-
-    def __call__(self, name: str, x: Tensor | None) -> Tensor | float:
-        """Return ``s B A x``, or 0 for a path that is off and for the first block's ``cut``, which has no source."""
-        if x is None or name not in self.on:
-            return 0.0
-        a, b, s = self.on[name]
-        return s * (x @ a.T @ b.T)
 
 
 def reference(
@@ -64,104 +46,7 @@ def reference(
         norm: ``shortcut_norm``.
     """
     paths = Paths(on, built, norm)
-    if model.config.model_type in ("bert", "roberta"):
-        return encoder(model, ids, paths)
-    if model.config.model_type == "opt":
-        return opt(model, ids, paths)
-    return decoder(model, ids, paths)
-
-
-# The two kinds of block.
-
-
-def post_norm_block(
-    h: Tensor, u_prev: Tensor | None, block: int, paths: Paths, SA: Map, FFN: Map, LNa: Map, LNf: Map
-) -> tuple[Tensor, Tensor]:
-    """Return a post-LN block's output and its mid."""
-    paths.enter(block, h)
-    res1, res2, cut, into, layer = (f"layers.{block}.{kind}" for kind in ("res1", "res2", "cut", "in", "layer"))
-    if paths.norm == "inside":
-        u = LNa(h + SA(h) + paths(res1, h) + paths(cut, u_prev))
-        out = LNf(u + FFN(u) + paths(res2, u) + paths(into, h))
-    else:
-        u = LNa(h + SA(h) + paths(res1, h))
-        if cut in paths.built:
-            u = LNa(u + paths(cut, u_prev))
-        out = LNf(u + FFN(u) + paths(res2, u))
-        if into in paths.built:
-            out = LNf(out + paths(into, h))
-    return out + paths(layer, h) + paths.leave(block), u
-
-
-def pre_norm_block(
-    h: Tensor, u_prev: Tensor | None, block: int, paths: Paths, SA: Map, FFN: Map
-) -> tuple[Tensor, Tensor]:
-    """Return a pre-LN block's output and its mid; the norms are part of ``SA`` and ``FFN``."""
-    paths.enter(block, h)
-    res1, res2, cut, into, layer = (f"layers.{block}.{kind}" for kind in ("res1", "res2", "cut", "in", "layer"))
-    u = h + SA(h) + paths(res1, h) + paths(cut, u_prev)
-    out = u + FFN(u) + paths(res2, u) + paths(into, h) + paths(layer, h)
-    return out + paths.leave(block), u
-
-
-# What the blocks are made of.
-
-
-def linear(module: Any, x: Tensor) -> Tensor:
-    return F.linear(x, module.weight, module.bias)
-
-
-def layer_norm(module: Any, x: Tensor, eps: float) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt() * module.weight + module.bias
-
-
-def rms_norm(module: Any, x: Tensor, eps: float, *, gemma: bool) -> Tensor:
-    x32 = x.float()
-    x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)
-    if gemma:  # scales around 1, still in float32
-        return (x32 * (1.0 + module.weight.float())).to(x.dtype)
-    return module.weight * x32.to(x.dtype)
-
-
-def visible(n: int, window: int | None = None) -> Tensor:
-    """Return which keys (columns) each query (row) of a causal model sees: itself and what came before."""
-    distance = torch.arange(n)[:, None] - torch.arange(n)[None, :]
-    return (distance >= 0) & (distance < (window or n))
-
-
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, seen: Tensor | None, softcap: float | None = None
-) -> Tensor:
-    """Return the heads' outputs side by side, batch x n x (heads * head size).
-
-    Args:
-        q: Queries, batch x n x heads x head size.
-        k: Keys, batch x n x key-value heads x head size; each serves a group of neighbouring heads.
-        v: Values, as ``k``.
-        scale: Factor of the scores.
-        seen: Which keys each query sees, n x n; all where None.
-        softcap: Bound of the scores; with it transformers takes the softmax in float32.
-    """
-    group = q.shape[2] // k.shape[2]
-    k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if seen is not None:
-        scores = scores.masked_fill(~seen, -torch.inf)
-    probabilities = torch.softmax(scores, -1, dtype=None if softcap is None else torch.float32).to(q.dtype)
-    return torch.einsum("bhqk,bkhd->bqhd", probabilities, v).flatten(2)
-
-
-def rotate(x: Tensor, base: float) -> Tensor:
-    """Turn each pair (j, j + half) of a head, batch x n x heads x head size, by its position's angle."""
-    size = x.shape[-1]
-    frequencies = 1.0 / (base ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
-    angles = torch.arange(x.shape[1], dtype=torch.float32)[:, None, None] * frequencies
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return FORWARD.get(model.config.model_type, decoder)(model, ids, paths)
 
 
 # The families.
@@ -247,12 +132,124 @@ def opt(model: Any, ids: Tensor, paths: Paths) -> Tensor:
     return linear(model.lm_head, h)
 
 
-def composed(outer: Map, inner: Map) -> Map:
-    return lambda x: outer(inner(x))
+def gpt2(model: Any, ids: Tensor, paths: Paths) -> Tensor:
+    """GPT-2: pre-LN, one projection for queries, keys and values, weights i x o."""
+    config, body = model.config, model.transformer
+    heads, eps, n = config.n_head, config.layer_norm_epsilon, ids.shape[1]
+    size = config.n_embd // heads
+    h = body.wte.weight[ids] + body.wpe.weight[torch.arange(n)]
+
+    u: Tensor | None = None
+    for index, block in enumerate(body.h):
+
+        def SA(x: Tensor, block: Any = block, index: int = index) -> Tensor:
+            x = layer_norm(block.ln_1, x, eps)
+            qkv = conv1d(block.attn.c_attn, x) + paths(f"layers.{index}.c_attn", x)
+            q, k, v = (part.unflatten(-1, (heads, size)) for part in qkv.chunk(3, dim=-1))
+            return conv1d(block.attn.c_proj, attention(q, k, v, size**-0.5, visible(n)))
+
+        def FFN(x: Tensor, block: Any = block) -> Tensor:
+            hidden = F.gelu(conv1d(block.mlp.c_fc, layer_norm(block.ln_2, x, eps)), approximate="tanh")
+            return conv1d(block.mlp.c_proj, hidden)
+
+        h, u = pre_norm_block(h, u, index, paths, SA, FFN)
+
+    return linear(model.lm_head, layer_norm(body.ln_f, h, eps))
+
+
+def distilbert(model: Any, ids: Tensor, paths: Paths) -> Tensor:
+    """DistilBERT with a classifier: post-LN, every token sees every other."""
+    body, heads, eps = model.distilbert, model.config.n_heads, 1e-12
+    size = model.config.dim // heads
+    tables = body.embeddings
+    h = tables.word_embeddings.weight[ids] + tables.position_embeddings.weight[torch.arange(ids.shape[1])]
+    h = layer_norm(tables.LayerNorm, h, eps)
+
+    u: Tensor | None = None
+    for index, block in enumerate(body.transformer.layer):
+
+        def SA(x: Tensor, block: Any = block, index: int = index) -> Tensor:
+            own = block.attention
+            q = linear(own.q_lin, x) + paths(f"layers.{index}.q_lin", x)
+            v = linear(own.v_lin, x) + paths(f"layers.{index}.v_lin", x)
+            q, k, v = (part.unflatten(-1, (heads, size)) for part in (q, linear(own.k_lin, x), v))
+            return linear(own.out_lin, attention(q, k, v, size**-0.5, None))
+
+        def FFN(x: Tensor, block: Any = block) -> Tensor:
+            return linear(block.ffn.lin2, F.gelu(linear(block.ffn.lin1, x)))
+
+        def LNa(x: Tensor, block: Any = block) -> Tensor:
+            return layer_norm(block.sa_layer_norm, x, eps)
+
+        def LNf(x: Tensor, block: Any = block) -> Tensor:
+            return layer_norm(block.output_layer_norm, x, eps)
+
+        h, u = post_norm_block(h, u, index, paths, SA, FFN, LNa, LNf)
+
+    return linear(model.classifier, F.relu(linear(model.pre_classifier, h[:, 0])))
+
+
+def modernbert(model: Any, ids: Tensor, paths: Paths) -> Tensor:
+    """ModernBERT with a classifier: pre-LN but for the first attention, local and global attention, gated."""
+    config, body = model.config, model.model
+    eps, n = config.norm_eps, ids.shape[1]
+    size = config.hidden_size // config.num_attention_heads
+    h = layer_norm(body.embeddings.norm, body.embeddings.tok_embeddings.weight[ids], eps)
+
+    u: Tensor | None = None
+    for index, block in enumerate(body.layers):
+
+        def SA(x: Tensor, block: Any = block, index: int = index) -> Tensor:
+            kind = config.layer_types[index]
+            x = x if index == 0 else layer_norm(block.attn_norm, x, eps)
+            qkv = linear(block.attn.Wqkv, x) + paths(f"layers.{index}.Wqkv", x)
+            q, k, v = (part.unflatten(-1, (-1, size)) for part in qkv.chunk(3, dim=-1))
+            q, k = (rotate(part, config.rope_parameters[kind]["rope_theta"], single=True) for part in (q, k))
+            seen = near(n, config.local_attention // 2) if kind == "sliding_attention" else None
+            return linear(block.attn.Wo, attention(q, k, v, size**-0.5, seen))
+
+        def FFN(x: Tensor, block: Any = block) -> Tensor:
+            hidden, gate = linear(block.mlp.Wi, layer_norm(block.mlp_norm, x, eps)).chunk(2, dim=-1)
+            return linear(block.mlp.Wo, F.gelu(hidden) * gate)
+
+        h, u = pre_norm_block(h, u, index, paths, SA, FFN)
+
+    pooled = layer_norm(body.final_norm, h, eps)[:, 0]
+    return linear(model.classifier, layer_norm(model.head.norm, F.gelu(linear(model.head.dense, pooled)), eps))
+
+
+def vit(model: Any, ids: Tensor, paths: Paths) -> Tensor:
+    """ViT with a classifier: pre-LN over the patches of an image and one token beside them."""
+    config, body = model.config, model.vit
+    heads, eps, patch = config.num_attention_heads, config.layer_norm_eps, config.patch_size
+    size = config.hidden_size // heads
+    tables = body.embeddings
+    kernel = tables.patch_embeddings.projection
+    patches = F.unfold(model.images(ids).to(kernel.weight.dtype), patch, stride=patch).mT  # batch x patches x (c p p)
+    patches = patches @ kernel.weight.flatten(1).T + kernel.bias
+    h = torch.cat((tables.cls_token.expand(len(ids), -1, -1), patches), dim=1) + tables.position_embeddings
+
+    u: Tensor | None = None
+    for index, block in enumerate(body.layers):
+
+        def SA(x: Tensor, block: Any = block, index: int = index) -> Tensor:
+            own, x = block.attention, layer_norm(block.layernorm_before, x, eps)
+            q = linear(own.q_proj, x) + paths(f"layers.{index}.q_proj", x)
+            v = linear(own.v_proj, x) + paths(f"layers.{index}.v_proj", x)
+            q, k, v = (part.unflatten(-1, (heads, size)) for part in (q, linear(own.k_proj, x), v))
+            return linear(own.o_proj, attention(q, k, v, size**-0.5, None))
+
+        def FFN(x: Tensor, block: Any = block) -> Tensor:
+            return linear(block.mlp.fc2, F.gelu(linear(block.mlp.fc1, layer_norm(block.layernorm_after, x, eps))))
+
+        h, u = pre_norm_block(h, u, index, paths, SA, FFN)
+
+    return linear(model.classifier, layer_norm(body.layernorm, h, eps)[:, 0])
 
 
 def decoder(model: Any, ids: Tensor, paths: Paths) -> Tensor:
-    """LLaMA, Mistral, Qwen 2 and 3, Gemma 1; and Gemma 2 and 3, which also norm what the branches return."""
+    """LLaMA, Mistral, Qwen 2 and 3, Gemma 1; Mixtral, Qwen 2 and 3 with experts; Phi-3, whose projections are fused;
+    and Gemma 2 and 3, which also norm what the branches return."""
     config = model.config
     gemma = config.model_type.startswith("gemma")
     sandwich = config.model_type in ("gemma2", "gemma3_text")
@@ -275,7 +272,7 @@ def decoder(model: Any, ids: Tensor, paths: Paths) -> Tensor:
             if sandwich:
                 y = gated(block.mlp, norm(block.pre_feedforward_layernorm, x), gemma=gemma)
                 return norm(block.post_feedforward_layernorm, y)
-            return gated(block.mlp, norm(block.post_attention_layernorm, x), gemma=gemma)
+            return feed_forward(config, block.mlp, norm(block.post_attention_layernorm, x), gemma=gemma)
 
         h, u = pre_norm_block(h, u, index, paths, SA, FFN)
 
@@ -288,15 +285,20 @@ def decoder_attention(
     config: Any, own: Any, index: int, x: Tensor, norm: Callable[[Any, Tensor], Tensor], paths: Paths
 ) -> Tensor:
     """Grouped-query attention of a normed input with rotary positions; linear paths read the normed input."""
-    q = linear(own.q_proj, x) + paths(f"layers.{index}.q_proj", x)
-    v = linear(own.v_proj, x) + paths(f"layers.{index}.v_proj", x)
-    size = own.q_proj.weight.shape[0] // config.num_attention_heads
-    q, k, v = (part.unflatten(-1, (-1, size)) for part in (q, linear(own.k_proj, x), v))
-    if config.model_type in ("qwen3", "gemma3_text"):
+    if config.model_type == "phi3":
+        size = config.hidden_size // config.num_attention_heads
+        widths = [size * count for count in (config.num_attention_heads, *[config.num_key_value_heads] * 2)]
+        q, k, v = (linear(own.qkv_proj, x) + paths(f"layers.{index}.qkv_proj", x)).split(widths, dim=-1)
+    else:
+        size = own.q_proj.weight.shape[0] // config.num_attention_heads
+        q, k = linear(own.q_proj, x) + paths(f"layers.{index}.q_proj", x), linear(own.k_proj, x)
+        v = linear(own.v_proj, x) + paths(f"layers.{index}.v_proj", x)
+    q, k, v = (part.unflatten(-1, (-1, size)) for part in (q, k, v))
+    if config.model_type in ("qwen3", "qwen3_moe", "gemma3_text"):
         q, k = norm(own.q_norm, q), norm(own.k_norm, k)
 
     window, rope, scale, softcap = None, config.rope_parameters, size**-0.5, None
-    if config.model_type == "mistral":
+    if config.model_type in ("mistral", "mixtral", "phi3"):
         window = config.sliding_window
     if config.model_type in ("gemma2", "gemma3_text"):
         window = config.sliding_window if config.layer_types[index] == "sliding_attention" else None
@@ -305,11 +307,27 @@ def decoder_attention(
         softcap = config.attn_logit_softcapping
     if config.model_type == "gemma3_text":
         rope = rope[config.layer_types[index]]
-    q, k = rotate(q, rope["rope_theta"]), rotate(k, rope["rope_theta"])
+    q, k = (rotate(part, rope["rope_theta"], rope.get("partial_rotary_factor", 1.0)) for part in (q, k))
     return linear(own.o_proj, attention(q, k, v, scale, visible(x.shape[1], window), softcap))
 
 
-def gated(mlp: Any, x: Tensor, *, gemma: bool) -> Tensor:
-    gate = linear(mlp.gate_proj, x)
-    gate = F.gelu(gate, approximate="tanh") if gemma else F.silu(gate)
-    return linear(mlp.down_proj, gate * linear(mlp.up_proj, x))
+def feed_forward(config: Any, mlp: Any, x: Tensor, *, gemma: bool) -> Tensor:
+    """Return the feed-forward part of a normed mid: gated, with the two first maps apart or in one, or experts."""
+    if config.model_type == "phi3":
+        gate, up = linear(mlp.gate_up_proj, x).chunk(2, dim=-1)
+        return linear(mlp.down_proj, F.silu(gate) * up)
+    if hasattr(mlp, "experts"):
+        normalised = config.model_type == "mixtral" or config.norm_topk_prob
+        return experts(mlp, x, k=config.num_experts_per_tok, normalised=normalised)
+    return gated(mlp, x, gemma=gemma)
+
+
+FORWARD: dict[str, Callable[[Any, Tensor, Paths], Tensor]] = {
+    "bert": encoder,
+    "roberta": encoder,
+    "distilbert": distilbert,
+    "modernbert": modernbert,
+    "vit": vit,
+    "opt": opt,
+    "gpt2": gpt2,
+}

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from rankwise.method.registration import extend_peft_type, register_with_peft, wrap_peft_model
 
-extend_peft_type()  # before the config, whose class needs the new member
+extend_peft_type("HETEROLORA", "LOR2C")  # before the config, whose class needs the new member
 
 from rankwise.configs.heterolora import HeteroLoraConfig  # noqa: E402
 from rankwise.configs.lor2c import Lor2cConfig  # noqa: E402

@@ -77,4 +77,4 @@ def words(hint: Any) -> str:
     name = getattr(kind, "__name__", str(kind))
     if kind in (list, set, tuple) and inner:
         return f"a {name} of {words(inner[0])}"
-    return f"a {name}"
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

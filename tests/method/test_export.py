@@ -66,7 +66,7 @@ def many() -> PeftModel:
 
 
 def gpt2() -> PeftModel:
-    model = adapted(tiny_gpt2(), task_type="CAUSAL_LM", target_modules=["c_attn", "mlp.c_fc"], fan_in_fan_out=True)
+    model = adapted(tiny_gpt2(), task_type="CAUSAL_LM", target_modules=["c_attn", "mlp.c_fc"])
     fill_(model)
     rankwise.apply_(model, [rankwise.Disable("layers.1.c_attn")])
     return model

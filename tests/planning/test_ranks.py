@@ -175,7 +175,7 @@ def test_the_plan_is_the_joint_choice_of_what_the_passes_found(monkeypatch: pyte
         seen.append((lin, costs, budget, fields, choose_jointly(lin, curvature, costs, budget, **fields)))
         return seen[-1][-1]
 
-    monkeypatch.setattr("rankwise.planning.ranks.choose_jointly", spying)
+    monkeypatch.setattr("rankwise.planning.choosing.choose_jointly", spying)
     plan = plan_of(halves=False)
     ((lin, costs, budget, fields, picks),) = seen
     names = list(plan.ranks)

@@ -147,7 +147,7 @@ def test_names_in_real_models_are_unique_and_lead_back_to_their_modules(family: 
     ],
 )
 def test_the_paths_of_a_family(family: str, targets: list[str], block_1: list[str]) -> None:
-    paths = rankwise.named_paths(adapted(MODELS[family](), target_modules=targets, fan_in_fan_out=family == "gpt2"))
+    paths = rankwise.named_paths(adapted(MODELS[family](), target_modules=targets))
     assert [name for name, path in paths.items() if path.blocks == (1, 1)] == [f"layers.1.{name}" for name in block_1]
     outside = [name for name, path in paths.items() if path.blocks == (-1, -1)]
     assert outside == {"bert": ["bert.pooler.dense"], "opt": ["lm_head"]}.get(family, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,22 +11,30 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
-from tests.families import FAMILIES
+from peft import PeftModel, get_peft_model
+from tests.families import FAMILIES, distilbert_config, gpt2_config
 from tests.models import adapted, build, fill_, keep_only_, logits, tiny_bert
 from tests.shortcuts import made, names, own_hooks
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    DistilBertForSequenceClassification,
+    GPT2LMHeadModel,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
+)
 
 import rankwise
 from rankwise.wiring.anatomy import FAMILIES as DESCRIBED
 from rankwise.wiring.anatomy import Anatomy
 
 
-def tiny_gpt2() -> Any:
-    config = GPT2Config(vocab_size=40, n_embd=16, n_layer=3, n_head=2, n_positions=16, bos_token_id=1, eos_token_id=2)
-    config.initializer_range = 0.2
-    return build(GPT2LMHeadModel, config)
+def tiny_starcoder() -> Any:
+    """A Starcoder 2, whose family is not described."""
+    fields = {"num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.2}
+    ids = {"bos_token_id": 1, "eos_token_id": 2}
+    return build(
+        Starcoder2ForCausalLM, Starcoder2Config(vocab_size=40, hidden_size=16, intermediate_size=24, **fields, **ids)
+    )
 
 
 class Attention(nn.Module):
@@ -79,13 +88,13 @@ TOY = Anatomy(
     mid=("second_norm", "input"),
     feed_forward_sum=("feed_forward", "output"),
 )
-GPT2 = Anatomy(
-    blocks="transformer.h",
+STARCODER = Anatomy(
+    blocks="model.layers",
     norm="pre",
-    attention="attn",
-    block_input=("ln_1", "input"),
-    attention_sum=("attn", "output"),
-    mid=("ln_2", "input"),
+    attention="self_attn",
+    block_input=("input_layernorm", "input"),
+    attention_sum=("self_attn", "output"),
+    mid=("post_attention_layernorm", "input"),
     feed_forward_sum=("mlp", "output"),
 )
 
@@ -103,14 +112,17 @@ def register() -> Iterator[Callable[[str, Any], None]]:
 
 
 def test_an_unknown_family_is_named_with_the_way_to_describe_it() -> None:
-    base = tiny_gpt2()
+    base = tiny_starcoder()
     modules = [name for name, _ in base.named_modules()]
-    words = r"family 'gpt2' of GPT2LMHeadModel is not described; described are bert, .*opt.*register_anatomy\('gpt2', "
+    words = (
+        r"family 'starcoder2' of Starcoder2ForCausalLM is not described; described are bert, .*opt.*"
+        r"register_anatomy\('starcoder2', "
+    )
     with pytest.raises(ValueError, match=words + r".*or leave shortcuts out: linear paths work in every model"):
-        adapted(base, target_modules=["c_attn"], fan_in_fan_out=True, shortcuts=["res1"])
+        adapted(base, target_modules=["v_proj"], shortcuts=["res1"])
     assert [name for name, _ in base.named_modules()] == modules
     assert own_hooks(base) == []
-    assert names(adapted(base, target_modules=["c_attn"], fan_in_fan_out=True))
+    assert names(adapted(base, target_modules=["v_proj"]))
 
 
 def test_a_model_without_a_family_is_told_to_the_user() -> None:
@@ -118,12 +130,12 @@ def test_a_model_without_a_family_is_told_to_the_user() -> None:
         adapted(Toy(4, 4, model_type=None), target_modules=["value"], shortcuts=["res1"])
 
 
-@pytest.mark.parametrize("describe", [GPT2, lambda config: GPT2 if config.n_layer == 3 else None])
+@pytest.mark.parametrize("describe", [STARCODER, lambda config: STARCODER if config.num_hidden_layers == 3 else None])
 def test_a_described_family_has_every_kind(register: Callable[[str, Any], None], describe: Any, tmp_path: Path) -> None:
-    register("gpt2", describe)
-    expected = logits(tiny_gpt2())
-    fields = {"target_modules": ["c_attn"], "fan_in_fan_out": True, "shortcuts": ["res1", "res2", "in", "cut"]}
-    model = adapted(tiny_gpt2(), **fields)
+    register("starcoder2", describe)
+    expected = logits(tiny_starcoder())
+    fields = {"target_modules": ["v_proj"], "shortcuts": ["res1", "res2", "in", "cut"]}
+    model = adapted(tiny_starcoder(), **fields)
     assert torch.equal(logits(model), expected), "with B = 0 it is the base model"
     fill_(model)
     model.save_pretrained(str(tmp_path))
@@ -133,7 +145,7 @@ def test_a_described_family_has_every_kind(register: Callable[[str, Any], None],
         assert (logits(model) - expected).abs().max() > 1e-2, name
     keep_only_(model)
     assert torch.equal(logits(model), expected)
-    assert torch.equal(logits(PeftModel.from_pretrained(tiny_gpt2(), tmp_path)), whole)
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny_starcoder(), tmp_path)), whole)
     assert names(model, "cut") == ["layers.1.cut", "layers.2.cut"]
 
 
@@ -242,6 +254,41 @@ def test_a_bert_that_feeds_mid_in_pieces_or_has_two_mids_is_refused() -> None:
         made("bert", tiny_bert(chunk_size_feed_forward=2))
     with pytest.raises(ValueError, match=r"cross-attention has two mids.*leave shortcuts out"):
         made("bert", tiny_bert(is_decoder=True, add_cross_attention=True))
+    crossing = gpt2_config(2)
+    crossing.add_cross_attention = True
+    with pytest.raises(ValueError, match=r"cross-attention has two mids.*leave shortcuts out"):
+        made("gpt2", build(GPT2LMHeadModel, crossing))
+    pieces = distilbert_config(2)
+    pieces.chunk_size_feed_forward = 2
+    with pytest.raises(ValueError, match=r"chunk_size_feed_forward=2 .*set it to 0.*or leave shortcuts out"):
+        made("distilbert", build(DistilBertForSequenceClassification, pieces))
+
+
+def test_an_injection_without_a_query_to_inject_into_says_so(register: Callable[[str, Any], None]) -> None:
+    register("starcoder2", STARCODER)
+    with pytest.raises(ValueError, match=r"names no query and value.*give inject_targets"):
+        get_peft_model(tiny_starcoder(), rankwise.Lor2cConfig(injections=1))
+    assert get_peft_model(tiny_starcoder(), rankwise.Lor2cConfig(injections=1, inject_targets=["o_proj"]))
+
+
+def test_synflow_from_the_embeddings_of_a_model_of_images_is_refused_and_from_its_loss_works() -> None:
+    model = made("vit", task_type=None)
+    images = {"pixel_values": torch.ones(2, 2, 8, 8), "labels": torch.tensor([0, 1])}
+    with pytest.raises(ValueError, match=r"no token embeddings.*synflow_loss='loss'"):
+        rankwise.score_paths(model, [images], proxy="synflow")
+    for options in ({"proxy": "synflow", "synflow_loss": "loss"}, {"proxy": "grad_norm"}):
+        scores = rankwise.score_paths(model, [images], **options)  # type: ignore[arg-type]
+        assert set(scores) == set(names(model))
+        assert all(math.isfinite(score) and score != 0 for score in scores.values())
+
+
+def test_synflow_runs_experts_in_float64() -> None:
+    """The default implementation has no kernel for it."""
+    fast = FAMILIES["mixtral"]()
+    fast.set_experts_implementation("grouped_mm")
+    scores = rankwise.score_paths(made("mixtral", fast), proxy="synflow")
+    assert fast.config._experts_implementation == "grouped_mm"
+    assert scores == rankwise.score_paths(made("mixtral"), proxy="synflow")
 
 
 # Config values.

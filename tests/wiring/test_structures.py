@@ -92,6 +92,21 @@ def test_a_structure_equals_its_reference(name: str, structure: str, share: bool
     assert_same(trained(model), expected(name, model))
 
 
+FUSED = {"gpt2": "c_attn", "modernbert": "Wqkv", "phi3": "qkv_proj"}
+SPLIT = {"distilbert": "q_lin", "vit": "q_proj", "mixtral": "q_proj"}
+
+
+@pytest.mark.parametrize(("name", "query"), [*FUSED.items(), *SPLIT.items()])
+def test_an_injection_takes_query_and_value_or_the_one_projection_that_makes_both(name: str, query: str) -> None:
+    model = lor2c(name, edits=STRUCTURES["merged and injected"])
+    injected = [path for path_name, path in rankwise.named_paths(model).items() if path_name.startswith("layers.3.")]
+    assert [path.kind for path in injected if path.enabled] == ["linear"] * (1 if name in FUSED else 2)
+    assert rankwise.named_paths(model)[f"layers.3.{query}"].enabled
+    if name == "gpt2":  # the queries, keys and values of one projection: r / 2 ranks of d + 3 d entries
+        assert sum(path.num_parameters for path in injected if path.enabled) == 4 * (16 + 16)
+    assert_same(trained(model), expected(name, model))
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("name", ["bert", "opt-pre", "llama"])
 def test_spans_are_the_same_with_gradient_checkpointing(name: str, reentrant: bool) -> None:

@@ -35,8 +35,9 @@ class Lor2cConfig(PathConfig):
     steps instead, for which any training loop will do. Where both kinds are due, the merge comes first.
 
     A merge takes two neighbouring paths and keeps one, which from then on spans both; the other is off for good. An
-    injection replaces the path of one block by LoRA on that block's query and value projections, which is there from
-    the start, switched off, so that optimizer, learning-rate schedule and checkpoints know it.
+    injection replaces the path of one block by LoRA on that block's query and value projections (GPT-2, Phi-3 and
+    ModernBERT: on the one projection that makes queries, keys and values), which is there from the start, switched off,
+    so that optimizer, learning-rate schedule and checkpoints know it.
 
     Args:
         share: One ``A`` for all blocks, one ``B`` each.
@@ -50,9 +51,10 @@ class Lor2cConfig(PathConfig):
         max_span: Blocks that a merged path may span; no limit if left out.
         freeze_merged: Stop training a path that was merged; it keeps contributing (an ablation).
         inject_select: Replace the path with the ``"lowest"`` or the ``"highest"`` score.
-        inject_targets: The projections that injected LoRA runs along; the family's query and value if left out. An
-            empty list deletes the path instead (an ablation).
-        inject_r: Rank of injected LoRA; ``r // 2`` if left out, the same number of parameters on square projections.
+        inject_targets: The projections that injected LoRA runs along; the family's query and value if left out, or the
+            one that makes both. An empty list deletes the path instead (an ablation).
+        inject_r: Rank of injected LoRA; ``r // 2`` if left out, the same number of parameters on two square
+            projections, or on one whose output is three times as wide.
         inject_alpha: Its alpha; ``lora_alpha * inject_r / r`` if left out.
         inject_dropout: Its dropout.
         edit_unit: Count ``"epochs"`` or optimizer ``"steps"``.
@@ -187,7 +189,14 @@ class Lor2cConfig(PathConfig):
         """Return the projections that injected LoRA runs along; none where nothing is injected."""
         if not self.injections:
             return []
-        return family if self.inject_targets is None else self.inject_targets
+        if self.inject_targets is not None:
+            return self.inject_targets
+        if not all(family):
+            raise ValueError(
+                "the description of this model's family names no query and value, which LoR2C injects LoRA into: give "
+                "inject_targets, or name them with rankwise.register_anatomy"
+            )
+        return list(dict.fromkeys(family))
 
     def linear_paths(self) -> LoraConfig:
         """Return the config that sizes injected LoRA."""

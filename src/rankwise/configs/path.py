@@ -125,7 +125,7 @@ class PathConfig(LoraConfig):
         """Return what ``target_modules`` the linear paths run along.
 
         Args:
-            family: The family's query and value projections.
+            family: The family's query and value projections, "" where its description names none.
         """
         return self.target_modules
 

@@ -21,16 +21,16 @@ from rankwise.method.loading import other_heads
 from rankwise.method.unwinding import unwound
 from rankwise.paths.path_set import has_adapter, holders
 
-NAMES = ("HETEROLORA", "LOR2C", "BOTTLENECK")
 
+def extend_peft_type(*names: str) -> None:
+    """Add members to ``PeftType``, once; the configs need them before anything else is imported.
 
-def extend_peft_type() -> None:
-    """Add the members to ``PeftType``, once; the configs need them before anything else is imported.
+    A member without its rows in PEFT's tables breaks whoever walks through the enum, so a method's comes with it.
 
     Raises:
         RuntimeError: PEFT's enum no longer takes a new member.
     """
-    for name in NAMES:
+    for name in names:
         if name in PeftType.__members__:
             continue
         extend_enum(PeftType, name, name)
@@ -43,6 +43,7 @@ def extend_peft_type() -> None:
 
 def register_with_peft(name: str, config_cls: type, model_cls: type, prefix: str = "lora_") -> None:
     """Fill PEFT's tables for a method, once."""
+    extend_peft_type(name)
     if PeftType(name) not in PEFT_TYPE_TO_CONFIG_MAPPING:
         register_peft_method(
             name=name.lower(), config_cls=config_cls, model_cls=model_cls, prefix=prefix, is_mixed_compatible=False

@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer, LoraModel
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from rankwise.configs.path import PathConfig
 from rankwise.method.first import first_allocation
@@ -132,10 +133,11 @@ class PathModel(LoraModel):
         **kwargs: Any,
     ) -> None:
         """Draw initial values from a generator seeded by names; the global one stays where it was."""
+        sized = lora_config.linear_paths()
+        if isinstance(target, Conv1D):  # always transposed: nothing that a user has to say
+            sized.fan_in_fan_out = True
         with seeded(lora_config.seed, current_key, adapter_name):
-            super()._create_and_replace(
-                lora_config.linear_paths(), adapter_name, target, target_name, parent, current_key, **kwargs
-            )
+            super()._create_and_replace(sized, adapter_name, target, target_name, parent, current_key, **kwargs)
 
     def _build_paths(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
@@ -22,7 +23,9 @@ from rankwise.scores.curvature import DrawBatch
 from rankwise.scores.probe import Batch, ComputeLoss
 from rankwise.scores.signals import REDUCTIONS, Signal, collect_signals
 
+logger = logging.getLogger("rankwise")
 LEAST_COMPONENTS, MOST_COMPONENTS = 8, 64
+LEAST_KEPT = 0.7  # of its own predicted gain, with the other half's ranks
 TINY = 1e-300  # a gain of zero is kept whole or not at all
 
 
@@ -39,7 +42,7 @@ class Choice:
     components: int | None = None
     halves: bool = True
     cross_validate: bool = False
-    least_overlap: float = 0.5
+    least_overlap: float = 0.0
     breadth: float = 0.0
     reduction: str = "auto"
     seed: int = 0
@@ -122,7 +125,10 @@ def plan_paths(
     device = next(model.parameters()).device
     check_same_everywhere([f"{name}={rank}" for name, rank in ranks.items()], "the rank plan", device)
     for note in guarded.notes:
-        warnings.warn(note, stacklevel=3)
+        if guarded.breadth != choice.breadth:  # something else was done than was asked for
+            warnings.warn(note, stacklevel=3)
+        else:
+            logger.warning(note)
     names, owners = list(costs), signals["all"].owners
     return RankPlan(
         ranks=ranks,
@@ -166,8 +172,15 @@ def _guard(chooser: _Chooser, signals: Mapping[str, Signal], choice: Choice, bat
     if not choice.halves:
         return _Guarded(choice.breadth)
     overlap, kept = chooser.agreement(signals["first"], signals["second"], choice.breadth)
-    if overlap >= choice.least_overlap or choice.breadth == 1.0:
+    if choice.breadth == 1.0 or (overlap >= choice.least_overlap and kept >= LEAST_KEPT):
         return _Guarded(choice.breadth, overlap, kept)
+    if overlap >= choice.least_overlap:
+        note = (
+            f"with the ranks chosen on the other half of the {batches} batches, a half keeps {kept:.0%} of its "
+            "predicted gain: the data can hardly tell which paths are worth more. Give more batches, or breadth=1 for "
+            "the uniform plan"
+        )
+        return _Guarded(choice.breadth, overlap, kept, (note,))
     note = (
         f"the choices made on two halves of the {batches} batches share {overlap:.2f} of their cost, less than "
         f"{choice.least_overlap}: the data can't tell the paths apart, so the plan is the uniform one. Give more "

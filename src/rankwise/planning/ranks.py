@@ -34,7 +34,7 @@ def rank_plan(
     components: int | None = None,
     halves: bool = True,
     cross_validate: bool = False,
-    least_overlap: float = 0.5,
+    least_overlap: float = 0.0,
     breadth: float = 0.0,
     head_warmup: int | None = None,
     keep_head: bool = False,
@@ -66,10 +66,11 @@ def rank_plan(
         target_modules: The linear candidates, as in ``LoraConfig``; all projections but the head if left out.
         components: How many directions each path offers; twice the uniform rank of the budget if left out, at least 8,
             at most 64.
-        halves: Repeat the choice on each half of the batches and report how much the two share.
+        halves: Repeat the choice on each half of the batches, and report how much of their cost the two share
+            (``overlap``) and how much of its predicted gain a half keeps with the other's ranks (``kept``). Paths that
+            stand in for each other lower the first and not the second; a low ``kept`` is warned of.
         cross_validate: Take directions from one half of the batches, slopes and curvature from the other.
-        least_overlap: Where the halves share less, the data can't tell the paths apart and the plan is the uniform
-            one; 0 never falls back.
+        least_overlap: Where the halves share less, the plan is the uniform one; 0 never falls back.
         breadth: 0 goes by gain alone, 1 is the uniform plan; between, the plan shrinks towards it.
         head_warmup: Steps for which a classification head is trained alone first; twice the number of batches but at
             most 100 if left out, 0 for a head that is trained already. Language models have no such head.

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_iter
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 import rankwise
+from rankwise.runs.building.job import CHECKPOINTING
 from rankwise.runs.building.models import load_config, model_class
 from rankwise.runs.building.quantised import OUTPUTS
 from rankwise.runs.progress import quiet
@@ -131,7 +132,8 @@ def _hollow(recipe: Recipe) -> Any:
     if recipe.method.name in WITH_PATHS:
         rankwise.detach(model)  # nothing is searched here
     if recipe.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(model, f"{CHECKPOINTING}_enable")  # the name has changed within transformers 5
+        enable({"use_reentrant": False})
         model.enable_input_require_grads()
     return model
 

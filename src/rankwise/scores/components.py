@@ -117,10 +117,24 @@ def gradients_of(statistic: Statistic, means: Sums) -> Gradients:
 
 def singular_triplets(gradient: Tensor | LowRankGradient, components: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the largest ``k`` of ``u`` (o x k), ``sigma`` (k,) and ``v`` (i x k), in float64."""
-    inner = gradient if isinstance(gradient, Tensor) else gradient.wide
-    left, sigma, right = torch.linalg.svd(inner.double(), full_matrices=False)
-    left = left if isinstance(gradient, Tensor) else gradient.tall.double() @ left
-    return left[:, :components], sigma[:components], right[:components].T
+    inner = (gradient if isinstance(gradient, Tensor) else gradient.wide).double()
+    if inner.shape[0] > inner.shape[1]:
+        right, sigma, left = _triplets(inner.T, components)
+    else:
+        left, sigma, right = _triplets(inner, components)
+    return left if isinstance(gradient, Tensor) else gradient.tall.double() @ left, sigma, right
+
+
+def _triplets(matrix: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the largest singular triplets of a matrix (m x n) with m <= n.
+
+    The whole decomposition of all paths of MiniLM takes as long as the passes. The leading eigenvectors of ``M M^T``
+    span the leading left vectors, and what ``M`` is in their span has k rows only.
+    """
+    k = min(components, matrix.shape[0])
+    span = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -k:]
+    inner, sigma, right = torch.linalg.svd(span.T @ matrix, full_matrices=False)
+    return span @ inner, sigma, right.T
 
 
 def directions_of(gradient: Tensor | LowRankGradient, components: int, matched: str) -> Directions:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig
 
 from rankwise.configs.heterolora import CHOICES
 from rankwise.errors import check_choice
@@ -275,16 +276,38 @@ def _probe_flow(
         if synflow_loss == "loss" and batch is None:
             raise ValueError("synflow_loss='loss' needs a training batch, got none")
         stack.enter_context(absolute_float64(model))
+        stack.enter_context(_plain_experts(model))
         model.eval()
         if batch is not None:
             loss = compute_loss(model, batch)
         else:
-            embedding = model.get_input_embeddings().weight  # type: ignore[operator]
-            ones = torch.ones(1, FLOW_TOKENS, embedding.shape[1], dtype=torch.float64, device=embedding.device)
+            embedding = model.get_input_embeddings()  # type: ignore[operator]
+            if not isinstance(embedding, nn.Embedding):
+                raise ValueError(
+                    f"synflow_loss='logits' pushes ones through the model in the place of token embeddings, and "
+                    f"{type(model).__name__} has no token embeddings: use synflow_loss='loss', or another proxy"
+                )
+            size = 1, FLOW_TOKENS, embedding.weight.shape[1]
+            ones = torch.ones(size, dtype=torch.float64, device=embedding.weight.device)
             decoder = {"decoder_inputs_embeds": ones} if model.config.is_encoder_decoder else {}  # type: ignore[union-attr]
             loss = part_of(model(inputs_embeds=ones, **decoder), "logits").sum()
         collect(recorder, loss)
         return score_from_means("synflow", paths.paths, recorder.means())
+
+
+@contextmanager
+def _plain_experts(model: nn.Module) -> Iterator[None]:
+    """Run experts one by one: the fast kernel that transformers takes by default has no float64."""
+    config: Any = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        yield
+        return
+    before = config._experts_implementation
+    config._experts_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._experts_implementation = before
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def after_saving(model: PeftModel, folder: str | Path, selected: Iterable[str] |
         listed = {**_listed(paths), "parameters": paths.counts(), **_structure(paths)}
         write_json_atomic(place / ALLOCATION, {**listed, DIGESTS: digests(place)})
     if _own(model) and rank() == 0 and (Path(folder) / CARD).is_file():
-        write_card(Path(folder), _own(model), getattr(model.config, "num_labels", None))
+        write_card(Path(folder), _own(model), getattr(getattr(model, "config", None), "num_labels", None))
 
 
 def warn_if_unheard(paths: PathSet) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -81,8 +81,12 @@ def _running(trainer: Trainer) -> Iterator[None]:
         _RUN.reset(token)
 
 
-def wrap_trainer() -> None:
-    """Let ``Trainer.train`` say who trains for as long as it lasts, once; callbacks are not told."""
+def wrap_trainer(before: Callable[[Trainer, Any], None]) -> None:
+    """Let ``Trainer.train`` say who trains for as long as it lasts, once; callbacks are not told.
+
+    Args:
+        before: Called with (trainer, checkpoint to resume from) before anything of the training is made.
+    """
     train = Trainer.train
     if "rankwise" in train.__dict__:
         return
@@ -90,6 +94,7 @@ def wrap_trainer() -> None:
     @functools.wraps(train)
     def wrapped(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         with _running(self):
+            before(self, args[0] if args else kwargs.get("resume_from_checkpoint"))
             return train(self, *args, **kwargs)
 
     wrapped.__dict__["rankwise"] = True

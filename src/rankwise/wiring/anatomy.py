@@ -102,8 +102,8 @@ class Anatomy:
         feed_forward_sum: The sum of mid and feed-forward.
         carry: Whether the block takes its residual before ``attention_sum``'s point, so that what is added there has
             to be added once more to the block's output.
-        query: The query projection.
-        value: The value projection.
+        query: The query projection, where LoR2C injects LoRA.
+        value: The value projection. Where one projection makes queries, keys and values, both name that one.
     """
 
     blocks: str
@@ -149,24 +149,60 @@ def post_norm(
     )
 
 
-def pre_norm(*, attention_last: str, feed_forward_norm: str, feed_forward_last: str) -> Anatomy:
-    """Describe a LLaMA-like family: ``u = h + SA(norm(h))``, ``out = u + FFN(norm(u))``.
+def pre_norm(
+    *,
+    feed_forward_norm: str,
+    feed_forward_last: str,
+    query: str,
+    value: str,
+    blocks: str = "layers",
+    attention: str = "self_attn",
+    attention_norm: str = "input_layernorm",
+    attention_last: str = "",
+) -> Anatomy:
+    """Describe a family whose norms lie inside the branches: ``u = h + SA(norm(h))``, ``out = u + FFN(norm(u))``.
 
     Args:
-        attention_last: Last module before the attention's sum.
         feed_forward_norm: The norm that reads mid.
         feed_forward_last: Last module before the feed-forward's sum.
+        query: The query projection.
+        value: The value projection.
+        blocks: Name of the list of blocks.
+        attention: The attention module.
+        attention_norm: The norm that reads the block's input.
+        attention_last: Last module before the attention's sum; the attention module if left out.
     """
     return Anatomy(
-        blocks="layers",
+        blocks=blocks,
         norm="pre",
-        attention="self_attn",
-        block_input=("input_layernorm", "input"),
-        attention_sum=(attention_last, "output"),
+        attention=attention,
+        block_input=(attention_norm, "input"),
+        attention_sum=(attention_last or attention, "output"),
         mid=(feed_forward_norm, "input"),
         feed_forward_sum=(feed_forward_last, "output"),
-        query="self_attn.q_proj",
-        value="self_attn.v_proj",
+        query=query,
+        value=value,
+    )
+
+
+def pre_norm_dropping(
+    *, blocks: str, attention: str, attention_norm: str, feed_forward_norm: str, query: str, value: str
+) -> Anatomy:
+    """Describe a family like that of ``pre_norm`` with a dropout between each branch and its sum.
+
+    The same dropout runs in both branches, or none is a module, so the sums themselves have to be met.
+    """
+    return Anatomy(
+        blocks=blocks,
+        norm="pre",
+        attention=attention,
+        block_input=(attention_norm, "input"),
+        attention_sum=(feed_forward_norm, "input"),
+        mid=(feed_forward_norm, "input"),
+        feed_forward_sum=("", "output"),
+        carry=True,
+        query=query,
+        value=value,
     )
 
 
@@ -178,11 +214,45 @@ BERT = post_norm(
     query="attention.self.query",
     value="attention.self.value",
 )
-LLAMA = pre_norm(attention_last="self_attn", feed_forward_norm="post_attention_layernorm", feed_forward_last="mlp")
+DISTILBERT = post_norm(
+    blocks="transformer.layer",
+    attention="attention",
+    attention_norm="sa_layer_norm",
+    feed_forward_norm="output_layer_norm",
+    query="attention.q_lin",
+    value="attention.v_lin",
+)
+QV = {"query": "self_attn.q_proj", "value": "self_attn.v_proj"}
+LLAMA = pre_norm(feed_forward_norm="post_attention_layernorm", feed_forward_last="mlp", **QV)
 GEMMA2 = pre_norm(  # its branches end in a norm of their own
     attention_last="post_attention_layernorm",
     feed_forward_norm="pre_feedforward_layernorm",
     feed_forward_last="post_feedforward_layernorm",
+    **QV,
+)
+PHI3 = pre_norm(  # its branches end in a dropout of their own
+    attention_last="resid_attn_dropout",
+    feed_forward_norm="post_attention_layernorm",
+    feed_forward_last="resid_mlp_dropout",
+    query="self_attn.qkv_proj",
+    value="self_attn.qkv_proj",
+)
+GPT2 = pre_norm(
+    blocks="h",
+    attention="attn",
+    attention_norm="ln_1",
+    feed_forward_norm="ln_2",
+    feed_forward_last="mlp",
+    query="attn.c_attn",
+    value="attn.c_attn",
+)
+MODERNBERT = pre_norm(
+    attention="attn",
+    attention_norm="attn_norm",  # in the first block an identity, since the embeddings are normed
+    feed_forward_norm="mlp_norm",
+    feed_forward_last="mlp",
+    query="attn.Wqkv",
+    value="attn.Wqkv",
 )
 OPT_POST = post_norm(
     blocks="decoder.layers",
@@ -192,42 +262,62 @@ OPT_POST = post_norm(
     query="self_attn.q_proj",
     value="self_attn.v_proj",
 )
-OPT_PRE = Anatomy(  # a dropout lies between branch and sum, so the sums themselves have to be met
+OPT_PRE = pre_norm_dropping(
     blocks="decoder.layers",
-    norm="pre",
     attention="self_attn",
-    block_input=("self_attn_layer_norm", "input"),
-    attention_sum=("final_layer_norm", "input"),
-    mid=("final_layer_norm", "input"),
-    feed_forward_sum=("", "output"),
-    carry=True,
-    query="self_attn.q_proj",
-    value="self_attn.v_proj",
+    attention_norm="self_attn_layer_norm",
+    feed_forward_norm="final_layer_norm",
+    **QV,
+)
+VIT = pre_norm_dropping(
+    blocks="layers",
+    attention="attention",
+    attention_norm="layernorm_before",
+    feed_forward_norm="layernorm_after",
+    query="attention.q_proj",
+    value="attention.v_proj",
 )
 
 
-def _bert(config: Any) -> Anatomy:
-    """Describe a BERT, where its blocks have one mid that is read whole."""
-    if config.chunk_size_feed_forward:
-        raise ValueError(
-            f"chunk_size_feed_forward={config.chunk_size_feed_forward} feeds mid to the feed-forward piece by piece, "
-            "and shortcuts need it whole: set it to 0 in the model's config, or leave shortcuts out"
-        )
-    if config.add_cross_attention:
-        raise ValueError("a block with cross-attention has two mids, so shortcuts are not defined: leave shortcuts out")
-    return BERT
-
-
 Describe = Callable[[Any], Anatomy]
+
+
+def _whole(anatomy: Anatomy) -> Describe:
+    """Describe a family, where its blocks have one mid that is read whole."""
+
+    def describe(config: Any) -> Anatomy:
+        pieces = getattr(config, "chunk_size_feed_forward", 0)
+        if pieces:
+            raise ValueError(
+                f"chunk_size_feed_forward={pieces} feeds mid to the feed-forward piece by piece, and shortcuts need "
+                "it whole: set it to 0 in the model's config, or leave shortcuts out"
+            )
+        if getattr(config, "add_cross_attention", False):
+            raise ValueError(
+                "a block with cross-attention has two mids, so shortcuts are not defined: leave shortcuts out"
+            )
+        return anatomy
+
+    return describe
+
+
 FAMILIES: dict[str, Anatomy | Describe] = {
-    "bert": _bert,
-    "roberta": _bert,
-    "xlm-roberta": _bert,
+    "bert": _whole(BERT),
+    "roberta": _whole(BERT),
+    "xlm-roberta": _whole(BERT),
+    "distilbert": _whole(DISTILBERT),
+    "modernbert": MODERNBERT,
+    "vit": VIT,
+    "gpt2": _whole(GPT2),
     "opt": lambda config: OPT_PRE if config.do_layer_norm_before else OPT_POST,
     "llama": LLAMA,
     "mistral": LLAMA,
     "qwen2": LLAMA,
     "qwen3": LLAMA,
+    "mixtral": LLAMA,
+    "qwen2_moe": LLAMA,
+    "qwen3_moe": LLAMA,
+    "phi3": PHI3,
     "gemma": LLAMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA2,
