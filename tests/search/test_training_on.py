@@ -81,6 +81,16 @@ def test_a_dynamic_adapter_goes_on_searching_and_counting(tmp_path: Path) -> Non
     assert [record["search"] for record in rankwise.history(again)] == list(range(6))
 
 
+def test_a_warm_up_is_over_in_a_second_training_without_a_probe() -> None:
+    """Its first search waits for gradients, where that of the first training needed none."""
+    model = searching(search_every=4, score_batches=2, warmup_searches=1)
+    for _ in range(2):
+        in_a_bare_loop(model, 6)
+        rankwise.detach(model)
+        rankwise.Allocator(model)
+    assert searched_at(model) == [(0, "random"), (4, "online"), (2, "online"), (4, "online")]
+
+
 def test_a_second_training_resumes_as_it_would_have_gone_on(tmp_path: Path) -> None:
     first = searching(search_every=3, score_batches=3)
     trainer(first, tmp_path).train()

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -202,8 +203,8 @@ class Allocator(Listener):
 
     def _first_step(self) -> int:
         """Return the step before which the first search comes: at once, or when enough steps have been seen."""
-        config = self.config
-        if self._batches is not None or not self._needs_batches(self.policy.proxy_of(0)):
+        config, before = self.config, len(searches(self.paths.history[: self.earlier]))
+        if self._batches is not None or not self._needs_batches(self.policy.proxy_of(before)):
             return 0
         return int(min(config.score_batches, config.search_every or config.score_batches))
 
@@ -373,6 +374,7 @@ class Allocator(Listener):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken."""
         super().load_state_dict(state)
+        self.schedule = replace(self.schedule, first=self._first_step())
         self.tap_seconds = state["tap_seconds"]
         self.paths.session.recorder = None
         recorder = self._open_window()
