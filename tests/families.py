@@ -52,7 +52,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-EXACT = {"experts_implementation": "eager"}  # the default's kernel has no float64
+EXACT: dict[str, Any] = {"experts_implementation": "eager"}  # the default's kernel has no float64
 WINDOW = 4  # of the sliding attention, in tokens
 
 
@@ -209,20 +209,20 @@ def modernbert_config(blocks: int) -> ModernBertConfig:
 
 def phi3_config(blocks: int) -> Phi3Config:
     rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    ids: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     return Phi3Config(**decoder_fields(blocks), **ids, sliding_window=WINDOW, rope_parameters=rope)
 
 
 def qwen2_moe_config(blocks: int) -> Qwen2MoeConfig:
-    sizes = {"moe_intermediate_size": 12, "shared_expert_intermediate_size": 20}
+    sizes: dict[str, Any] = {"moe_intermediate_size": 12, "shared_expert_intermediate_size": 20}
     return Qwen2MoeConfig(
         **decoder_fields(blocks), **sizes, num_experts=3, num_experts_per_tok=2, mlp_only_layers=[1], **EXACT
     )
 
 
 def qwen3_moe_config(blocks: int) -> Qwen3MoeConfig:
-    sizes = {"moe_intermediate_size": 12, "head_dim": 8}
-    experts = {"num_experts": 3, "num_experts_per_tok": 2, "norm_topk_prob": True}
+    sizes: dict[str, Any] = {"moe_intermediate_size": 12, "head_dim": 8}
+    experts: dict[str, Any] = {"num_experts": 3, "num_experts_per_tok": 2, "norm_topk_prob": True}
     return Qwen3MoeConfig(**decoder_fields(blocks), **sizes, **experts, mlp_only_layers=[1], **EXACT)
 
 
@@ -256,7 +256,7 @@ class TokensForImageClassification(ViTForImageClassification):
         return super().forward(**given if input_ids is None else {"pixel_values": self.images(input_ids), **given})
 
 
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+NO_DROPOUT: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 FAMILIES: dict[str, Family] = {
     "bert": Family(
         BertForSequenceClassification,

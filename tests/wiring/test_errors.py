@@ -30,8 +30,13 @@ from rankwise.wiring.anatomy import Anatomy
 
 def tiny_starcoder() -> Any:
     """A Starcoder 2, whose family is not described."""
-    fields = {"num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.2}
-    ids = {"bos_token_id": 1, "eos_token_id": 2}
+    fields: dict[str, Any] = {
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.2,
+    }
+    ids: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2}
     return build(
         Starcoder2ForCausalLM, Starcoder2Config(vocab_size=40, hidden_size=16, intermediate_size=24, **fields, **ids)
     )
