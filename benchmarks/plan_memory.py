@@ -24,7 +24,14 @@ os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "65536")
 ROWS = 96
 LLAMA = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
 OPT = {"hidden_size": 768, "ffn_dim": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-HETERO = {"name": "heterolora", "r": 8, "lora_alpha": 16, "budget": 0.5, "search_every": 1000, "score_batches": 1}
+HETERO = {
+    "name": "heterolora",
+    "r": 8,
+    "lora_alpha": 16,
+    "budget": 0.5,
+    "search_every": 1,
+    "score_batches": 1,
+}  # a window is open in every step, as the plan counts
 
 
 def resident(field: str) -> int:

@@ -6,33 +6,16 @@ A module beside the package: importing anything of ``rankwise`` registers its me
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version as installed_version
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from safetensors import SafetensorError
 
-RUN_FAILED, USER_ERROR = 1, 2
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as a shell counts
-MISTAKES = (
-    ValueError,
-    SafetensorError,
-    FileNotFoundError,
-    NotADirectoryError,
-    FileExistsError,
-    PermissionError,
-    ModuleNotFoundError,
-)
+from rankwise_exits import explained, show_version, show_warning
 
 app = typer.Typer(
     name="rankwise",
@@ -45,7 +28,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console()
-errors = Console(stderr=True)
 
 RecipeFile = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe (YAML), or the name of one that ships.", show_default=False)
@@ -58,46 +40,10 @@ Seed = Annotated[int, typer.Option(help="Seeds everything that is drawn.", min=0
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as schedulers send it, taken like Ctrl-C: what is open is closed."""
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
-
-
-@contextmanager
-def _explained(debug: bool) -> Iterator[None]:
-    """Turn an error into one red line and an exit code: 2 for the user's mistake, 1 for a run that failed."""
-    ours = threading.current_thread() is threading.main_thread()  # no other may set a handler
-    before = signal.signal(signal.SIGTERM, _terminate) if ours else None
-    try:
-        yield
-    except (ValueError, SafetensorError, OSError, RuntimeError, ModuleNotFoundError, KeyboardInterrupt) as error:
-        if debug:
-            raise
-        text, code = str(error), USER_ERROR if isinstance(error, MISTAKES) else RUN_FAILED
-        if isinstance(error, KeyboardInterrupt):
-            terminated = isinstance(error, _Terminated)
-            text = f"{'terminated' if terminated else 'interrupted'}; a run with a checkpoint goes on with --resume"
-            code = TERMINATED if terminated else INTERRUPTED
-        errors.print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True, highlight=False)
-        raise typer.Exit(code) from error
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _show_version(asked: bool) -> None:
-    if asked:
-        console.print(f"rankwise {installed_version('rankwise')}", highlight=False)
-        raise typer.Exit
-
-
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Options before the command."""
@@ -111,7 +57,7 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Search against uniform LoRA on a small model that comes with its package: no network, no GPU, minutes."""
-    with _explained(debug):
+    with explained(debug):
         from rankwise.runs.demo import run_demo
 
         run_demo(out, seed=seed, overwrite=overwrite, console=console)
@@ -138,7 +84,7 @@ def init(
     debug: Debug = False,
 ) -> None:
     """Write a recipe: asks for what no option says."""
-    with _explained(debug):
+    with explained(debug):
         from rankwise.runs.recipes.starting import Answers, compose, write_first
 
         def ask(question: str, default: str | None) -> str:
@@ -156,7 +102,7 @@ def recipes(
     debug: Debug = False,
 ) -> None:
     """List the recipes that ship; the commands take their names."""
-    with _explained(debug):
+    with explained(debug):
         from rankwise.runs.recipes.shipped import first_line, shipped_recipes
 
         found = {name: file for name, file in shipped_recipes().items() if part in name}
@@ -193,7 +139,7 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train what a recipe says and report the last and the dev-selected epoch."""
-    with _explained(debug):
+    with explained(debug):
         from rankwise.runs.recipes.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides or [])
@@ -230,7 +176,7 @@ def score(
     debug: Debug = False,
 ) -> None:
     """Search once, before training: every path's score, its cost, and which ones fit the budget."""
-    with _explained(debug):
+    with explained(debug):
         from rankwise.runs.recipes.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides or [])
@@ -259,7 +205,7 @@ def plan(
     debug: Debug = False,
 ) -> None:
     """Count parameters and memory before spending anything, and say whether it fits; loads no weights."""
-    with _explained(debug):
+    with explained(debug):
         from rankwise.runs.recipes.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides or [])
@@ -291,7 +237,7 @@ def ranks(
     debug: Debug = False,
 ) -> None:
     """Plan how much rank each projection gets under a budget, by what the loss is predicted to fall; trains nothing."""
-    with _explained(debug):
+    with explained(debug):
         from rankwise.runs.recipes.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides or [])
@@ -323,7 +269,7 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write a run's adapter as plain LoRA, or its model whole: what loads without rankwise."""
-    with _explained(debug):
+    with explained(debug):
         from rankwise.runs.results.exporting import export_merged, export_run
 
         if merged and rank_pattern:
@@ -352,7 +298,7 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Ask a run about new text: a label with its probability, a score, or an answer."""
-    with _explained(debug):
+    with explained(debug):
         from rankwise.runs.results.predicting import answer_table
         from rankwise.runs.results.predicting import predict as ask
 
@@ -398,7 +344,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Evaluate a run on tasks of lm-evaluation-harness (the extra `eval`)."""
-    with _explained(debug):
+    with explained(debug):
         from rankwise.evaluation.evaluate import evaluate_run, evaluation_table, read_tasks
 
         asked = read_tasks(suite=suite, tasks=tasks or (), files=task_files or (), shots=shots or ())
@@ -433,7 +379,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Draw what searches and edits did: which paths were on, scores over time, structures, singular values."""
-    with _explained(debug):
+    with explained(debug):
         from rankwise.runs.results.pictures import write_report
 
         drawn = write_report(runs, out, picture_format=picture_format)
@@ -443,14 +389,9 @@ def report(
             console.print(f"{picture.stem}: [bold]{escape(str(picture))}[/]", soft_wrap=True, highlight=False)
 
 
-def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    """Show a warning as one line, without the place in the code that raised it."""
-    errors.print(f"[yellow]Warning:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
-
-
 def main() -> None:
     """Run the command line."""
-    warnings.showwarning = _warn
+    warnings.showwarning = show_warning
     app()
 
 

@@ -208,7 +208,7 @@ def modernbert_config(blocks: int) -> ModernBertConfig:
 
 
 def phi3_config(blocks: int) -> Phi3Config:
-    rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
     ids: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     return Phi3Config(**decoder_fields(blocks), **ids, sliding_window=WINDOW, rope_parameters=rope)
 

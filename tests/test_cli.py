@@ -11,7 +11,8 @@ from typer.testing import CliRunner, Result
 from rankwise.runs.dryrun import stand_in
 from rankwise.runs.recipes.recipe import parse_recipe
 from rankwise.runs.results.pictures import OVER_TIME
-from rankwise_cli import RUN_FAILED, USER_ERROR, app
+from rankwise_cli import app
+from rankwise_exits import RUN_FAILED, USER_ERROR
 
 COMMANDS = ("demo", "init", "recipes", "train", "score", "plan", "export", "predict", "evaluate", "report")
 

@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 
 from rankwise.runs.dryrun import WORDS, stand_in
 from rankwise.runs.recipes.recipe import load_recipe, parse_recipe
-from rankwise_cli import USER_ERROR, app
+from rankwise_cli import app
+from rankwise_exits import USER_ERROR
 
 LABELS = ("praise", "complaint")
 WITHOUT_RANKWISE = """
@@ -65,6 +66,8 @@ def test_from_a_file_to_a_pipeline(tmp_path: Path, model: Path, reviews: Path, m
     assert "search: every 4 steps" in shown
     assert "search 2 (online) chose" in shown
     assert "finished already" in call("train", "mine.yaml", *settings, "--out", "run", "--resume").output
+    longer = call("train", "run/config.yaml", "--out", "run", "--resume", "--set", "training.epochs=3").output
+    assert "3.00" in longer
     call("report", "run", "--out", "pictures")
     assert any(Path("pictures").iterdir())
 

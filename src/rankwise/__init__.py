@@ -6,8 +6,8 @@ What importing it does, each once, and how to undo it:
   ``HeteroLoraConfig`` and ``Lor2cConfig``. This stays for the process; other methods are not touched.
 - It wraps ``PeftModel.save_pretrained`` and ``PeftModel.load_adapter``, which write and read a search's history and
   allocation beside the tensors; ``PeftModel.from_pretrained``, which leaves nothing behind where it refuses; and
-  ``PeftModel.__init__``, which refuses to build over paths. For other adapters they do what they did. The originals are
-  their ``__wrapped__``.
+  ``PeftModel.__init__`` and ``PeftMixedModel.__init__``, which refuse to build over paths. For other adapters they do
+  what they did. The originals are their ``__wrapped__``.
 - It wraps ``transformers.Trainer.train`` (again ``__wrapped__``), which notes for as long as it lasts which Trainer
   trains: callbacks are not told, and a probe has to know whose loss it is.
 - It adds a callback to the defaults of transformers' Trainer, which leaves models without paths alone:

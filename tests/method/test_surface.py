@@ -18,7 +18,7 @@ from torch import nn
 import rankwise
 
 TARGETS = ["query", "value"]
-PLAIN = {"task_type": "SEQ_CLS", "r": 2, "target_modules": TARGETS}
+PLAIN: dict[str, Any] = {"task_type": "SEQ_CLS", "r": 2, "target_modules": TARGETS}
 
 
 def ours(base: Any = None, **fields: Any) -> Any:
@@ -42,10 +42,11 @@ def structure(model: nn.Module) -> dict[str, Any]:
         lambda model, folder: ours(model),
         lambda model, folder: get_peft_model(model.get_base_model(), LoraConfig(**PLAIN)),
         lambda model, folder: get_peft_model(model, LoraConfig(**PLAIN), adapter_name="other"),
+        lambda model, folder: get_peft_model(model.get_base_model(), LoraConfig(**PLAIN), mixed=True),
         lambda model, folder: PeftModel.from_pretrained(model, folder),
         lambda model, folder: PeftModel.from_pretrained(model.get_base_model(), folder),
     ],
-    ids=["twice", "twice-wrapped", "plain", "plain-other-name", "load-wrapped", "load"],
+    ids=["twice", "twice-wrapped", "plain", "plain-other-name", "mixed", "load-wrapped", "load"],
 )
 def test_a_second_wrapping_is_refused_and_changes_nothing(again: Callable[[Any, Path], Any], tmp_path: Path) -> None:
     model = ours(shortcuts=["res1"])

@@ -347,7 +347,8 @@ def test_dpo_searches_online_and_its_reference_stays_the_base_model(
     with caplog.at_level("WARNING", logger="rankwise"):
         run.train()
     model: Any = run.model
-    assert "no labels that the model takes, so the first search can't probe" in caplog.text
+    assert "DPOTrainer computes the loss itself" in caplog.text
+    assert "so the first search can't probe" in caplog.text
     assert searched_at(model) == [(2, "online"), (4, "online")]
     ids = torch.arange(3, 20)[None]
     with torch.no_grad(), model.disable_adapter():

@@ -21,7 +21,7 @@ def head(folder: Path) -> dict[str, object]:
 def test_a_saved_adapter_says_what_it_is_and_needs(tmp_path: Path) -> None:
     model = adapted(tiny_bert(3), target_modules=["query", "value"], mode="off", shortcuts=["res1"], shortcut_alpha=4)
     rankwise.apply_(model, [rankwise.Disable("layers.1.query")])
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(str(tmp_path))
     card = (tmp_path / CARD).read_text(encoding="utf-8")
     assert head(tmp_path)["library_name"] == "peft"
     assert head(tmp_path)["license"] == "unknown"
@@ -32,7 +32,7 @@ def test_a_saved_adapter_says_what_it_is_and_needs(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_config_is_saved_too(tmp_path: Path) -> None:
-    adapted(nn.Sequential(nn.Linear(4, 4)), target_modules=["0"]).save_pretrained(tmp_path)
+    adapted(nn.Sequential(nn.Linear(4, 4)), target_modules=["0"]).save_pretrained(str(tmp_path))
     assert "import rankwise" in (tmp_path / CARD).read_text(encoding="utf-8")
 
 
@@ -49,18 +49,18 @@ def test_the_picture_has_a_row_for_each_block() -> None:
 
 def test_the_words_of_somebody_else_stay(tmp_path: Path) -> None:
     ModelCard("---\nlicense: mit\ntags: [mine]\n---\n# My adapter\n").save(tmp_path / CARD)
-    adapted(tiny_bert(2), target_modules=["query"], mode="off").save_pretrained(tmp_path)
+    adapted(tiny_bert(2), target_modules=["query"], mode="off").save_pretrained(str(tmp_path))
     assert "# My adapter" in (tmp_path / CARD).read_text(encoding="utf-8")
     assert head(tmp_path)["license"] == "mit"
 
 
 def test_another_methods_card_is_left_alone(tmp_path: Path) -> None:
-    get_peft_model(tiny_bert(2), LoraConfig(target_modules=["query"])).save_pretrained(tmp_path)
+    get_peft_model(tiny_bert(2), LoraConfig(target_modules=["query"])).save_pretrained(str(tmp_path))
     assert "rankwise" not in (tmp_path / CARD).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("share", [False, True])
 def test_lor2c_has_a_card_too(tmp_path: Path, share: bool) -> None:
     model = get_peft_model(tiny_bert(3), rankwise.Lor2cConfig(r=4, share=share))
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(str(tmp_path))
     assert "LoR2C (arXiv 2503.00572)" in (tmp_path / CARD).read_text(encoding="utf-8")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from peft.optimizers import create_lorafa_optimizer
-from tests.models import class_batches, tiny_bert
-from tests.search.test_callback import EXAMPLES, Examples, searched_at, searching, trainer
+from tests.models import adapted, class_batches, tiny_bert
+from tests.search.test_callback import EXAMPLES, Examples, StopAt, searched_at, searching, trainer
 from tests.search.test_training_on import Limited
 from torch import Tensor, nn
 from transformers import Trainer
@@ -26,7 +26,9 @@ FIELDS: dict[str, Any] = {"search_every": 2, "score_batches": 2}
 class Weighted(Trainer):
     """The loss of a user who weighs classes."""
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         outputs = model(**inputs)
@@ -136,11 +138,12 @@ def test_models_return_what_they_like(kind: str, tmp_path: Path) -> None:
 
 def test_a_model_told_to_return_tuples(tmp_path: Path) -> None:
     model = searching(**FIELDS)
-    model.get_base_model().config.return_dict = False
+    config: Any = model.get_base_model().config
+    config.return_dict = False
     trainer(model, tmp_path).train()
     assert searched_at(model)[0] == (0, "probe")
     scores = score_paths(model, proxy="synflow")
-    model.get_base_model().config.return_dict = True
+    config.return_dict = True
     assert scores == score_paths(model, proxy="synflow")
 
 
@@ -197,8 +200,6 @@ def two() -> Two:
 
 
 def test_two_adapted_models_in_one_trainer(tmp_path: Path) -> None:
-    from tests.search.test_callback import StopAt
-
     whole = two()
     trainer(whole, tmp_path / "whole").train()
     half, resumed = two(), two()
@@ -218,12 +219,11 @@ def test_two_adapted_models_in_one_trainer(tmp_path: Path) -> None:
 
 
 def test_two_active_adapters_are_both_searched_and_saved(tmp_path: Path) -> None:
-    from tests.search.test_callback import StopAt
-
-    model = searching(search_every=3)
-    options = {"r": 2, "lora_alpha": 4, "budget": 0.5, "score_batches": 2, "target_modules": ["key"]}
-    model.add_adapter("b", rankwise.HeteroLoraConfig(search_every=4, **options))
-    model.base_model.set_adapter(["default", "b"])
+    options: dict[str, Any] = {"mode": "dynamic", "budget": 0.5, "score_batches": 2}
+    model = adapted(tiny_bert(), search_every=3, target_modules=["query"], **options)
+    model.add_adapter("b", rankwise.HeteroLoraConfig(r=2, search_every=4, target_modules=["key"], **options))
+    base: Any = model.base_model
+    base.set_adapter(["default", "b"])
     trainer(model, tmp_path, StopAt(5)).train()
     steps = [[record["step"] for record in rankwise.history(model, name)] for name in ("default", "b")]
     assert steps == [[0, 3], [0, 4]]

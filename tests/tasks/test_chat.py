@@ -48,7 +48,8 @@ def test_of_messages_the_assistants_turns_are_learned(tmp_path: Path, tokenizer:
     data = load(tmp_path, tokenizer, {"messages": CHAT}, {"messages": CHAT[:2]})
     assert learned(data, 0) == "dot dun [SEP] lit [SEP]"
     assert learned(data, 1) == "dot dun [SEP]"
-    assert tokenizer.apply_chat_template(CHAT, return_dict=True)["input_ids"] == data.train["input_ids"][0]
+    whole: Any = tokenizer.apply_chat_template(CHAT, return_dict=True)
+    assert whole["input_ids"] == data.train["input_ids"][0]
     everything = load(tmp_path, tokenizer, {"messages": CHAT}, train_on_prompt=True)
     assert everything.train["labels"][0][1:] == everything.train["input_ids"][0][1:]
 
@@ -142,7 +143,7 @@ def test_cut_answers_are_counted_warned_of_and_refused_above_a_tenth(
 
 
 def test_alpacas_input_is_optional(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = [{"instruction": "bar", "output": "dot"}, {"instruction": "bar", "input": "", "output": "dot"}]
+    rows: list[Row] = [{"instruction": "bar", "output": "dot"}, {"instruction": "bar", "input": "", "output": "dot"}]
     ids = []
     for row in (*rows, {**rows[0], "input": None}):
         file = write(tmp_path, row, {**row, "instruction": "kar"})

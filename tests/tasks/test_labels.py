@@ -55,8 +55,9 @@ def test_a_score_outside_the_range_is_named_with_what_is_allowed(value: float | 
 
 
 def test_a_list_is_no_label() -> None:
-    with pytest.raises(ValueError, match="holds lists or objects"):
-        add_labels(cb([[0], [1]]), TASKS["cb"])
+    for optional in (False, True):
+        with pytest.raises(ValueError, match="holds lists or objects"):
+            add_labels(cb([[0], [1]]), TASKS["cb"], optional=optional)
 
 
 @pytest.mark.parametrize("rows", [cb([-1, -1]), source("idx", [0, 1], "premise", "hypothesis")])

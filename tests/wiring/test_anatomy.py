@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import rankwise
-from rankwise.wiring.anatomy import Place, locate, path_names
+from rankwise.wiring.names import Place, locate, path_names
 
 DECODER: dict[str, Any] = {
     **{"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2},

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import check_choice
 from rankwise.method.registration import register_with_peft
-from rankwise.wiring.anatomy import locate
+from rankwise.wiring.names import locate
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,

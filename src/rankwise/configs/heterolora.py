@@ -246,8 +246,10 @@ class HeteroLoraConfig(PathConfig):
 
     def policy(self) -> Policy | None:
         """Return what a search chooses by; None where there is none that switches paths."""
-        if not self.acts or self.undecided:
-            return None
+        return self.switching() if self.acts and not self.undecided else None
+
+    def switching(self) -> Policy:
+        """Return what paths would be switched by."""
         return Policy(self.proxy, self.warmup_searches, self.budget, self.budget_unit, self.allocation, self.seed)
 
     @property

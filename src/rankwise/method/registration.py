@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aenum import extend_enum
-from peft import PeftConfig, PeftModel, PeftType
+from peft import PeftConfig, PeftMixedModel, PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 from safetensors import SafetensorError
@@ -63,7 +63,6 @@ def wrap_peft_model(before_saving: Any, after_saving: Any, after_loading: Any) -
             read its files.
     """
     save, load, make = PeftModel.save_pretrained, PeftModel.load_adapter, PeftModel.from_pretrained.__func__  # type: ignore[attr-defined]
-    init = PeftModel.__init__
     if "rankwise" in save.__dict__:
         return
 
@@ -97,16 +96,21 @@ def wrap_peft_model(before_saving: Any, after_saving: Any, after_loading: Any) -
         with unwound(model, always=False):
             return make(cls, model, model_id, *args, **kwargs)
 
-    @functools.wraps(init)
-    def __init__(self: PeftModel, model: Any, peft_config: Any, *args: Any, **kwargs: Any) -> None:
-        check_bare(model, peft_config)
-        init(self, model, peft_config, *args, **kwargs)
-
     save_pretrained.__dict__["rankwise"] = load_adapter.__dict__["rankwise"] = True
     PeftModel.save_pretrained = save_pretrained  # type: ignore[method-assign]
     PeftModel.load_adapter = load_adapter  # type: ignore[method-assign]
     PeftModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[method-assign, assignment]
-    PeftModel.__init__ = __init__  # type: ignore[method-assign]
+    for wrapper in (PeftModel, PeftMixedModel):
+        wrapper.__init__ = _checked_first(wrapper.__init__)  # type: ignore[method-assign]
+
+
+def _checked_first(init: Any) -> Any:
+    @functools.wraps(init)
+    def __init__(self: Any, model: Any, peft_config: Any, *args: Any, **kwargs: Any) -> None:
+        check_bare(model, peft_config)
+        init(self, model, peft_config, *args, **kwargs)
+
+    return __init__
 
 
 def check_bare(model: nn.Module, config: PeftConfig) -> None:

@@ -28,8 +28,8 @@ from rankwise.paths.gate import Gate
 from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.path_set import PathSet, PathSets, check_mergeable, crossings, live_shortcuts, path_set
 from rankwise.paths.state import AllocationState, Status
-from rankwise.wiring.anatomy import locate, path_names
 from rankwise.wiring.block_host import BlockHost
+from rankwise.wiring.names import locate, path_names
 from rankwise.wiring.wiring import Wiring
 
 

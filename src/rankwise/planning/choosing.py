@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
@@ -22,6 +23,7 @@ from rankwise.scores.curvature import DrawBatch
 from rankwise.scores.probe import Batch, ComputeLoss
 from rankwise.scores.signals import REDUCTIONS, Signal, collect_signals
 
+logger = logging.getLogger("rankwise")
 LEAST_COMPONENTS, MOST_COMPONENTS = 8, 64
 LEAST_KEPT = 0.7  # of its own predicted gain, with the other half's ranks
 TINY = 1e-300  # a gain of zero is kept whole or not at all
@@ -123,19 +125,18 @@ def plan_paths(
     device = next(model.parameters()).device
     check_same_everywhere([f"{name}={rank}" for name, rank in ranks.items()], "the rank plan", device)
     for note in guarded.notes:
-        warnings.warn(note, stacklevel=3)
-    names, owners = list(costs), signals["all"].owners
+        if guarded.breadth != choice.breadth:  # something else was done than was asked for
+            warnings.warn(note, stacklevel=3)
+        else:
+            logger.warning(note)
     return RankPlan(
         ranks=ranks,
         modules={name: path.module for name, path in paths.paths.items() if path.kind == "linear"},
         costs=costs,
-        picks=tuple(
-            Pick(names[owners[j]], gain, cost)
-            for j, gain, cost in zip(picks.order, picks.marginals, picks.costs, strict=True)
-        ),
+        picks=_named(picks, list(costs), signals["all"].owners),
         budget=budget,
         scale=scale,
-        unspent_because=_unspent(picks, costs, owners),
+        unspent_because=_unspent(picks, costs, signals["all"].owners),
         overlap=guarded.overlap,
         kept=guarded.kept,
         breadth=guarded.breadth,
@@ -145,6 +146,13 @@ def plan_paths(
         seconds=time.perf_counter() - began,
         passes=passes + _passes(len(batches), choice),
         warnings=guarded.notes,
+    )
+
+
+def _named(picks: Picks, names: Sequence[str], owners: Sequence[int]) -> tuple[Pick, ...]:
+    return tuple(
+        Pick(names[owners[j]], gain, cost)
+        for j, gain, cost in zip(picks.order, picks.marginals, picks.costs, strict=True)
     )
 
 

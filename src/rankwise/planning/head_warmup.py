@@ -10,11 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.distributed import sum_over_processes_, world_size
-from rankwise.method.targets import HEADS, head_of
+from rankwise.method.targets import HEADS
 from rankwise.scores.probe import untouched
 
 MOST_STEPS = 100
 RATE, BETAS, EPSILON = 5e-3, (0.9, 0.999), 1e-8  # Adam's, on the head alone
+
+
+def head_parameters_of(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a model's classification head: of the copy that trains, where PEFT made one."""
+    found = []
+    for name, parameter in model.named_parameters():
+        parts = set(name.split("."))
+        if parts & set(HEADS) and "original_module" not in parts and parameter.is_floating_point():
+            found.append(parameter)
+    return found
 
 
 def head_steps(model: nn.Module, batches: Sequence[Any], steps: int | None) -> int:
@@ -28,7 +38,7 @@ def head_steps(model: nn.Module, batches: Sequence[Any], steps: int | None) -> i
     Raises:
         ValueError: The number is no whole number of at least 0, or there is no head to train.
     """
-    head = head_of(model)
+    head = head_parameters_of(model)
     if steps is None:
         return min(2 * len(batches), MOST_STEPS) if head else 0
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
@@ -59,7 +69,7 @@ def warmed_head(
         steps: How many steps of Adam.
         keep: Whether the head stays as trained.
     """
-    parameters = [p for module in head_of(model).values() for p in module.parameters() if p.is_floating_point()]
+    parameters = head_parameters_of(model)
     before = [parameter.detach().clone() for parameter in parameters] if steps else []
     done = False
     try:

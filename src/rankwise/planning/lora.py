@@ -14,8 +14,7 @@ from rankwise.errors import check_choice
 from rankwise.method.export import plain_config
 from rankwise.paths.path_set import has_adapter, path_set
 from rankwise.planning.ranks import rank_plan
-from rankwise.rules.budget import resolve_budget, why_unspent
-from rankwise.rules.policy import Policy
+from rankwise.rules.budget import why_unspent
 from rankwise.scores.probe import Batch, ComputeLoss, score_paths
 
 logger = logging.getLogger(__name__)
@@ -78,7 +77,6 @@ def plan_lora(
             seed=seed,
         )
         return made.to_lora_config(task_type=task_type, lora_dropout=lora_dropout)
-    proxy = proxy or "grad_norm"
     if has_adapter(model):
         raise ValueError(
             "plan_lora() plans for a base model, and this one has an adapter: give the model without it, or score the "
@@ -91,32 +89,46 @@ def plan_lora(
         target_modules=target_modules,
         budget=budget,
         budget_unit=budget_unit,
-        proxy=proxy,
+        proxy=proxy or "grad_norm",
         score_on=score_on,
         mode="off",  # nothing is trained, so no first allocation has to fit
         seed=seed,
     )
+    modules = _chosen_modules(model, batches, config, compute_loss)
+    if not modules:
+        raise ValueError(f"budget={budget!r} leaves room for no path of r={r}: raise the budget or lower r")
+    config.task_type = task_type
+    return plain_config(config, modules, r=r, lora_alpha=lora_alpha)
+
+
+def _chosen_modules(
+    model: nn.Module, batches: Iterable[Batch], config: HeteroLoraConfig, compute_loss: ComputeLoss | None
+) -> list[str]:
+    """Score a base model's candidates and return the modules of those that the budget is spent on."""
+    policy = config.switching()
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     wrapped = get_peft_model(model, config)
     try:
         paths = path_set(wrapped)
-        values = score_paths(wrapped, batches, proxy=proxy, score_on=score_on, compute_loss=compute_loss, seed=seed)
-        policy = Policy(proxy, 0, budget, budget_unit, "combined", seed)
+        values = score_paths(
+            wrapped,
+            batches,
+            proxy=config.proxy,
+            score_on=config.score_on,
+            compute_loss=compute_loss,
+            seed=config.seed,
+        )
         costs = paths.costs()
         chosen = policy.choose(values, costs, 0) or set()
-        prices = costs if budget_unit == "parameters" else dict.fromkeys(costs, 1)
-        unspent = why_unspent(chosen, prices, resolve_budget(budget, costs, budget_unit))
+        unspent = why_unspent(chosen, policy.prices(costs), policy.limit(costs))
         modules = [path.module for name, path in paths.paths.items() if name in chosen]
     finally:
         wrapped.unload()
         for name, parameter in model.named_parameters():
             parameter.requires_grad = trainable[name]
-    if not modules:
-        raise ValueError(f"budget={budget!r} leaves room for no path of r={r}: raise the budget or lower r")
     if unspent:
         logger.info("plan_lora: %s", unspent)
-    config.task_type = task_type
-    return plain_config(config, modules, r=r, lora_alpha=lora_alpha)
+    return modules
 
 
 def _check_by_rank(budget: float | int, proxy: str | None, score_on: str, budget_unit: str) -> None:

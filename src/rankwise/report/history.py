@@ -11,7 +11,7 @@ from typing import Any
 from rankwise.rules import records
 from rankwise.rules.kinds import BLOCK_KINDS
 from rankwise.rules.records import Record, SearchRecord, from_lines
-from rankwise.wiring.anatomy import locate
+from rankwise.wiring.names import locate
 
 History = Sequence[Record]
 

@@ -29,6 +29,7 @@ from rankwise.scores.proxies import Scores, score_from_means, score_without_data
 from rankwise.scores.recorder import StatisticRecorder
 from rankwise.scores.statistics import gradient_statistic
 from rankwise.search.listener import Listener, Training
+from rankwise.search.rank_search import choose_ranks_, undecided_error
 
 logger = logging.getLogger("rankwise")
 Batches = Callable[[int], Iterable[Batch]]
@@ -93,10 +94,11 @@ class Allocator(Listener):
                 f"adapter {self.paths.adapter!r} is a {type(config).__name__}, which has no search: its edits are made "
                 "by rankwise.Editor(model, optimizer, steps_per_epoch=..., total_steps=...)"
             )
-        policy = config.policy()
-        if policy is None:
+        if config.undecided:
+            self._choose_ranks(optimizer)
+        elif not config.acts:
             raise ValueError("mode='off' has no search, so there is nothing for an Allocator to do: leave it out")
-        self.policy = policy
+        self.policy = config.switching()
         if self._wants_probe and config.scoring == "probe" and batches is None:
             online = "" if config.proxy == "newton" else ", or set scoring='online'"
             raise ValueError(
@@ -116,6 +118,20 @@ class Allocator(Listener):
             logger.info("the length of an epoch is unknown here: searching every %d optimizer steps", FALLBACK_EVERY)
         self.listen()
 
+    def _choose_ranks(self, optimizer: Optimizer | None) -> None:
+        """Make the one search of ``granularity="rank"`` at once; afterwards the config searches nothing."""
+        batches = self._batches(0) if callable(self._batches) else self._batches
+        if batches is None:
+            raise undecided_error(self.paths.adapter)
+        choose_ranks_(
+            self.model,
+            self.paths,
+            batches,
+            optimizer=optimizer,
+            compute_loss=self._compute_loss,
+            autocast=self._autocast,
+        )
+
     @classmethod
     def of(cls, model: nn.Module, adapter: str, training: Training) -> Allocator:
         """Make one for an adapter, with what the training loop knows.
@@ -127,11 +143,7 @@ class Allocator(Listener):
         if training.obstacle is not None and config.scoring == "probe" and cls._needs_batches(config.proxy):
             raise ValueError(
                 f"scoring='probe' can't be had: {training.obstacle}"
-                + (
-                    ""
-                    if config.proxy == "newton"
-                    else ", and scoring='online' scores by the steps of training themselves"
-                )
+                + ("" if config.proxy == "newton" else ", and scoring='online' scores by the steps of training")
             )
         made = cls(
             model,

@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import get_last_checkpoint, has_length
 
 from rankwise.paths.path_set import PathSet, holders
-from rankwise.scores.probe import ComputeLoss
+from rankwise.scores.probe import Autocast, ComputeLoss
 from rankwise.search.checkpoint import STATE, load_search, save_search
 from rankwise.search.listener import Training, warn_if_idle
 from rankwise.search.listeners import make_listener
+from rankwise.search.rank_search import choose_ranks_, restore_ranks_, undecided_error
 from rankwise.search.trainer import current_run, obstacle, probe_batches, wrap_trainer
 
 CLAIMS: weakref.WeakKeyDictionary[PathSet, AllocationCallback] = weakref.WeakKeyDictionary()
@@ -63,6 +64,9 @@ class AllocationCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Claim the model's searches; one given by the user goes before the automatic one."""
         searchable = self._searchable(model)
+        for paths in searchable:
+            if paths.config.undecided:  # a Trainer whose own train() does not call the one that chooses
+                raise undecided_error(paths.adapter)
         if searchable and (args.deepspeed or args.deepspeed_plugin):
             raise ValueError(
                 "DeepSpeed steps parameters of its own, flattened and perhaps sharded, so a search sees neither its "
@@ -145,14 +149,13 @@ class AllocationCallback(TrainerCallback):
         length = len(train_dataloader) if has_length(train_dataloader) else None
         size = state.train_batch_size if args.auto_find_batch_size else args.per_device_train_batch_size
         scaler = getattr(optimizer, "scaler", None)  # accelerate's wrapper has one, torch's optimizers don't
-        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         return Training(
             steps_per_epoch=math.ceil(length / args.gradient_accumulation_steps) if length else None,
             total_steps=state.max_steps,
             batches=partial(probe_batches, train_dataloader, size) if reason is None else None,
             obstacle=reason,
             compute_loss=self.compute_loss,
-            autocast=partial(torch.autocast, args.device.type, dtype=dtype) if dtype else nullcontext,
+            autocast=_autocast(args),
             loss_scale=scaler.get_scale if scaler is not None else None,
             measure=self.measure,
         )
@@ -189,9 +192,52 @@ def _checkpoint_folder(args: Any, state: Any, model: Any, paths: PathSet) -> Pat
     return Path(args.output_dir) / name / _folders(model)[paths]
 
 
+def _autocast(args: Any) -> Autocast:
+    """Return what makes the context of the forward passes of a training with these arguments."""
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    return partial(torch.autocast, args.device.type, dtype=dtype) if dtype else nullcontext
+
+
+def choose_ranks_before_training(trainer: Trainer, resume: str | bool | None) -> None:
+    """Give candidates of ``granularity="rank"`` their ranks, chosen on training batches or as a checkpoint has them.
+
+    Trainer makes its optimizer after this and tells its callbacks afterwards only.
+
+    Args:
+        trainer: Who is about to train.
+        resume: The checkpoint that training goes on from; True for the newest in the output folder.
+
+    Raises:
+        ValueError: This training can't have a probe, or its optimizer exists already and owns the candidates.
+    """
+    folders = _folders(trainer.model)
+    for paths in [paths for paths in folders if paths.config.undecided and paths.trains]:
+        if resume:
+            folder = get_last_checkpoint(trainer.args.output_dir) if resume is True else resume
+            restore_ranks_(paths, Path(str(folder)) / folders[paths])
+            continue
+        given = [c for c in trainer.callback_handler.callbacks if isinstance(c, AllocationCallback) and c.compute_loss]
+        dataloader = trainer.get_train_dataloader()
+        reason = obstacle(dataloader, trainer.label_names or [], own_loss=bool(given))
+        if reason is not None:
+            raise ValueError(
+                f"granularity='rank' chooses ranks by a probe before training, which can't be had: {reason}; or plan "
+                "beforehand with rankwise.rank_plan and train plan.to_config()"
+            )
+        assert isinstance(trainer.model, nn.Module)
+        choose_ranks_(
+            trainer.model,
+            paths,
+            probe_batches(dataloader, trainer.args.per_device_train_batch_size, paths.config, 0),
+            optimizer=trainer.optimizer,
+            compute_loss=given[0].compute_loss if given else None,
+            autocast=_autocast(trainer.args),
+        )
+
+
 def register_with_trainer() -> None:
     """Give every Trainer made from now on an ``AutomaticAllocationCallback``, and let it say that it trains, once."""
-    wrap_trainer()
+    wrap_trainer(choose_ranks_before_training)
     callbacks: list[type[TrainerCallback]] = DEFAULT_CALLBACKS  # type: ignore[assignment]
     if AutomaticAllocationCallback not in callbacks:
         callbacks.append(AutomaticAllocationCallback)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -81,8 +81,12 @@ def _running(trainer: Trainer) -> Iterator[None]:
         _RUN.reset(token)
 
 
-def wrap_trainer() -> None:
-    """Let ``Trainer.train`` say who trains for as long as it lasts, once; callbacks are not told."""
+def wrap_trainer(before: Callable[[Trainer, Any], None]) -> None:
+    """Let ``Trainer.train`` say who trains for as long as it lasts, once; callbacks are not told.
+
+    Args:
+        before: Called with (trainer, checkpoint to resume from) before anything of the training is made.
+    """
     train = Trainer.train
     if "rankwise" in train.__dict__:
         return
@@ -90,6 +94,7 @@ def wrap_trainer() -> None:
     @functools.wraps(train)
     def wrapped(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         with _running(self):
+            before(self, args[0] if args else kwargs.get("resume_from_checkpoint"))
             return train(self, *args, **kwargs)
 
     wrapped.__dict__["rankwise"] = True
@@ -127,7 +132,7 @@ def _foreign_loss(trainer: Any) -> str | None:
     """Say who computes the loss, where it is not the model."""
     method = getattr(trainer.compute_loss, "__func__", trainer.compute_loss)
     if not method.__module__.startswith(LOSS_OF_THE_MODEL):
-        return f"{type(trainer).__name__} computes the loss itself ({method.__module__}.{method.__qualname__})"
+        return f"{type(trainer).__name__} computes the loss itself (compute_loss of {method.__module__})"
     if trainer.compute_loss_func is not None:
         return "compute_loss_func computes the loss"
     if trainer.label_smoother is not None:

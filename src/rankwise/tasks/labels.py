@@ -102,9 +102,12 @@ def check_single(source: Source, column: str) -> None:
         raise ValueError(f"{source.where}: column {column!r} holds lists or objects, not one label per row")
 
 
-def is_hidden(source: Source, column: str | None) -> bool:
+def is_hidden(source: Source, column: str) -> bool:
     """Tell whether a test set's labels are hidden: there is no column, or none in any row."""
-    return column not in source.rows.column_names or set(source.rows.unique(column)) <= {-1, None, *HIDDEN}
+    if column not in source.rows.column_names:
+        return True
+    check_single(source, column)
+    return set(source.rows.unique(column)) <= {-1, None, *HIDDEN}
 
 
 def _kind_of(train: Source, column: str) -> Literal["classification", "regression"]:

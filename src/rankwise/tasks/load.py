@@ -93,8 +93,9 @@ def _complete(source: Source, split: str, known: Task | None, spec: DataSpec) ->
     """Return the rows of a split that have their texts and labels, and how many had not."""
     rule: Missing = spec.missing or ("keep" if known and known.keeps_empty else "refuse")
     if known is None:
+        assert spec.label_column is not None
         hidden = split == "test" and is_hidden(source, spec.label_column)
-        labels = () if hidden else (spec.label_column or "",)
+        labels = () if hidden else (spec.label_column,)
         return without_missing(source, spec.text_columns, labels, missing=rule)
     if known.name == CHAT:
         from rankwise.tasks.chat import chat_columns, check_chats

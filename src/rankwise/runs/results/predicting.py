@@ -26,6 +26,7 @@ from rankwise.tasks.losses import ChoiceCollator
 from rankwise.tasks.missing import without_missing
 from rankwise.tasks.parse import SUFFIXES
 from rankwise.tasks.read import read_file
+from rankwise.tasks.registry import Kind
 
 Answer = dict[str, Any]
 
@@ -95,8 +96,8 @@ def _task(recipe: Recipe, trained: dict[str, Any]) -> Task:
     if recipe.data.task is not None:
         return TASKS[recipe.data.task]
     labels = trained["model_arguments"].get("id2label", {})
-    kind = "classification" if labels else "regression"
-    return Task("custom", kind, recipe.data.text_columns, None, tuple(labels.values()), (), "the user's own files")  # type: ignore[arg-type]
+    kind: Kind = "classification" if labels else "regression"
+    return Task("custom", kind, recipe.data.text_columns, None, tuple(labels.values()), (), "the user's own files")
 
 
 def _rows(inputs: Sequence[str], task: Task, recipe: Recipe) -> Dataset:

@@ -48,11 +48,12 @@ def _section(figures: Mapping[str, Any]) -> str:
     facts = {
         "base model": f"`{figures['model']}`",
         "data": figures["task"],
-        "training rows": f"{figures['data']['train']['rows']:,}",
         "parameters that train": f"{figures['parameters']['trainable']:,}",
         "parameters of the head": f"{figures['parameters']['head']:,}",
         "seed": figures["seed"],
     }
+    if "data" in figures:  # runs of earlier versions kept no counts
+        facts["training rows"] = f"{figures['data']['train']['rows']:,}"
     names = sorted({name for rows in _measured(figures).values() for name in rows})
     head = f"| | {' | '.join(names)} |\n|---|{'---|' * len(names)}"
     rows = [

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from tests.models import adapted, class_batches, logits, tiny_bert, tokens
+from tests.search.test_callback import StopAt
+from transformers import Trainer, TrainingArguments
+
+import rankwise
+from rankwise.paths.path_set import path_set
+
+FIELDS: dict[str, Any] = {
+    "task_type": "SEQ_CLS",
+    "target_modules": ["query", "value"],
+    "shortcuts": ["res2", "cut"],
+    "mode": "static",
+    "granularity": "rank",
+    "r": 4,
+    "lora_alpha": 8,
+    "budget": 300,
+    "score_batches": 6,
+}
+
+
+class Rows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows of a two-class task."""
+
+    def __init__(self, count: int = 48) -> None:
+        self.ids = tokens(count, seed=5)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {"input_ids": self.ids[row], "labels": int(self.ids[row].sum()) % 2}
+
+
+def undecided(**fields: Any) -> PeftModel:
+    return adapted(tiny_bert(3), **{**FIELDS, **fields})
+
+
+def trainer_of(model: PeftModel, folder: Path, *callbacks: Any, **options: Any) -> Trainer:
+    arguments: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": 8,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 0.05,
+        "save_steps": 4,
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 3,
+        **options,
+    }
+    return Trainer(model, TrainingArguments(**arguments), train_dataset=Rows(), callbacks=list(callbacks))
+
+
+def weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_trainer_chooses_before_it_makes_its_optimizer(tmp_path: Path) -> None:
+    model = undecided()
+    trainer = trainer_of(model, tmp_path)
+    trainer.train()
+    (record,) = rankwise.history(model)
+    assert record["proxy"] == "newton"
+    paths = rankwise.named_paths(model)
+    assert {name: path.r for name, path in paths.items()} == record["ranks"]
+    assert 0 < sum(path.num_parameters for path in paths.values()) <= 300
+    assert all(path.enabled for path in paths.values())
+    assert any(path.lora_B.any() for path in paths.values())
+    optimizer: Any = trainer.optimizer
+    owned = sum(p.numel() for group in optimizer.param_groups for p in group["params"] if p.requires_grad)
+    assert owned == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    resident = sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
+    assert resident == sum(path.num_parameters for path in paths.values()), "what was not chosen is gone"
+
+
+def test_it_is_what_a_plan_with_the_same_batches_chooses(tmp_path: Path) -> None:
+    model = undecided(task_type=None, shortcuts=[])
+    batches = class_batches(6, size=8)
+    rankwise.Allocator(model, batches=batches)
+    plan = rankwise.rank_plan(tiny_bert(3), batches, budget=300, target_modules=["query", "value"])
+    assert rankwise.history(model)[0]["ranks"] == plan.chosen
+
+
+def test_the_adapter_is_saved_and_loaded_with_its_ranks(tmp_path: Path) -> None:
+    model = undecided()
+    trainer_of(model, tmp_path / "run").train()
+    model.save_pretrained(str(tmp_path / "adapter"))
+    loaded = PeftModel.from_pretrained(tiny_bert(3), str(tmp_path / "adapter"))
+    assert torch.equal(logits(loaded), logits(model))
+    assert rankwise.history(loaded)[0]["ranks"] == rankwise.history(model)[0]["ranks"]
+    assert [path.r for path in rankwise.named_paths(loaded).values()] == list(
+        rankwise.history(model)[0]["ranks"].values()
+    )
+
+
+def test_trained_on_it_does_not_choose_again(tmp_path: Path) -> None:
+    model = undecided()
+    trainer_of(model, tmp_path / "run").train()
+    model.save_pretrained(str(tmp_path / "adapter"))
+    again = PeftModel.from_pretrained(tiny_bert(3), str(tmp_path / "adapter"), is_trainable=True)
+    trainer_of(again, tmp_path / "again").train()
+    assert len(rankwise.history(again)) == 1
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_resumed_is_the_same_as_never_stopped(tmp_path: Path, checkpointing: bool) -> None:
+    options: dict[str, Any] = {"activation_checkpointing": checkpointing}
+    whole = undecided()
+    trainer_of(whole, tmp_path / "whole", **options).train()
+    trainer_of(undecided(), tmp_path / "half", StopAt(4), **options).train()
+    resumed = undecided()
+    trainer_of(resumed, tmp_path / "half", **options).train(resume_from_checkpoint=True)
+    expected = weights(whole)
+    assert expected.keys() == weights(resumed).keys()
+    for name, value in weights(resumed).items():
+        assert torch.equal(value, expected[name]), name
+    assert rankwise.history(resumed)[0]["ranks"] == rankwise.history(whole)[0]["ranks"]
+
+
+def test_a_plain_loop_gives_batches_before_the_optimizer() -> None:
+    model = undecided()
+    rankwise.Allocator(model, batches=class_batches(6, size=8))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    model.train()
+    for batch in class_batches(3):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(path.lora_B.any() for path in rankwise.named_paths(model).values())
+    assert len(rankwise.history(model)) == 1
+
+
+def test_a_loop_that_gives_none_is_told_what_to_do() -> None:
+    model = undecided().train()
+    with pytest.raises(ValueError, match=r"ranks of adapter 'default' are not chosen.*rank_plan.*mode='off'"):
+        model(**class_batches(1)[0])
+
+
+def test_an_optimizer_made_before_is_refused() -> None:
+    model = undecided()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    with pytest.raises(ValueError, match="the optimizer was made before"):
+        rankwise.Allocator(model, optimizer, batches=class_batches(6, size=8))
+    assert path_set(model).config.undecided
+
+
+def test_a_fraction_is_one_of_the_candidates_at_their_rank() -> None:
+    model = undecided(budget=0.25, shortcuts=[])
+    rankwise.Allocator(model, batches=class_batches(6, size=8))
+    spent = sum(path.num_parameters for path in rankwise.named_paths(model).values())
+    assert 0 < spent <= 0.25 * 4 * 6 * 32
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mode": "dynamic"}, "set mode='static'"),
+        ({"proxy": "snip"}, "proxy='snip' is about whole paths"),
+        ({"budget_unit": "paths"}, "budget_unit='paths' is about whole paths"),
+        ({"rank_pattern": {"query": 2}}, "leave rank_pattern and alpha_pattern out"),
+        ({"shortcut_ranks": {"layers.0.res2": 1}}, "shortcut_ranks"),
+    ],
+)
+def test_options_that_need_whole_paths_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rankwise.HeteroLoraConfig(**{**FIELDS, **fields})
+
+
+def test_plain_peft_use_of_the_base_is_untouched_by_a_failed_choice() -> None:
+    model = undecided(budget=2)
+    with pytest.raises(ValueError, match="below the cheapest component"):
+        rankwise.Allocator(model, batches=class_batches(6, size=8))
+    assert {path.r for path in rankwise.named_paths(model).values()} == {1}
+    base = model.unload()
+    assert get_peft_model(base, rankwise.HeteroLoraConfig(target_modules=["query"], mode="off"))
