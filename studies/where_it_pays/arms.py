@@ -7,6 +7,13 @@
 ``grad_norm``
     components by falling ``sigma_j^2`` per parameter, ``sigma_j`` the singular values of the mean gradient ``G`` of
     each projection's weight: the published score (``|G|^2 = sum_j sigma_j^2``) by rank.
+``everything``
+    as ``all-linear``, on all projections and the block paths ``res1``, ``res2`` and ``layer``.
+``newton``
+    every path scored for itself by ``newton`` and switched on or off as a whole by the exact knapsack, at twice the
+    rank that all could have (rank 1 at least), in the same whole space.
+``joint-linear``, ``joint-whole``
+    ``rankwise.rank_plan`` on the projections, and in the whole space.
 """
 
 from __future__ import annotations
@@ -17,18 +24,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from peft import get_peft_model
 from studies.where_it_pays.layout import Layout, even, greedy, spread
-from studies.where_it_pays.training import Batch, Candidates, adapter_config
+from studies.where_it_pays.training import KINDS, SCALE, Batch, Candidates, adapter_config
 from torch import nn
 
-ARMS = ("q,v", "all-linear", "layer", "grad_norm")
+import rankwise
+
+ARMS = ("q,v", "all-linear", "layer", "everything", "grad_norm", "newton", "joint-linear", "joint-whole")
+SPACES: dict[str, Any] = {"joint-linear": "linear", "joint-whole": ["linear", *KINDS]}
 QUERY_VALUE = ("q_proj", "v_proj", "query", "value")
 
 
 class Choice(NamedTuple):
-    """A config to build, the ranks in it, and what else is worth keeping about how they were found."""
+    """The rank of each path, and what else is worth keeping about how it was found."""
 
-    config: Any
     layout: Layout
     about: dict[str, Any]
 
@@ -41,7 +51,6 @@ def choose(
     *,
     budget: int,
     seed: int,
-    task_type: str,
     options: Mapping[str, Any],
 ) -> Choice:
     """Return what an arm makes of a budget.
@@ -53,7 +62,6 @@ def choose(
         candidates: The model's paths.
         budget: Parameters that may be spent.
         seed: Of what is drawn.
-        task_type: PEFT's.
         options: For ``rankwise.rank_plan``, in the arms that plan.
 
     Raises:
@@ -67,12 +75,51 @@ def choose(
     elif arm == "layer":
         costs = candidates.only("layer")
         layout = even(costs, budget, generator, largest=min(candidates.largest[name] for name in costs))
+    elif arm == "everything":
+        layout = spread(candidates.costs, budget, generator, largest=candidates.largest)
     elif arm == "grad_norm":
-        values = spectra(model, batches, candidates)
-        layout = greedy(values, candidates.only(), budget)
+        layout = greedy(spectra(model, batches, candidates), candidates.only(), budget)
+    elif arm == "newton":
+        layout = whole_paths(model, batches, candidates, budget=budget, seed=seed)
+    elif arm in SPACES:
+        return planned(model, batches, budget=budget, seed=seed, space=SPACES[arm], options=options)
     else:
         raise ValueError(f"arm {arm!r} is not one of {', '.join(ARMS)}")
-    return Choice(adapter_config(layout, candidates, seed=seed, task_type=task_type), layout, {})
+    return Choice(layout, {})
+
+
+def planned(
+    model: nn.Module, batches: Sequence[Batch], *, budget: int, seed: int, space: Any, options: Mapping[str, Any]
+) -> Choice:
+    """Return the choice of ``rankwise.rank_plan``; a head is taken as it is, and halves that disagree change nothing."""
+    given = {"head_warmup": 0, "least_overlap": 0.0, **options}
+    plan = rankwise.rank_plan(model, batches, budget=budget, space=space, scale=SCALE, seed=seed, **given)
+    about = {
+        "overlap": plan.overlap,
+        "breadth": plan.breadth,
+        "predicted_gain": sum(pick.gain for pick in plan.picks),
+        "loss_at_start": plan.loss,
+        "plan_seconds": round(plan.seconds, 1),
+        "warnings": list(plan.warnings),
+    }
+    return Choice({name: rank for name, rank in plan.ranks.items() if rank}, about)
+
+
+def whole_paths(
+    model: nn.Module, batches: Sequence[Batch], candidates: Candidates, *, budget: int, seed: int
+) -> Layout:
+    """Return the paths that the exact knapsack takes by their own ``newton`` scores, all at one rank."""
+    rank = max(1, 2 * budget // sum(candidates.costs.values()))
+    layout = {name: min(rank, candidates.largest[name]) for name in candidates.costs}
+    wrapped = get_peft_model(model, adapter_config(layout, candidates, seed=seed, task_type=None))
+    try:
+        scores = rankwise.score_paths(wrapped, batches, proxy="newton", seed=seed)
+    finally:
+        wrapped.unload()
+        model.requires_grad_(True)
+    costs = {name: rank * candidates.costs[name] for name, rank in layout.items()}
+    chosen = rankwise.allocate(scores, costs, budget)
+    return {name: rank for name, rank in layout.items() if name in chosen}
 
 
 def spectra(model: nn.Module, batches: Sequence[Batch], candidates: Candidates) -> dict[str, list[float]]:

@@ -10,41 +10,48 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model
-from studies.where_it_pays.arms import ARMS, choose
+from studies.where_it_pays.arms import ARMS, Choice, choose
 from studies.where_it_pays.classification import HEAD_STEPS, SOURCES, TASK_TYPE, Classification
 from studies.where_it_pays.records import Records
-from studies.where_it_pays.training import Candidates, train, trained
+from studies.where_it_pays.training import Candidates, adapter_config, train, trained
 
 STEPS, PROBE = 200, 24
 SETTINGS = {"steps": STEPS, "batch": 16, "scale": 2.0, "probe_batches": PROBE, "head_steps": HEAD_STEPS}
 
 
-def run_arm(task: Classification, key: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+def run_arm(task: Classification, key: dict[str, Any], options: Mapping[str, Any], records: Records) -> dict[str, Any]:
     """Choose, train, and return the run's record."""
-    options = dict(options)
+    left = dict(options)
     seed = key["seed"]
-    base = task.model(seed, options.pop("head_steps", HEAD_STEPS))
+    base = task.model(seed)
     candidates = Candidates(base)
     began = time.perf_counter()
-    choice = choose(
-        key["arm"],
-        base,
-        task.probe(seed, options.pop("probe_batches", PROBE)),
-        candidates,
-        budget=key["budget"],
-        seed=seed,
-        task_type=TASK_TYPE,
-        options=options,
-    )
+    known = records.find({name: value for name, value in key.items() if name != "rate"})
+    if known is None:
+        probe = task.probe(seed, left.pop("probe_batches", PROBE))
+        choice = choose(
+            key["arm"],
+            task.model(seed, left.pop("plan_head_steps", HEAD_STEPS)),
+            probe,
+            candidates,
+            budget=key["budget"],
+            seed=seed,
+            options=left,
+        )
+    else:  # at another rate
+        choice = Choice(known["ranks"], known["about"])
     choosing = time.perf_counter() - began
     torch.manual_seed(seed)
-    model = get_peft_model(base, choice.config)
+    config = adapter_config(choice.layout, candidates, seed=seed, task_type=TASK_TYPE)
+    model = get_peft_model(base, config)
     seconds = train(model, task.batches(seed), steps=STEPS, rate=key["rate"])
     counts = trained(model)
     assert counts["adapter"] <= key["budget"], (counts, key)
@@ -61,7 +68,7 @@ def run_arm(task: Classification, key: dict[str, Any], options: dict[str, Any]) 
         "seconds": round(seconds, 1),
         "choosing_seconds": round(choosing, 1),
         "ranks": choice.layout,
-        **choice.about,
+        "about": choice.about,
     }
 
 
@@ -74,15 +81,24 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=[6e-3, 1.5e-2])
+    parser.add_argument("--variant", default="", help="a name for what the options change")
+    parser.add_argument("--options", type=json.loads, default={}, help="for the plan, as JSON")
     parser.add_argument("--out", type=Path, default=Path("results/where-it-pays/classify.json"))
     arguments = parser.parse_args()
     task = Classification(arguments.task, arguments.data)
     records = Records(arguments.out, SETTINGS)
     grid = itertools.product(arguments.budgets, arguments.rates, arguments.seeds, arguments.arms)
     for budget, rate, seed, arm in grid:
-        key = {"task": arguments.task, "arm": arm, "budget": budget, "rate": rate, "seed": seed}
+        key = {
+            "task": arguments.task,
+            "arm": arm,
+            "budget": budget,
+            "rate": rate,
+            "seed": seed,
+            "variant": arguments.variant,
+        }
         if records.find(key) is None:
-            record = run_arm(task, key, {})
+            record = run_arm(task, key, arguments.options, records)
             records.add(record)
             shown = (*key, "parameters", "held_out_loss", "test_loss", "test_accuracy", "seconds")
             print({name: record[name] for name in shown}, flush=True)

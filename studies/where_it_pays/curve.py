@@ -10,39 +10,40 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model
-from studies.where_it_pays.arms import ARMS, choose
+from studies.where_it_pays.arms import ARMS, Choice, choose
 from studies.where_it_pays.language import TASK_TYPE, Language
 from studies.where_it_pays.records import Records
-from studies.where_it_pays.training import Candidates, train, trained
+from studies.where_it_pays.training import Candidates, adapter_config, train, trained
 
 STEPS, PROBE = 150, 24
 SETTINGS = {"steps": STEPS, "batch": [8, 128], "scale": 2.0, "probe_batches": PROBE, "test_rows": 512}
 
 
-def run_arm(task: Language, candidates: Candidates, key: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+def run_arm(
+    task: Language, candidates: Candidates, key: dict[str, Any], options: Mapping[str, Any], records: Records
+) -> dict[str, Any]:
     """Choose, train, and return the run's record."""
-    options = dict(options)
+    left = dict(options)
     base, seed = task.model(), key["seed"]
     began = time.perf_counter()
-    choice = choose(
-        key["arm"],
-        base,
-        task.probe(seed, options.pop("probe_batches", PROBE)),
-        candidates,
-        budget=key["budget"],
-        seed=seed,
-        task_type=TASK_TYPE,
-        options=options,
-    )
+    known = records.find({name: value for name, value in key.items() if name != "rate"})
+    if known is None:
+        probe = task.probe(seed, left.pop("probe_batches", PROBE))
+        choice = choose(key["arm"], base, probe, candidates, budget=key["budget"], seed=seed, options=left)
+    else:  # at another rate
+        choice = Choice(known["ranks"], known["about"])
     choosing = time.perf_counter() - began
     torch.manual_seed(seed)
-    model = get_peft_model(base, choice.config)
+    config = adapter_config(choice.layout, candidates, seed=seed, task_type=TASK_TYPE)
+    model = get_peft_model(base, config)
     seconds = train(model, task.batches(seed), steps=STEPS, rate=key["rate"])
     counts = trained(model)
     assert counts["adapter"] <= key["budget"], (counts, key)
@@ -53,7 +54,7 @@ def run_arm(task: Language, candidates: Candidates, key: dict[str, Any], options
         "seconds": round(seconds, 1),
         "choosing_seconds": round(choosing, 1),
         "ranks": choice.layout,
-        **choice.about,
+        "about": choice.about,
     }
 
 
@@ -66,6 +67,8 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-2, 1.5e-2])
+    parser.add_argument("--variant", default="", help="a name for what the options change")
+    parser.add_argument("--options", type=json.loads, default={}, help="for the plan, as JSON")
     parser.add_argument("--out", type=Path, default=Path("results/where-it-pays/curve.json"))
     arguments = parser.parse_args()
     task = Language(arguments.model, arguments.data)
@@ -75,9 +78,9 @@ def main() -> None:
         records.add({"arm": "base", "parameters": 0, "test_loss": task.loss(task.model())})
     grid = itertools.product(arguments.rates, arguments.seeds, arguments.budgets, arguments.arms)
     for rate, seed, budget, arm in grid:
-        key = {"arm": arm, "budget": budget, "rate": rate, "seed": seed}
+        key = {"arm": arm, "budget": budget, "rate": rate, "seed": seed, "variant": arguments.variant}
         if records.find(key) is None:
-            record = run_arm(task, candidates, key, {})
+            record = run_arm(task, candidates, key, arguments.options, records)
             records.add(record)
             print({name: record[name] for name in (*key, "parameters", "test_loss", "seconds")}, flush=True)
 

@@ -62,7 +62,9 @@ def projections(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and pattern.search(name)]
 
 
-def adapter_config(layout: Mapping[str, int], candidates: Candidates, *, seed: int, task_type: str) -> LoraConfig:
+def adapter_config(
+    layout: Mapping[str, int], candidates: Candidates, *, seed: int, task_type: str | None
+) -> LoraConfig:
     """Return the config that builds a layout with ``alpha / r = 2`` on every path: plain LoRA where it can be.
 
     Args:
@@ -83,22 +85,11 @@ def adapter_config(layout: Mapping[str, int], candidates: Candidates, *, seed: i
     fields["alpha_pattern"] = {name: SCALE * rank for name, rank in fields["rank_pattern"].items()}
     if not across:
         return LoraConfig(**fields)
-    return HeteroLoraConfig(**fields, **_block_fields(across), mode="off", seed=seed)
-
-
-def _block_fields(across: Mapping[str, int]) -> dict[str, Any]:
-    ranks = set(across.values())
-    kinds = sorted({name.rpartition(".")[2] for name in across})
-    blocks = sorted({int(name.split(".")[1]) for name in across})
-    if len(ranks) > 1 or len(across) != len(kinds) * len(blocks):
-        raise ValueError(f"block paths of ranks {dict(across)}: one rank, and every kind in every block")
-    rank = ranks.pop()
-    return {
-        "shortcuts": kinds,
-        "shortcut_r": rank,
-        "shortcut_alpha": SCALE * rank,
-        "layers_to_transform": blocks,
-    }
+    fields |= {"shortcuts": sorted({name.rpartition(".")[2] for name in across}), "mode": "off", "seed": seed}
+    if len(set(across.values())) == 1 and set(across) == set(candidates.only(*fields["shortcuts"])):
+        rank = max(across.values())
+        return HeteroLoraConfig(**fields, shortcut_r=rank, shortcut_alpha=SCALE * rank)
+    return HeteroLoraConfig(**fields, shortcut_r=1, shortcut_alpha=SCALE, shortcut_ranks=dict(across))
 
 
 def trained(model: nn.Module) -> dict[str, int]:
