@@ -19,7 +19,9 @@ from rankwise.integrations.optimizer import detach  # noqa: E402
 from rankwise.lor2c_config import Lor2cConfig  # noqa: E402
 from rankwise.paths.low_rank_path import LowRankPath  # noqa: E402
 from rankwise.paths.path_set import named_paths  # noqa: E402
+from rankwise.planned_ranks import RankPlan  # noqa: E402
 from rankwise.planning import Plan, plan, plan_lora  # noqa: E402
+from rankwise.rank_planning import rank_plan  # noqa: E402
 from rankwise.scores.probe import score_paths  # noqa: E402
 from rankwise.scores.spectrum import sfs  # noqa: E402
 from rankwise.tuner import HeteroLoraModel, Lor2cModel  # noqa: E402
@@ -43,6 +45,7 @@ __all__ = [
     "LowRankPath",
     "Merge",
     "Plan",
+    "RankPlan",
     "allocate",
     "apply_",
     "detach",
@@ -51,6 +54,7 @@ __all__ = [
     "named_paths",
     "plan",
     "plan_lora",
+    "rank_plan",
     "register_anatomy",
     "score_paths",
     "sfs",

@@ -9,10 +9,10 @@ from typing import Any
 from peft import PeftType
 
 from rankwise.errors import check_choice
-from rankwise.kinds import BLOCK_KINDS
+from rankwise.kinds import BLOCK_KINDS, kind_of
 from rankwise.path_config import BlockPaths, PathConfig
 
-PROXIES = ("constant", "random", "grad_norm", "snip", "synflow")
+PROXIES = ("constant", "random", "grad_norm", "snip", "synflow", "newton")
 CHOICES: dict[str, tuple[str, ...]] = {
     "mode": ("dynamic", "static", "off"),
     "proxy": PROXIES,
@@ -60,13 +60,16 @@ class HeteroLoraConfig(PathConfig):
         shortcut_r: Rank of the shortcuts; ``r`` if left out.
         shortcut_alpha: Alpha of the shortcuts; ``lora_alpha / 4`` if left out.
         shortcut_dropout: Dropout in front of the shortcuts.
+        shortcut_ranks: The rank of each shortcut by its name (``{"layers.3.res1": 2}``); those without one are not
+            built. The scale stays ``shortcut_alpha / shortcut_r``. ``RankPlan.to_config`` makes them.
         shortcut_norm: ``"inside"`` adds ``in`` and ``cut`` to the sum that the block's own norm takes in, so that the
             model starts as the base model; ``"reapply"`` adds them after that norm and runs the norm again, as in the
             paper (models with norms after the sums only; the start is not the base model).
         rank_budget: Number of parameters of all candidates that the ranks are computed from.
         rank_shape: ``"same"`` rank everywhere, or ``"shortcuts"`` take what ``r`` leaves.
         mode: ``"dynamic"`` searches again and again, ``"static"`` once before training, ``"off"`` never.
-        proxy: The score of a path: ``"constant"``, ``"random"``, ``"grad_norm"``, ``"snip"`` or ``"synflow"``.
+        proxy: The score of a path: ``"constant"``, ``"random"``, ``"grad_norm"``, ``"snip"``, ``"synflow"`` or
+            ``"newton"`` (second order; needs ``scoring="probe"``).
         score_on: ``"weight"`` scores the effective matrix ``W0 + s B A``; it does not depend on ``s``.
             ``"factors"`` scores ``A`` and ``B``; that score grows with ``s``, so paths with a larger
             ``lora_alpha / r`` outrank others by construction.
@@ -99,6 +102,7 @@ class HeteroLoraConfig(PathConfig):
     shortcut_r: int | None = None
     shortcut_alpha: float | None = None
     shortcut_dropout: float = 0.0
+    shortcut_ranks: dict[str, int] | None = None
     shortcut_norm: str = "inside"
     rank_budget: int | None = None
     rank_shape: str = "same"
@@ -128,6 +132,8 @@ class HeteroLoraConfig(PathConfig):
         self.peft_type = PeftType["HETEROLORA"]
         for name, allowed in CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
+        if self.proxy == "newton" and self.acts:
+            self._check_newton()
         self._check_shortcuts()
         self._check_budget()
         self._check_numbers()
@@ -152,10 +158,38 @@ class HeteroLoraConfig(PathConfig):
             isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf
         ):
             raise ValueError(f"shortcut_alpha={alpha!r} must be positive, or None for lora_alpha / 4")
-        if self.rank_budget is not None and (self.rank_pattern or self.alpha_pattern):
-            raise ValueError("rank_budget computes the ranks, so rank_pattern and alpha_pattern can't be given with it")
+        if self.rank_budget is not None and (self.rank_pattern or self.alpha_pattern or self.shortcut_ranks):
+            raise ValueError(
+                "rank_budget computes the ranks, so rank_pattern and alpha_pattern can't be given with it, nor can "
+                "shortcut_ranks"
+            )
+        self._check_shortcut_ranks()
         if self.rank_budget is not None and self.rank_shape == "shortcuts" and not self.shortcuts:
             raise ValueError("rank_shape='shortcuts' gives what r leaves to shortcuts, and there are none: name some")
+
+    def _check_shortcut_ranks(self) -> None:
+        for name, rank in (self.shortcut_ranks or {}).items():
+            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+                raise ValueError(
+                    f"shortcut_ranks[{name!r}]={rank!r} must be a whole number of at least 1; leave a path out that "
+                    "shall not be built"
+                )
+            if kind_of(name) not in self.shortcuts:
+                raise ValueError(
+                    f"shortcut_ranks names {name!r}, whose kind is none of shortcuts={self.shortcuts!r}; linear paths "
+                    "get theirs from rank_pattern"
+                )
+
+    def _check_newton(self) -> None:
+        if self.scoring == "online":
+            raise ValueError(
+                "proxy='newton' needs a second backward pass, with labels drawn from the model, which the steps of "
+                "training don't make: set scoring='probe'"
+            )
+        if self.score_on != "weight":
+            raise ValueError(
+                f"proxy='newton' scores the matrix a path makes: score_on={self.score_on!r} must be 'weight'"
+            )
 
     @property
     def acts(self) -> bool:
@@ -170,6 +204,7 @@ class HeteroLoraConfig(PathConfig):
             alpha=self.lora_alpha / 4 if self.shortcut_alpha is None else self.shortcut_alpha,
             dropout=self.shortcut_dropout,
             norm=self.shortcut_norm,
+            ranks=self.shortcut_ranks,
         )
 
     def _check_budget(self) -> None:

@@ -40,3 +40,20 @@ def check_same_everywhere(names: Sequence[str], what: str, device: torch.device)
     dist.all_reduce(seen, op=dist.ReduceOp.MAX)
     if int(seen[0]) != -int(seen[1]):
         raise RuntimeError(f"the processes disagree on {what}; this one has {', '.join(names)}")
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Return the rows of all processes, one process after the other; zeros fill up those that have fewer.
+
+    Args:
+        rows: This process's, m x n; n is the same everywhere.
+    """
+    if world_size() == 1:
+        return rows
+    most = torch.tensor([len(rows)], dtype=torch.int64, device=rows.device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    padded = rows.new_zeros(int(most), rows.shape[1])
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in range(world_size())]
+    dist.all_gather(gathered, padded)
+    return torch.cat(gathered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar, NamedTuple
@@ -36,6 +37,8 @@ class BlockPaths(NamedTuple):
         dropout: Dropout in front of them.
         norm: ``"inside"`` or ``"reapply"``.
         share: Whether all blocks use one ``A``.
+        ranks: The rank of each path by name, where they differ; paths without one are not built. The scale stays that
+            of ``r`` and ``alpha``.
     """
 
     kinds: tuple[str, ...]
@@ -44,6 +47,7 @@ class BlockPaths(NamedTuple):
     dropout: float = 0.0
     norm: str = "inside"
     share: bool = False
+    ranks: Mapping[str, int] | None = None
 
 
 @dataclass

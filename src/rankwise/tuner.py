@@ -98,7 +98,7 @@ class PathModel(LoraModel):
         for name, (kind, block, module) in wiring.names(config).items():
             host = wiring.host(model, kind, block)
             with seeded(config.seed, module):
-                host.add(adapter, config, wiring.like(block))
+                host.add(adapter, config, name, wiring.like(block))
             if share and paths:
                 host.lora_A[adapter] = paths[0].host.lora_A[adapter]
             host.set_adapter(self.active_adapters, inference_mode=config.inference_mode)

@@ -29,11 +29,20 @@ class BlockHost(nn.Module, LoraLayer):
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
         return self.width, self.width
 
-    def add(self, adapter: str, config: PathConfig, like: Tensor) -> None:
-        """Make an adapter's ``A`` (r x d) and ``B`` (d x r), on the device and in the precision of ``like``."""
+    def add(self, adapter: str, config: PathConfig, name: str, like: Tensor) -> None:
+        """Make the ``A`` (r x d) and ``B`` (d x r) of an adapter's path, on the device and in the precision of ``like``.
+
+        Args:
+            adapter: The adapter.
+            config: Its config.
+            name: The path's name, by which it may have a rank of its own at the scale of all.
+            like: Any floating weight of the block.
+        """
         own, sizes = copy.copy(config), config.block_paths()
         own.lora_dropout = sizes.dropout
-        self.update_layer(adapter, sizes.r, sizes.alpha, own)  # type: ignore[arg-type]
+        r = sizes.r if sizes.ranks is None else sizes.ranks[name]
+        alpha = sizes.alpha * (r / sizes.r) ** (0.5 if config.use_rslora else 1.0)
+        self.update_layer(adapter, r, alpha, own)  # type: ignore[arg-type]
         if self.lora_A[adapter].weight.device.type != "meta":
             self.lora_A[adapter].to(device=like.device, dtype=like.dtype)
             self.lora_B[adapter].to(device=like.device, dtype=like.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rankwise.anatomy import Anatomy, anatomy_of, find_blocks, width
+from rankwise.errors import nearest
 from rankwise.path_config import PathConfig
 from rankwise.paths.block_host import BlockHost
 from rankwise.paths.block_taps import BlockTaps, Crossing, first_tensor, output_tensor, with_output_tensor
@@ -107,7 +108,8 @@ class Wiring:
             )
         blocks = [block for block in range(len(self.blocks)) if chosen is None or block in chosen]
         full = list(self.blocks)
-        return {
+        ranks = config.block_paths().ranks
+        every = {
             f"layers.{block}.{kind}": (
                 kind,
                 block,
@@ -117,6 +119,13 @@ class Wiring:
             for kind in config.block_paths().kinds
             if kind != "cut" or block > 0
         }
+        for name in ranks or ():
+            if name not in every:
+                raise ValueError(
+                    f"shortcut_ranks names {name!r}, which this model has no block path for{nearest(name, every)}; "
+                    "names are those of rankwise.named_paths"
+                )
+        return every if ranks is None else {name: every[name] for name in every if name in ranks}
 
     def check(self, config: PathConfig) -> None:
         """Refuse what this model can't have.

@@ -18,7 +18,10 @@ from rankwise.config import CHOICES
 from rankwise.errors import check_choice
 from rankwise.paths.low_rank_path import dequantised_weight
 from rankwise.paths.path_set import PathSet, path_set
-from rankwise.scores.proxies import PROXIES, Scores, score_from_means, score_without_data
+from rankwise.scores.components import component_statistic, gradients_of, truncation_of
+from rankwise.scores.curvature import curvature_pass, drawn_loss, gradient_pass, newton_scores
+from rankwise.scores.likelihood import DrawLosses
+from rankwise.scores.proxies import PROXIES, Scores, checked_scores, score_from_means, score_without_data
 from rankwise.scores.recorder import StatisticRecorder
 from rankwise.scores.statistics import FactorGradients, Statistic, WeightFlow, gradient_statistic
 
@@ -123,27 +126,32 @@ def score_paths(
     synflow_loss: str = "logits",
     seed: int = 0,
     adapter: str | None = None,
+    draw_losses: DrawLosses | None = None,
 ) -> dict[str, float]:
     """Score every path of a model on the given batches; higher is more worth having.
 
     ``grad_norm``: ``sum |G|_2``; ``snip``: ``sum |theta * G|``; ``synflow``: ``sum theta * G`` of the network of
-    absolute values (arXiv 2406.14956, section 3.1). ``G`` is the mean over batches of the gradient of the batch's mean
-    loss. On ``"weight"`` a score does not depend on ``s``; on ``"factors"`` it grows with ``s``. All paths contribute
+    absolute values (arXiv 2406.14956, section 3.1); ``newton``: ``lin^2 / (2 q)``, what the loss falls by at best along
+    the rank-r truncation of ``G``, by the quadratic model of the true Fisher (two passes; see
+    ``rankwise.scores.curvature``). ``G`` is the mean over batches of the gradient of the batch's mean loss. On ``"weight"`` a score does not depend on ``s``; on ``"factors"`` it grows with ``s``. All paths contribute
     while they are scored. Gradients, generators, modes, buffers and the allocation are as before afterwards, also
     when the model raises.
 
     Args:
         model: A model with rankwise paths, wrapped or not.
         batches: Training batches; each a mapping that the model takes as keyword arguments, with labels.
-        proxy: ``"constant"``, ``"random"``, ``"grad_norm"``, ``"snip"`` or ``"synflow"``.
-        score_on: ``"weight"`` or ``"factors"``.
+        proxy: ``"constant"``, ``"random"``, ``"grad_norm"``, ``"snip"``, ``"synflow"`` or ``"newton"``.
+        score_on: ``"weight"`` or ``"factors"`` (not ``newton``).
         compute_loss: Called with (model, batch), for losses that the model does not compute itself.
         autocast: Makes the context of each forward pass, for training in mixed precision.
         mode: ``"eval"`` scores without dropout, ``"train"`` with it.
         sketch: Columns of the random sketch for ``grad_norm`` on the weight; None for exact.
         synflow_loss: ``"logits"`` or ``"loss"`` (of the first batch).
-        seed: Seeds ``random`` and the sketch.
+        seed: Seeds ``random``, the sketch and the labels drawn for ``newton``.
         adapter: The adapter to score; the active one if left out.
+        draw_losses: For ``newton`` with a loss that the model does not compute itself; called with (model, batch,
+            generator), returns each example's summed loss under labels drawn from the prediction, and the number of
+            loss terms.
 
     Raises:
         ValueError: A name is not allowed, there are no batches, or the model returns no loss.
@@ -165,6 +173,7 @@ def score_paths(
         sketch=sketch,
         synflow_loss=synflow_loss,
         seed=seed,
+        draw_losses=draw_losses,
     ).values
 
 
@@ -181,13 +190,21 @@ def probe(
     sketch: int | str | None,
     synflow_loss: str,
     seed: int,
+    draw_losses: DrawLosses | None = None,
 ) -> Scores:
     """Score a path set; see ``score_paths``."""
     candidates, needs = paths.paths, PROXIES[proxy].needs
+    if needs == "curvature" and score_on != "weight":
+        raise ValueError(f"proxy={proxy!r} scores the matrix a path makes, so score_on={score_on!r} must be 'weight'")
     if needs == "nothing":
         return score_without_data(proxy, list(candidates), seed)
     if needs == "flow":
         return _probe_flow(model, paths, batches, score_on, synflow_loss, compute_loss)
+    if needs == "curvature":
+        with untouched(model), torch.enable_grad():
+            model.train(mode == "train")
+            draw_of = drawn_loss(draw_losses, autocast, to_device, seed)
+            return _probe_curvature(model, paths, list(batches), loss_in(compute_loss, autocast), draw_of, seed)
     statistic = gradient_statistic(proxy, score_on, candidates.values(), sketch=sketch, seed=seed)
     with untouched(model), recording(paths, statistic, probing=True) as recorder, torch.enable_grad():
         model.train(mode == "train")
@@ -198,6 +215,32 @@ def probe(
         if not recorder.steps:
             raise ValueError(f"proxy={proxy!r} needs training batches, got none")
         return score_from_means(proxy, candidates, recorder.means())
+
+
+def loss_in(compute_loss: ComputeLoss, autocast: Autocast) -> ComputeLoss:
+    """Return what computes the loss of a batch in the context of training in mixed precision."""
+
+    def run(model: nn.Module, batch: Batch) -> Tensor:
+        with autocast():
+            return compute_loss(model, batch)
+
+    return run
+
+
+def _probe_curvature(
+    model: nn.Module, paths: PathSet, batches: list[Batch], loss_of: ComputeLoss, draw_of: Any, seed: int
+) -> Scores:
+    """Score by ``newton``: a pass for ``G``, one for the curvature along its rank-r truncation."""
+    candidates = paths.paths
+    if not batches:
+        raise ValueError("proxy='newton' needs training batches, got none")
+    largest = max(path.r for path in candidates.values())
+    statistic = component_statistic(candidates.values(), largest, parts=1, seed=seed)
+    means, _ = gradient_pass(model, paths, batches, statistic, loss_of)
+    gradients = gradients_of(statistic, means[0])
+    directions = {name: truncation_of(gradient, candidates[name].r) for name, gradient in gradients.items()}
+    examples = curvature_pass(model, paths, list(enumerate(batches)), directions, draw_of)
+    return checked_scores("newton", newton_scores(candidates, gradients, examples, directions))
 
 
 def _probe_flow(

@@ -52,7 +52,8 @@ class Proxy:
         name: The name a config uses.
         formula: The formula, for people.
         reference: Where it was proposed.
-        needs: ``"nothing"``, ``"gradients"`` of the task's loss, or ``"flow"`` through the absolute network.
+        needs: ``"nothing"``, ``"gradients"`` of the task's loss, its ``"curvature"``, or ``"flow"`` through the
+            absolute network.
         score: The formula, for machines; None for proxies that need nothing.
         blind_at_zero: Whether a path whose matrix is still zero has no score of its own.
     """
@@ -72,6 +73,7 @@ PROXIES: dict[str, Proxy] = {
         Proxy("random", "uniform, drawn once per path from the seed", "control", "nothing"),
         Proxy("grad_norm", "sum of |G|_2 over matrices", "arXiv 2101.08134", "gradients", _norms),
         Proxy("snip", "sum of |theta * G| over matrices", "arXiv 1810.02340", "gradients", _absolute_products, True),
+        Proxy("newton", "lin^2 / (2 q) along the rank-r truncation of G", "true Fisher, labels drawn", "curvature"),
         Proxy("synflow", "sum of theta * G in the absolute network", "arXiv 2006.05467", "flow", _products, True),
     )
 }
@@ -122,15 +124,20 @@ def score_from_means(proxy: str, paths: Mapping[str, LowRankPath], means: Sums) 
     }
     known = [value for value in values.values() if math.isfinite(value)]
     middle = statistics.median(known) if known else 1.0
+    checked = checked_scores(proxy, values).values | dict.fromkeys(unscored, middle)
+    return Scores({name: checked[name] for name in paths}, unscored)
+
+
+def checked_scores(proxy: str, values: Mapping[str, float]) -> Scores:
+    """Return scores in which a path without a finite one has minus infinity, so that it is chosen last; warn of it."""
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
         warnings.warn(
             f"{proxy} has no finite score for {', '.join(broken[:5])}{' and others' if len(broken) > 5 else ''}: "
             "chosen last; look for an overflow in the loss or a path that the loss does not depend on",
-            stacklevel=2,
+            stacklevel=3,
         )
-    values.update(dict.fromkeys(broken, -math.inf), **dict.fromkeys(unscored, middle))
-    return Scores({name: values[name] for name in paths}, unscored)
+    return Scores({**values, **dict.fromkeys(broken, -math.inf)})
 
 
 def _is_zero(path: LowRankPath, means: tuple[Tensor, ...]) -> bool:

@@ -1,0 +1,1 @@
+"""Names and numbers: what may be chosen, under which budget, when. No torch."""

@@ -1,0 +1,164 @@
+"""Labels drawn from a model's own prediction, and the loss they give: what a true Fisher is made of.
+
+Letters: ``b`` examples (rows of a batch), ``t`` positions of an example that have a loss, ``c`` classes or outputs.
+The empirical Fisher, with the data's labels in place of drawn ones, is not the curvature of the loss and ranks paths no
+better than a first-order score.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rankwise.seeds import stable_seed
+
+IGNORED = -100
+SHIFTED = ("ForCausalLM", "ForConditionalGeneration")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The loss of a batch under drawn labels.
+
+    Args:
+        losses: The negative log-likelihood of each example's drawn labels, summed over its positions (b,).
+        terms: How many loss terms the batch has: positions, or examples.
+        mean: The mean loss of the labels that the batch came with, as transformers reduces it; None if unknown.
+    """
+
+    losses: Tensor
+    terms: int
+    mean: float | None = None
+
+
+DrawLosses = Callable[[nn.Module, Any, torch.Generator], tuple[Tensor, int]]
+"""Called with (model, batch, generator); returns each example's summed loss under labels drawn with the generator from
+the model's prediction, (b,), and the number of loss terms."""
+
+
+def draw(model: nn.Module, batch: Mapping[str, Any], seed: int) -> Drawn:
+    """Run the model on a batch and return its loss under labels drawn from what it predicts.
+
+    Classification draws from the softmax, multi-label classification each label by itself, regression from a normal
+    distribution of variance 1 around the prediction, a language model a token at every position whose label is not
+    -100. What is drawn for an example depends on the seed and the example, not on the batch it comes in.
+
+    Args:
+        model: A transformers model, wrapped or not.
+        batch: What it takes as keyword arguments, labels included.
+        seed: Seeds the draws.
+
+    Raises:
+        ValueError: The batch has no labels, or the model's loss is none of these; says how to give one's own.
+    """
+    labels = batch.get("labels")
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"the curvature needs batches with labels, which say where the loss is, and this one has "
+            f"{', '.join(sorted(batch))}. Add labels, or pass draw_losses=lambda model, batch, generator: ... that "
+            "returns each example's summed loss under labels drawn from the prediction, and the number of loss terms"
+        )
+    logits = _logits(model(**batch))
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    generators = [torch.Generator().manual_seed(stable_seed(seed, key)) for key in _keys(batch, labels)]
+    kind = _kind(model, wide, labels)
+    if kind == "regression":
+        return _normal(wide, labels, generators)
+    if kind == "multi_label_classification":
+        return _bernoulli(wide, labels, generators)
+    if kind == "shifted":
+        wide, labels = wide[:, :-1], labels[:, 1:]
+    return _categorical(wide, labels, generators)
+
+
+def _logits(output: Any) -> Tensor:
+    found = output[1] if isinstance(output, tuple) else output.get("logits")
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"the model's output has no logits to draw labels from (it has {', '.join(output)}): pass "
+            "draw_losses=lambda model, batch, generator: ..."
+        )
+    return found
+
+
+def _keys(batch: Mapping[str, Any], labels: Tensor) -> list[str]:
+    """Return a digest of each example's inputs, without what pads them."""
+    mask = batch.get("attention_mask")
+    inputs = {
+        name: value.detach().cpu()
+        for name, value in sorted(batch.items())
+        if isinstance(value, Tensor) and name not in ("labels", "attention_mask") and len(value) == len(labels)
+    }
+    digests = []
+    for row in range(len(labels)):
+        digest = hashlib.sha256()
+        for name, value in inputs.items():
+            kept = value[row]
+            if mask is not None and kept.shape[:1] == mask[row].shape:
+                kept = kept[mask[row].bool().cpu()]
+            kept = kept.float() if kept.is_floating_point() else kept  # numpy has no bfloat16
+            digest.update(name.encode() + kept.contiguous().numpy().tobytes())
+        digests.append(digest.hexdigest())
+    return digests
+
+
+def _kind(model: nn.Module, logits: Tensor, labels: Tensor) -> str:
+    """Return which likelihood transformers' loss for this model and these labels is made of."""
+    base: Any = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    config: Any = None if base is None else base.config
+    if logits.ndim == 3 and labels.shape == logits.shape[:2] and not labels.is_floating_point():
+        shifts = base is not None and base.loss_type in SHIFTED and not config.is_encoder_decoder
+        return "shifted" if shifts else "tokens"
+    if logits.ndim == 2 and len(labels) == len(logits):
+        if config is not None and config.problem_type is not None:
+            return str(config.problem_type)
+        if logits.shape[1] == 1:
+            return "regression"
+        return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+    raise ValueError(
+        f"logits of shape {tuple(logits.shape)} with labels of shape {tuple(labels.shape)} are no classification, "
+        "regression or language modelling that is known here: pass draw_losses=lambda model, batch, generator: ... "
+        "that returns each example's summed loss under labels drawn from the prediction, and the number of loss terms"
+    )
+
+
+def _categorical(logits: Tensor, labels: Tensor, generators: list[torch.Generator]) -> Drawn:
+    """Draw by inverting the distribution function; ``logits`` (b, t, c) or (b, c), ``labels`` (b, t) or (b,)."""
+    labels = labels.to(logits.device).reshape(len(labels), -1)
+    logits = logits.reshape(*labels.shape, -1)
+    counted = labels != IGNORED
+    drawn = torch.full_like(labels, IGNORED)
+    with torch.no_grad():
+        for row, generator in enumerate(generators):
+            below = logits[row, counted[row]].softmax(-1).cumsum(-1)
+            chance = torch.rand(len(below), 1, generator=generator, dtype=torch.float64).to(below)
+            drawn[row, counted[row]] = torch.searchsorted(below, chance).clamp_(max=below.shape[-1] - 1)[:, 0]
+    by_class = logits.movedim(-1, 1)
+    losses = F.cross_entropy(by_class, drawn, reduction="none", ignore_index=IGNORED).sum(1)
+    with torch.no_grad():
+        mean = F.cross_entropy(by_class, labels, ignore_index=IGNORED)
+    return Drawn(losses, int(counted.sum()), float(mean))
+
+
+def _normal(logits: Tensor, labels: Tensor, generators: list[torch.Generator]) -> Drawn:
+    """Draw from N(prediction, 1); both (b, c)."""
+    noise = [torch.randn(logits.shape[1], generator=generator, dtype=torch.float64) for generator in generators]
+    losses = (logits - (logits.detach() + torch.stack(noise).to(logits))).square().sum(1) / 2
+    mean = F.mse_loss(logits.detach().reshape(-1), labels.to(logits).reshape(-1))
+    return Drawn(losses, len(logits), float(mean))
+
+
+def _bernoulli(logits: Tensor, labels: Tensor, generators: list[torch.Generator]) -> Drawn:
+    """Draw each label by itself; both (b, c)."""
+    chances = [torch.rand(logits.shape[1], generator=generator, dtype=torch.float64) for generator in generators]
+    drawn = (torch.stack(chances).to(logits) < logits.detach().sigmoid()).to(logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits, drawn, reduction="none").sum(1)
+    mean = F.binary_cross_entropy_with_logits(logits.detach(), labels.to(logits))
+    return Drawn(losses, len(logits), float(mean))

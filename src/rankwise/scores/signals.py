@@ -1,0 +1,173 @@
+"""What a joint choice is made of: slopes, and one number per example and component, from all batches and from halves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from rankwise.distributed import world_size
+from rankwise.paths.path_set import PathSet
+from rankwise.rules.joint import Vector
+from rankwise.scores.components import Directions, component_statistic, directions_of, gradients_of
+from rankwise.scores.curvature import Batch, DrawBatch, curvature_pass, gradient_pass
+from rankwise.scores.probe import ComputeLoss
+from rankwise.scores.recorder import Sums
+
+REDUCTIONS = ("auto", "mean", "sum")
+SAME_LOSS = 0.01  # relative; a model in bfloat16 repeats its loss to half of that
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What one choice is made of.
+
+    Args:
+        slopes: ``lin`` of each component (n,).
+        examples: ``a_e`` of each example and component, m x n.
+        terms: ``N``, the number of loss terms behind them.
+        owners: The number of the path that each component belongs to, in the order of the path set.
+    """
+
+    slopes: Vector
+    examples: Vector
+    terms: int
+    owners: list[int]
+
+
+def collect_signals(
+    model: nn.Module,
+    paths: PathSet,
+    batches: Sequence[Batch],
+    loss_of: ComputeLoss,
+    draw_of: DrawBatch,
+    *,
+    components: int,
+    matched: str,
+    reduction: str,
+    halves: bool,
+    cross_validate: bool,
+    seed: int,
+) -> tuple[dict[str, Signal], list[float]]:
+    """Make the two passes of a choice: one for directions, one for the curvature along them.
+
+    Batch ``b`` is of half ``b mod 2``. ``"all"`` is the signal of the choice itself; with ``halves``, ``"first"`` and
+    ``"second"`` are those of the choice made on each half alone. With ``cross_validate``, ``"first"`` has its
+    directions from the first half and its slopes, ``max(0, .)``, and curvature from the second, ``"second"`` has them
+    swapped, and ``"all"`` is ``"first"``: a direction that is noise has no slope on the other half.
+
+    Args:
+        model: The model with the candidates on it, in the mode it is to be scored in.
+        paths: The candidates.
+        batches: The batches.
+        loss_of: Called with (model, batch): the loss.
+        draw_of: Called with (model, batch, number of the batch): the loss under drawn labels.
+        components: How many directions each path offers.
+        matched: ``"adam"`` or ``"sgd"``.
+        reduction: ``"mean"`` or ``"sum"`` over loss terms, or ``"auto"`` to check that it is the mean.
+        halves: Whether the halves are wanted.
+        cross_validate: Whether directions and signal come from different halves.
+        seed: Seeds the sketches.
+
+    Returns:
+        The signals, and the loss of each of this process's batches.
+
+    Raises:
+        ValueError: There are too few examples, or the loss is not the mean over its terms.
+    """
+    parts = 2 if halves or cross_validate else 1
+    statistic = component_statistic(paths.paths.values(), components, parts=parts, seed=seed)
+    means, losses = gradient_pass(model, paths, batches, statistic, loss_of, parts=parts)
+    numbered = [list(enumerate(batches))[part::parts] for part in range(parts)]
+    gradients = [gradients_of(statistic, mean) for mean in (*means, _mean(means, [len(some) for some in numbered]))]
+    # Every choice is among the same paths: those that gradients of every part reach.
+    owners = {name: owner for owner, name in enumerate(paths.paths) if all(name in found for found in gradients)}
+    sources = _sources(halves=halves, cross_validate=cross_validate)
+    along = {
+        choice: {name: directions_of(gradients[source.directions][name], components, matched) for name in owners}
+        for choice, source in sources.items()
+    }
+    found: dict[str, list[Vector]] = {choice: [] for choice in sources}
+    terms = []
+    for part in range(parts):
+        wanted = [choice for choice, source in sources.items() if part in source.parts]
+        beside = {name: _beside([along[choice][name] for choice in wanted]) for name in owners}
+        seen = curvature_pass(model, paths, numbered[part], beside, draw_of)
+        terms.append(seen.terms)
+        if part == 0 and reduction == "auto":
+            _check_mean(losses[0], seen.mean, seen.terms / (len(numbered[0]) * world_size()))
+        for position, choice in enumerate(wanted):
+            columns = [seen.values[name].tensor_split(len(wanted), dim=1)[position] for name in owners]
+            found[choice].append(torch.cat(columns, dim=1).numpy(force=True))
+    factor = len(batches) * world_size() / sum(terms) if reduction == "sum" else 1.0
+    signals = {}
+    for choice, source in sources.items():
+        slopes = [along[choice][name].slopes(gradients[source.slopes][name]) for name in owners]
+        lin = torch.cat(slopes).numpy(force=True) * factor
+        signals[choice] = Signal(
+            slopes=lin.clip(min=0.0) if cross_validate else lin,
+            examples=np.concatenate(found[choice]),
+            terms=sum(terms[part] for part in source.parts),
+            owners=[owners[name] for name in owners for _ in range(along[choice][name].left.shape[1])],
+        )
+        _check_examples(len(signals[choice].examples), components)
+    return signals, losses
+
+
+class _Source(NamedTuple):
+    """Where a choice's directions and slopes come from, as positions of gradients, and its curvature, as parts."""
+
+    directions: int
+    slopes: int
+    parts: tuple[int, ...]
+
+
+def _sources(*, halves: bool, cross_validate: bool) -> dict[str, _Source]:
+    """Return the choices to be made; gradients are those of each part, then those of all batches."""
+    if cross_validate:
+        first, second = _Source(0, 1, (1,)), _Source(1, 0, (0,))
+        return {"all": first, "first": first, "second": second} if halves else {"all": first}
+    if halves:
+        return {"all": _Source(2, 2, (0, 1)), "first": _Source(0, 0, (0,)), "second": _Source(1, 1, (1,))}
+    return {"all": _Source(0, 0, (0,))}
+
+
+def _mean(means: Sequence[Sums], weights: Sequence[int]) -> Sums:
+    """Return the weighted mean of what was collected of each part, of what every part has."""
+    total = sum(weights)
+    return {
+        name: tuple(
+            sum((mean[name][position] * (weight / total) for mean, weight in zip(means, weights, strict=True)), start=0)
+            for position in range(len(tensors))
+        )
+        for name, tensors in means[0].items()
+        if all(name in mean for mean in means)
+    }
+
+
+def _beside(directions: Sequence[Directions]) -> Directions:
+    """Return several choices' directions of one path as one set; each has as many."""
+    return Directions(torch.cat([d.left for d in directions], 1), torch.cat([d.right for d in directions], 1))
+
+
+def _check_mean(loss: float, mean: float | None, terms: float) -> None:
+    """Refuse a loss that is not the mean over its terms, where what the mean would be is known."""
+    if mean is None or abs(loss - mean) <= SAME_LOSS * max(abs(mean), abs(loss)):
+        return
+    raise ValueError(
+        f"the loss of the first batch is {loss:.6g}, and the mean over its terms (about {terms:.0f} a batch) is "
+        f"{mean:.6g}. If it is a sum over terms, say reduction='sum'; if it is another loss on purpose (scaled, "
+        "weighted, smoothed), say reduction='mean' to have its gradient as it is"
+    )
+
+
+def _check_examples(examples: int, components: int) -> None:
+    if examples < components:
+        raise ValueError(
+            f"{examples} examples can't tell {components} components of a path apart: give more or larger batches "
+            f"(each half needs {components} examples), or components={max(examples // 2, 1)}"
+        )
