@@ -82,17 +82,29 @@ def choose(
     elif arm == "newton":
         layout = whole_paths(model, batches, candidates, budget=budget, seed=seed)
     elif arm in SPACES:
-        return planned(model, batches, budget=budget, seed=seed, space=SPACES[arm], options=options)
+        return planned(model, batches, candidates, budget=budget, seed=seed, space=SPACES[arm], options=options)
     else:
         raise ValueError(f"arm {arm!r} is not one of {', '.join(ARMS)}")
     return Choice(layout, {})
 
 
 def planned(
-    model: nn.Module, batches: Sequence[Batch], *, budget: int, seed: int, space: Any, options: Mapping[str, Any]
+    model: nn.Module,
+    batches: Sequence[Batch],
+    candidates: Candidates,
+    *,
+    budget: int,
+    seed: int,
+    space: Any,
+    options: Mapping[str, Any],
 ) -> Choice:
     """Return the choice of ``rankwise.rank_plan``; a head is taken as it is, and halves that disagree change nothing."""
-    given = {"head_warmup": 0, "least_overlap": 0.0, **options}
+    given = {
+        "target_modules": list(candidates.modules.values()),  # as in the other arms: without BERT's pooler
+        "head_warmup": 0,
+        "least_overlap": 0.0,
+        **options,
+    }
     plan = rankwise.rank_plan(model, batches, budget=budget, space=space, scale=SCALE, seed=seed, **given)
     about = {
         "overlap": plan.overlap,
