@@ -98,7 +98,7 @@ def planned(
     space: Any,
     options: Mapping[str, Any],
 ) -> Choice:
-    """Return the choice of ``rankwise.rank_plan``; a head is taken as it is, and halves that disagree change nothing."""
+    """Return the choice of ``rankwise.rank_plan``: no head warm-up, no fallback, unless the options ask."""
     given = {
         "target_modules": list(candidates.modules.values()),  # as in the other arms: without BERT's pooler
         "head_warmup": 0,
