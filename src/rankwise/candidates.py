@@ -99,9 +99,9 @@ def with_candidates(
         seed=seed,
     )
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
+    wrapped = get_peft_model(model, config)
     try:
-        yield wrapped  # type: ignore[misc]
+        yield wrapped
     finally:
         wrapped.unload()
         for name, parameter in model.named_parameters():

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from peft import LoraConfig
@@ -42,6 +43,8 @@ class RankPlan:
         scale: ``alpha / r`` of every path.
         unspent_because: Why the rest of the budget is left.
         overlap: How much of the cost the choices made on two halves of the batches share, 0 to 1; None if not asked.
+        kept: How much of the gain predicted on one half of the batches the ranks chosen on the other half keep, the
+            mean of both ways; twins that stand in for each other lower ``overlap`` and not this. None if not asked.
         breadth: How far the plan was shrunk towards the uniform one.
         loss: The model's mean loss on the batches, before anything is trained.
         directions: Which optimizer's first step the components match.
@@ -59,6 +62,7 @@ class RankPlan:
     scale: float
     unspent_because: str = ""
     overlap: float | None = None
+    kept: float | None = None
     breadth: float = 0.0
     loss: float = math.nan
     directions: str = "adam"
@@ -164,6 +168,27 @@ class RankPlan:
 
     def _alpha(self, rank: int, use_rslora: bool) -> Any:
         return _whole(self.scale * (math.sqrt(rank) if use_rslora else rank))
+
+    def plot(self, path: str | Path, *, title: str | None = None) -> Path:
+        """Write the ranks by block, beside the curve of predicted gain, as a picture; return its path.
+
+        Args:
+            path: A file name that ends in ``.png`` or ``.svg``.
+            title: Heading above the picture.
+
+        Raises:
+            ValueError: The name ends otherwise.
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        from rankwise.report.rank_map import draw_ranks
+
+        return draw_ranks(self, path, title=title)
+
+    def _repr_html_(self) -> str:
+        """Show the ranks by block in a notebook."""
+        from rankwise.report.rank_map import html_of
+
+        return html_of(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary that JSON can hold."""

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from rankwise.scores.probe import Autocast, Batch, ComputeLoss, loss_in, model_l
 from rankwise.scores.signals import REDUCTIONS, Signal, collect_signals
 
 LEAST_COMPONENTS, MOST_COMPONENTS = 8, 64
+TINY = 1e-300  # a gain of zero is kept whole or not at all
 
 
 def rank_plan(
@@ -129,20 +131,11 @@ def rank_plan(
         )
         modules = {name: path.module for name, path in paths.paths.items() if path.kind == "linear"}
         device = next(wrapped.parameters()).device
-    names = list(costs)
-
-    def choose(signal: Signal, broad: float) -> Picks:
-        prices = [costs[names[owner]] for owner in signal.owners]
-        curvature = curvature_of(signal.examples, signal.terms)
-        return choose_jointly(
-            signal.slopes, curvature, prices, budget, owners=signal.owners, damping=damping, breadth=broad
-        )
-
+    chooser = _Chooser(costs, budget, damping)
+    overlap = kept = None
     notes: list[str] = []
-    overlap = None
     if halves:
-        first, second = (_ranks(choose(signals[half], breadth), signals[half], names) for half in ("first", "second"))
-        overlap = overlap_of(first, second, costs)
+        overlap, kept = chooser.agreement(signals["first"], signals["second"], breadth)
         if overlap < least_overlap and breadth < 1.0:
             notes.append(
                 f"the choices made on two halves of the {len(given)} batches share {overlap:.2f} of their cost, less "
@@ -150,11 +143,12 @@ def rank_plan(
                 "batches, or least_overlap=0 to have the choice all the same"
             )
             breadth = 1.0
-    picks = choose(signals["all"], breadth)
-    ranks = _ranks(picks, signals["all"], names)
+    picks = chooser.choose(signals["all"], breadth)
+    ranks = chooser.ranks(signals["all"], picks)
     check_same_everywhere([f"{name}={rank}" for name, rank in ranks.items()], "the rank plan", device)
     for note in notes:
         warnings.warn(note, stacklevel=2)
+    names = list(costs)
     owners = signals["all"].owners
     return RankPlan(
         ranks=ranks,
@@ -168,6 +162,7 @@ def rank_plan(
         scale=scale,
         unspent_because=_unspent(picks, costs, owners),
         overlap=overlap,
+        kept=kept,
         breadth=breadth,
         loss=float(np.mean(losses)),
         directions=directions,
@@ -191,9 +186,48 @@ def overlap_of(first: Mapping[str, int], second: Mapping[str, int], costs: Mappi
     return shared / whole if whole else 1.0
 
 
-def _ranks(picks: Picks, signal: Signal, names: Sequence[str]) -> dict[str, int]:
-    counts = np.bincount([signal.owners[j] for j in picks.order], minlength=len(names))
-    return {name: int(count) for name, count in zip(names, counts, strict=True)}
+@dataclass(frozen=True)
+class _Chooser:
+    """Makes choices from signals.
+
+    Args:
+        costs: What one rank of each path costs, by its name.
+        budget: The largest total cost.
+        damping: The damping.
+    """
+
+    costs: Mapping[str, int]
+    budget: int
+    damping: float
+
+    def choose(self, signal: Signal, breadth: float, *, most: Sequence[int] | None = None) -> Picks:
+        """Choose jointly; ``most`` limits the rank of each path."""
+        prices = list(self.costs.values())
+        return choose_jointly(
+            signal.slopes,
+            curvature_of(signal.examples, signal.terms),
+            [prices[owner] for owner in signal.owners],
+            self.budget,
+            owners=signal.owners,
+            damping=self.damping,
+            breadth=breadth,
+            most=most,
+        )
+
+    def ranks(self, signal: Signal, picks: Picks) -> dict[str, int]:
+        """Return the rank of every path that a choice gives."""
+        counts = np.bincount([signal.owners[j] for j in picks.order], minlength=len(self.costs))
+        return {name: int(count) for name, count in zip(self.costs, counts, strict=True)}
+
+    def agreement(self, first: Signal, second: Signal, breadth: float) -> tuple[float, float]:
+        """Return the overlap of two halves' choices, and how much of its gain each keeps with the other's ranks."""
+        picks = [self.choose(half, breadth) for half in (first, second)]
+        ranks = [self.ranks(half, chosen) for half, chosen in zip((first, second), picks, strict=True)]
+        kept = [
+            sum(self.choose(half, breadth, most=list(other.values())).marginals) / max(sum(own.marginals), TINY)
+            for half, own, other in zip((first, second), picks, ranks[::-1], strict=True)
+        ]
+        return overlap_of(ranks[0], ranks[1], self.costs), sum(kept) / len(kept)
 
 
 def _components(budget: int, costs: Mapping[str, int]) -> int:

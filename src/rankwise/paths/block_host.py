@@ -30,7 +30,7 @@ class BlockHost(nn.Module, LoraLayer):
         return self.width, self.width
 
     def add(self, adapter: str, config: PathConfig, name: str, like: Tensor) -> None:
-        """Make the ``A`` (r x d) and ``B`` (d x r) of an adapter's path, on the device and in the precision of ``like``.
+        """Make ``A`` (r x d) and ``B`` (d x r) of an adapter's path, on the device and in the precision of ``like``.
 
         Args:
             adapter: The adapter.
@@ -42,7 +42,7 @@ class BlockHost(nn.Module, LoraLayer):
         own.lora_dropout = sizes.dropout
         r = sizes.r if sizes.ranks is None else sizes.ranks[name]
         alpha = sizes.alpha * (r / sizes.r) ** (0.5 if config.use_rslora else 1.0)
-        self.update_layer(adapter, r, alpha, own)  # type: ignore[arg-type]
+        self.update_layer(adapter, r, alpha, own)
         if self.lora_A[adapter].weight.device.type != "meta":
             self.lora_A[adapter].to(device=like.device, dtype=like.dtype)
             self.lora_B[adapter].to(device=like.device, dtype=like.dtype)

@@ -116,7 +116,7 @@ def gradients_of(statistic: Statistic, means: Sums) -> Gradients:
 
 
 def singular_triplets(gradient: Tensor | LowRankGradient, components: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the largest ``k`` of ``u`` (o x k), ``sigma`` (k,) and ``v`` (i x k), in float64; fewer of a small ``G``."""
+    """Return the largest ``k`` of ``u`` (o x k), ``sigma`` (k,) and ``v`` (i x k), in float64."""
     inner = gradient if isinstance(gradient, Tensor) else gradient.wide
     left, sigma, right = torch.linalg.svd(inner.double(), full_matrices=False)
     left = left if isinstance(gradient, Tensor) else gradient.tall.double() @ left

@@ -133,9 +133,10 @@ def score_paths(
     ``grad_norm``: ``sum |G|_2``; ``snip``: ``sum |theta * G|``; ``synflow``: ``sum theta * G`` of the network of
     absolute values (arXiv 2406.14956, section 3.1); ``newton``: ``lin^2 / (2 q)``, what the loss falls by at best along
     the rank-r truncation of ``G``, by the quadratic model of the true Fisher (two passes; see
-    ``rankwise.scores.curvature``). ``G`` is the mean over batches of the gradient of the batch's mean loss. On ``"weight"`` a score does not depend on ``s``; on ``"factors"`` it grows with ``s``. All paths contribute
-    while they are scored. Gradients, generators, modes, buffers and the allocation are as before afterwards, also
-    when the model raises.
+    ``rankwise.scores.curvature``). ``G`` is the mean over batches of the gradient of the batch's mean loss. On
+    ``"weight"`` a score does not depend on ``s``; on ``"factors"`` it grows with ``s``. All paths contribute while they
+    are scored. Gradients, generators, modes, buffers and the allocation are as before afterwards, also when the model
+    raises.
 
     Args:
         model: A model with rankwise paths, wrapped or not.

@@ -1,4 +1,4 @@
-"""What a joint choice is made of: slopes, and one number per example and component, from all batches and from halves."""
+"""What a joint choice is made of: slopes, and one number per example and component, of all batches and of halves."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _mean(means: Sequence[Sums], weights: Sequence[int]) -> Sums:
     total = sum(weights)
     return {
         name: tuple(
-            sum((mean[name][position] * (weight / total) for mean, weight in zip(means, weights, strict=True)), start=0)
+            torch.stack([mean[name][position] * (w / total) for mean, w in zip(means, weights, strict=True)]).sum(0)
             for position in range(len(tensors))
         )
         for name, tensors in means[0].items()

@@ -1,0 +1,182 @@
+"""A rank plan as a picture: the rank of every path by block, beside what the ranks are predicted to bring."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from rankwise.report.drawing import check_name, new_figure, plain, save_figure
+from rankwise.report.history import OUTSIDE, cells, in_order
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOUR_MAP = "Blues"
+MOST_COLUMNS = 24  # more blocks than that, and the cells get too narrow for a number
+DARK = 0.55  # cells above this share of the largest rank take white ink
+HALF = 0.5
+
+
+class Planned(Protocol):
+    """What a picture needs of a plan."""
+
+    @property
+    def ranks(self) -> Mapping[str, int]:
+        """The rank of every candidate."""
+        ...
+
+    @property
+    def budget(self) -> int:
+        """The limit in parameters."""
+        ...
+
+    @property
+    def spent(self) -> int:
+        """The parameters of the plan."""
+        ...
+
+    @property
+    def gain(self) -> float:
+        """The predicted decrease of the loss."""
+        ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before trusting it."""
+        ...
+
+    def curve(self) -> list[tuple[int, float]]:
+        """Return (parameters, predicted gain) after each pick."""
+        ...
+
+    def parameters_for(self, share: float = HALF) -> int:
+        """Return how many parameters have that share of the gain."""
+        ...
+
+
+class RankTable(NamedTuple):
+    """Ranks by row and block.
+
+    Args:
+        rows: Projections and kinds.
+        columns: Block numbers, ``OUTSIDE`` for paths in no block.
+        values: One list per row; NaN where there is no such candidate.
+    """
+
+    rows: list[str]
+    columns: list[int]
+    values: list[list[float]]
+
+
+def rank_table(ranks: Mapping[str, int]) -> RankTable:
+    """Return the ranks of a plan as a table.
+
+    Args:
+        ranks: The rank of every candidate by its name.
+    """
+    placed = {cell: float(rank) for name, rank in ranks.items() for cell in cells(name)}
+    rows = in_order(row for row, _ in placed)
+    columns = sorted({column for _, column in placed}, key=lambda column: (column == OUTSIDE, column))
+    return RankTable(rows, columns, [[placed.get((row, column), math.nan) for column in columns] for row in rows])
+
+
+def summary(plan: Planned) -> str:
+    """Return one line on what a plan spends and what it is predicted to bring."""
+    return (
+        f"{plan.spent:,} of {plan.budget:,} parameters; predicted gain {plan.gain:.3g}, half of it with "
+        f"{plan.parameters_for(HALF):,}"
+    )
+
+
+def draw_ranks(plan: Planned, path: str | Path, *, title: str | None = None) -> Path:
+    """Write a plan as a picture and return its path.
+
+    Args:
+        plan: A ``rankwise.RankPlan``.
+        path: A file name that ends in ``.png`` or ``.svg``.
+        title: Heading above the picture.
+
+    Raises:
+        ValueError: The name ends otherwise.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    target = check_name(path)
+    return save_figure(plot_ranks(plan, title=title), target)
+
+
+def plot_ranks(plan: Planned, *, title: str | None = None) -> Figure:
+    """Return a heat map of the ranks beside the curve of predicted gain over parameters.
+
+    Args:
+        plan: A ``rankwise.RankPlan``.
+        title: Heading above the picture.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    table = rank_table(plan.ranks)
+    map_width = 1.0 + 0.09 * max(map(len, table.rows)) + 0.42 * len(table.columns)
+    height = max(1.3 + 0.4 * len(table.rows), 3.4)
+    figure = new_figure(map_width + 4.2, height, title or "Where the ranks go", summary(plan))
+    ranks, gain = figure.subplots(1, 2, width_ratios=[map_width, 4.0])
+    _map(ranks, table)
+    _curve(gain, plan)
+    return figure
+
+
+def _map(axes: Axes, table: RankTable) -> None:
+    most = max((rank for row in table.values for rank in row if not math.isnan(rank)), default=1.0) or 1.0
+    axes.pcolormesh(table.values, cmap=COLOUR_MAP, vmin=0, vmax=most, edgecolors="white", linewidth=2)
+    axes.invert_yaxis()
+    axes.set_title("rank", loc="left", fontsize=11)
+    labels = ["outside" if column == OUTSIDE else str(column) for column in table.columns]
+    step = 1 + len(labels) // (2 * MOST_COLUMNS)
+    axes.set_xticks([place + 0.5 for place in range(0, len(labels), step)], labels[::step], fontsize=9)
+    axes.set_yticks([place + 0.5 for place in range(len(table.rows))], table.rows, fontsize=10)
+    axes.set_xlabel("block", fontsize=10)
+    axes.tick_params(length=0)
+    axes.set_facecolor("0.92")  # where there is no such path
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    for y, row in enumerate(table.values if len(labels) <= MOST_COLUMNS else []):
+        for x, rank in enumerate(row):
+            if rank > 0:
+                ink = "white" if rank > DARK * most else "0.2"
+                axes.text(x + 0.5, y + 0.5, f"{rank:.0f}", ha="center", va="center", fontsize=9, color=ink)
+
+
+def _curve(axes: Axes, plan: Planned) -> None:
+    points = [(0, 0.0), *plan.curve()]
+    axes.plot([cost for cost, _ in points], [gain for _, gain in points], color="#2171B5", linewidth=1.9)
+    half = plan.parameters_for(HALF)
+    axes.plot([half, half, 0], [0, HALF * plan.gain, HALF * plan.gain], color="0.6", linewidth=0.9, linestyle=":")
+    axes.set_title("predicted gain", loc="left", fontsize=11)
+    axes.set_xlabel("parameters", fontsize=10)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    plain(axes)
+
+
+def html_of(plan: Planned) -> str:
+    """Return a plan as a table for a notebook: darker cells have a higher rank."""
+    table = rank_table(plan.ranks)
+    most = max((rank for row in table.values for rank in row if not math.isnan(rank)), default=1.0) or 1.0
+    heads = "".join(f"<th>{'outside' if column == OUTSIDE else column}</th>" for column in table.columns)
+    rows = "".join(
+        f"<tr><th>{html.escape(row)}</th>{''.join(_html_cell(rank, most) for rank in ranks)}</tr>"
+        for row, ranks in zip(table.rows, table.values, strict=True)
+    )
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in plan.warnings)
+    return f"<p>{html.escape(summary(plan))}</p><table><tr><th></th>{heads}</tr>{rows}</table>{notes}"
+
+
+def _html_cell(rank: float, most: float) -> str:
+    if math.isnan(rank):
+        return "<td></td>"
+    depth = rank / most
+    ink = "#fff" if depth > DARK else "#333"
+    return f"<td style='text-align:center;color:{ink};background:rgba(8,81,156,{depth:.2f})'>{rank:.0f}</td>"
