@@ -108,6 +108,7 @@ def planned(
     plan = rankwise.rank_plan(model, batches, budget=budget, space=space, scale=SCALE, seed=seed, **given)
     about = {
         "overlap": plan.overlap,
+        "kept": plan.kept,
         "breadth": plan.breadth,
         "predicted_gain": sum(pick.gain for pick in plan.picks),
         "loss_at_start": plan.loss,

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from studies.where_it_pays.layout import overlap
 from studies.where_it_pays.stats import better_rate, paired, rank_correlation, summarise
 
 Run = Mapping[str, Any]
@@ -149,6 +150,66 @@ def worths(runs: Sequence[Run]) -> str:
     return markdown(["path", *(f"block {block}" for block in blocks)], rows)
 
 
+def ablations(changed: Sequence[Run], plain: Sequence[Run]) -> dict[str, str]:
+    """Return a table for each task and budget: every variant of a plan, paired with the plan as it is.
+
+    Args:
+        changed: Runs of variants.
+        plain: Runs of the studies, the plans as they are among them.
+    """
+    tables = {}
+    places = sorted({_place(run) for run in changed if "arm" in run and run["arm"] != "base"})
+    for place in places:
+        task, arm, budget, rate = place
+        own = {run["seed"]: run for run in plain if _place(run) == place}
+        rows = [_variant("as it is", own, own)]
+        for variant in dict.fromkeys(run["variant"] for run in changed if _place(run) == place):
+            runs = {run["seed"]: run for run in changed if _place(run) == place and run["variant"] == variant}
+            rows.append(_variant(variant, runs, own))
+        header = [
+            "variant",
+            "parameters",
+            "loss",
+            "n",
+            "minus as it is, paired",
+            "same ranks",
+            "predicted gain",
+            "kept",
+        ]
+        tables[f"{arm}, {task}, {budget:,} parameters, rate {rate:g}"] = markdown(header, rows)
+    return tables
+
+
+def _place(run: Run) -> tuple[Any, ...]:
+    return tuple(run.get(name, "WikiText-2") for name in ("task", "arm", "budget", "rate"))
+
+
+def _loss(run: Run) -> float:
+    return float(run["held_out_loss"] if "held_out_loss" in run else run["test_loss"])
+
+
+def _variant(name: str, runs: Mapping[int, Run], own: Mapping[int, Run]) -> list[str]:
+    common = sorted(set(runs) & set(own))
+    difference = ""
+    if runs is not own and common:
+        found = paired({seed: _loss(run) for seed, run in runs.items()}, {s: _loss(run) for s, run in own.items()})
+        difference = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    same = [overlap(runs[seed]["ranks"], own[seed]["ranks"]) for seed in common]
+    gains = [run["about"]["predicted_gain"] for run in runs.values()]
+    kept = [run["about"]["kept"] for run in runs.values() if run["about"].get("kept") is not None]
+    sizes = sorted(run["parameters"] for run in runs.values())
+    return [
+        name,
+        f"{sizes[0]:,}" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,}",
+        f"{summarise([_loss(run) for run in runs.values()]).mean:.3f}",
+        str(len(runs)),
+        difference,
+        f"{summarise(same).mean:.2f}" if same and runs is not own else "",
+        f"{summarise(gains).mean:.3f}",
+        f"{summarise(kept).mean:.2f}" if kept else "",
+    ]
+
+
 def _read(file: Path) -> list[Run]:
     return json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else []
 
@@ -175,6 +236,7 @@ def main() -> None:
         tables[title] = comparison(own, metric="held_out_loss", also=["test_loss", "test_accuracy"])
     if classify:
         tables["Classification, rates"] = rates_table(classify, metric="held_out_loss", by=["task", "budget"])
+    tables |= ablations(_read(folder / "ablation.json"), [*curve, *classify])
     for title, table in tables.items():
         print(f"### {title}\n\n{table}\n")
 

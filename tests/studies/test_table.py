@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from studies.where_it_pays.table import comparison, correlations, rates_table
+from studies.where_it_pays.table import ablations, comparison, correlations, rates_table
 
 
 def run(arm: str, rate: float, seed: int, loss: float) -> dict[str, Any]:
@@ -37,3 +37,13 @@ def test_correlations_are_of_the_fall_of_the_loss() -> None:
     runs += [{"path": name, "test_loss": loss} for name, loss in losses.items()]
     runs += [{"proxy": "grad_norm", "seed": 0, "seconds": 1.25, "values": values}]
     assert "| grad_norm | 0 | -0.20 | 1.00 | 1.2 |" in correlations(runs)
+
+
+def test_ablations_are_paired_with_the_plan_as_it_is() -> None:
+    about = {"predicted_gain": 0.5, "kept": 0.9}
+    plain = [{**run("joint-linear", 0.03, s, 2.0 + s), "ranks": {"a": 1, "b": 1}, "about": about} for s in range(2)]
+    changed = [{**row, "test_loss": row["test_loss"] + 0.1, "ranks": {"a": 1}, "variant": "less"} for row in plain]
+    ((title, table),) = ablations([{"arm": "base", "test_loss": 5.0}, *changed], plain).items()
+    assert title == "joint-linear, WikiText-2, 10 parameters, rate 0.03"
+    assert table.splitlines()[2].startswith("| as it is | 9 | 2.500 | 2 |  |  | 0.500 | 0.90 |")
+    assert "| less | 9 | 2.600 | 2 | +0.100 [+0.100, +0.100] | 0.50 | 0.500 | 0.90 |" in table
