@@ -236,7 +236,9 @@ def main() -> None:
         tables[title] = comparison(own, metric="held_out_loss", also=["test_loss", "test_accuracy"])
     if classify:
         tables["Classification, rates"] = rates_table(classify, metric="held_out_loss", by=["task", "budget"])
-    tables |= ablations(_read(folder / "ablation.json"), [*curve, *classify])
+    tables |= ablations(
+        [run for file in sorted(folder.glob("ablation*.json")) for run in _read(file)], [*curve, *classify]
+    )
     for title, table in tables.items():
         print(f"### {title}\n\n{table}\n")
 
