@@ -168,7 +168,7 @@ def rank_plan(
         directions=directions,
         damping=damping,
         seconds=time.perf_counter() - began,
-        passes=2 * len(given) + steps,
+        passes=steps + len(given) + (len(given) if halves or not cross_validate else len(given) // 2),
         warnings=tuple(notes),
     )
 

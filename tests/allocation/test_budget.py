@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rankwise.allocation.budget import allocate, resolve_budget
+from rankwise.allocation.budget import allocate, resolve_budget, why_unspent
 from rankwise.kinds import is_shortcut
 
 COSTS = ([4], [2, 3], [8, 12, 6], [5, 7, 9, 11], [1, 3, 4, 9, 10])
@@ -264,3 +264,13 @@ def test_a_fraction_is_the_decimal_that_was_written(budget: float, paths: int, e
     costs = {f"layers.{i}.q": 1000 for i in range(paths)}
     assert resolve_budget(budget, costs) == 1000 * expected
     assert resolve_budget(budget, costs, "paths") == expected
+
+
+def test_what_is_left_of_a_budget_is_said_with_its_reason() -> None:
+    """The published setting: v costs 768 and q 1,024, and filling by whole paths leaves a third."""
+    costs = {"q0": 1024, "v0": 768, "q1": 1024, "v1": 768}
+    said = why_unspent({"v0", "v1"}, costs, 2240)
+    assert said.startswith("704 of 2240 are left: a path is taken whole, and the cheapest that is off costs 1024")
+    assert "rank_plan" in said
+    assert why_unspent({"v0", "v1"}, costs, 1536) == ""
+    assert why_unspent(costs, costs, 4000) == "416 of 4000 are left: every path is on"

@@ -69,7 +69,7 @@ class Broken(RuntimeError):
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("proxy", ["grad_norm", "snip", "synflow"])
+@pytest.mark.parametrize("proxy", ["grad_norm", "snip", "synflow", "newton"])
 def test_nothing_is_left_behind(model: Any, proxy: str, mode: str, fails: bool) -> None:
     model.train()
     model.base_model.model.bert.encoder.layer[0].eval()

@@ -17,7 +17,7 @@ from rankwise.scores.probe import FLOW_TOKENS
 from rankwise.scores.proxies import PROXIES, score_from_means
 from rankwise.scores.recorder import Sums
 
-PROXIES_WITH_ORACLE = ("constant", "random", "grad_norm", "snip", "synflow")
+PROXIES_WITH_ORACLE = ("constant", "random", "grad_norm", "snip", "synflow", "newton")  # newton: test_curvature
 BATCHES = 3
 
 

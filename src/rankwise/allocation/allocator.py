@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from rankwise.allocation.budget import resolve_budget
+from rankwise.allocation.budget import resolve_budget, why_unspent
 from rankwise.allocation.listener import Listener
 from rankwise.allocation.policy import Policy
 from rankwise.allocation.schedule import FALLBACK_EVERY, Schedule
@@ -90,9 +90,10 @@ class Allocator(Listener):
             )
         probes = config.mode != "off" and config.scoring == "probe" and self._needs_batches(config.proxy)
         if probes and batches is None:
+            online = "" if config.proxy == "newton" else ", or set scoring='online'"
             raise ValueError(
                 f"scoring='probe' with proxy={config.proxy!r} needs training batches: train with transformers' "
-                "Trainer, pass rankwise.Allocator(..., batches=...), or set scoring='online'"
+                f"Trainer or pass rankwise.Allocator(..., batches=...){online}"
             )
         self.policy = Policy(
             config.proxy,
@@ -146,7 +147,7 @@ class Allocator(Listener):
 
     @staticmethod
     def _needs_batches(proxy: str) -> bool:
-        return PROXIES[proxy].needs == "gradients"
+        return PROXIES[proxy].needs in ("gradients", "curvature")
 
     def begin(self) -> None:
         """Start a new history, search before the first step if that is due, and open the next search's window."""
@@ -233,6 +234,8 @@ class Allocator(Listener):
         self.paths.history.append(record)
         self.searches += 1
         logger.info("search %d at step %d: %d paths on", record["search"], self.step, len(names))
+        if record["unspent"]:
+            logger.info("search %d: %s", record["search"], record["unspent"])
         return record
 
     def _scores(self) -> tuple[str, Scores]:
@@ -283,9 +286,16 @@ class Allocator(Listener):
             "switched_off": sorted(before - set(chosen)),
             "counts": {**self.paths.counts(), "head": head_parameters(self.model, self.paths)},
             "budget": self.config.budget,
+            "unspent": self._unspent(chosen),
             "seconds": seconds,
             "tap_seconds": tap_seconds,
         }
+
+    def _unspent(self, chosen: list[str]) -> str:
+        """Say what the choice leaves of the budget and why."""
+        costs, unit = self.paths.costs(), self.config.budget_unit
+        limit = resolve_budget(self.config.budget, costs, unit) if self.limit is None else self.limit
+        return why_unspent(chosen, costs if unit == "parameters" else dict.fromkeys(costs, 1), limit)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a resumed search needs that is not in the adapter's tensors: counters, history, sums."""

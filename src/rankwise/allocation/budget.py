@@ -7,7 +7,7 @@ Letters: ``v`` a score (value), ``c`` a cost, ``C`` the budget. Within one cost 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -132,3 +132,23 @@ def _undominated(spent: np.ndarray, value: np.ndarray, budget: int) -> np.ndarra
     order = order[spent[order] <= budget]
     best_before = np.concatenate([[-np.inf], np.maximum.accumulate(value[order])[:-1]])
     return order[value[order] > best_before]
+
+
+def why_unspent(chosen: Collection[str], costs: Mapping[str, int], budget: int) -> str:
+    """Say what a choice leaves of the budget and why; empty where it leaves nothing.
+
+    Args:
+        chosen: The paths taken.
+        costs: What each path costs.
+        budget: The limit.
+    """
+    left = budget - sum(costs[name] for name in chosen)
+    off = [costs[name] for name in costs if name not in chosen]
+    if left <= 0:
+        return ""
+    if not off:
+        return f"{left} of {budget} are left: every path is on"
+    return (
+        f"{left} of {budget} are left: a path is taken whole, and the cheapest that is off costs {min(off)}. A lower "
+        "rank leaves less, and rankwise.rank_plan, which gives ranks one by one, next to nothing"
+    )

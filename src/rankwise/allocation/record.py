@@ -24,8 +24,9 @@ def history(model: nn.Module, adapter: str | None = None) -> list[dict[str, Any]
 
     A search's record holds ``step``, ``search``, ``how`` (``"probe"``, ``"online"`` or ``"random"``), ``proxy``,
     ``score_on``, ``scores`` by path (None where a score was not finite), ``unscored``, ``chosen``, ``switched_on``,
-    ``switched_off``, ``counts`` in parameters, ``budget``, ``seconds`` of the search itself and ``tap_seconds`` spent
-    collecting in the training steps before it. The record of a scheduled edit holds ``step``, ``how`` (``"edit"``),
+    ``switched_off``, ``counts`` in parameters, ``budget``, ``unspent`` (what is left of it and why, in words),
+    ``seconds`` of the search itself and ``tap_seconds`` spent collecting in the training steps before it. The record of
+    a scheduled edit holds ``step``, ``how`` (``"edit"``),
     ``due`` (``"merge"`` or ``"inject"``), ``edits``, whether it was ``skipped`` for want of a candidate, ``metric``,
     ``scores`` and ``unscored``, the enabled paths ``before`` it and ``chosen`` by it, ``counts``, ``seconds`` and what
     was ``measured`` before and after it (None where the editor has nothing to measure by, or nothing was edited).

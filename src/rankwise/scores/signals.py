@@ -92,18 +92,21 @@ def collect_signals(
         for choice, source in sources.items()
     }
     found: dict[str, list[Vector]] = {choice: [] for choice in sources}
-    terms = []
+    terms: dict[int, int] = {}
     for part in range(parts):
         wanted = [choice for choice, source in sources.items() if part in source.parts]
+        if not wanted:  # of the second cross-validated choice, where no halves are asked for
+            continue
         beside = {name: _beside([along[choice][name] for choice in wanted]) for name in owners}
         seen = curvature_pass(model, paths, numbered[part], beside, draw_of)
-        terms.append(seen.terms)
-        if part == 0 and reduction == "auto":
-            _check_mean(losses[0], seen.mean, seen.terms / (len(numbered[0]) * world_size()))
+        if reduction == "auto" and not terms:
+            _check_mean(losses[part], seen.mean, seen.terms / (len(numbered[part]) * world_size()))
+        terms[part] = seen.terms
         for position, choice in enumerate(wanted):
             columns = [seen.values[name].tensor_split(len(wanted), dim=1)[position] for name in owners]
             found[choice].append(torch.cat(columns, dim=1).numpy(force=True))
-    factor = len(batches) * world_size() / sum(terms) if reduction == "sum" else 1.0
+    counted = sum(len(numbered[part]) for part in terms) * world_size()
+    factor = counted / sum(terms.values()) if reduction == "sum" else 1.0
     signals = {}
     for choice, source in sources.items():
         slopes = [along[choice][name].slopes(gradients[source.slopes][name]) for name in owners]
