@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import rankwise
 from rankwise.report import gradient_ratio
-from rankwise.run.models import resolve_name
+from rankwise.runs.building.models import resolve_name
 
 R, ALPHA = 8, 16  # of both kinds, so that s = 2 everywhere
 REFERENCE = math.sqrt(R / 3)

@@ -80,7 +80,7 @@ def demo(
 ) -> None:
     """Search against uniform LoRA on a small model that comes with its package: no network, no GPU, minutes."""
     with _explained(debug):
-        from rankwise.run.demo import run_demo
+        from rankwise.runs.demo import run_demo
 
         run_demo(out, seed=seed, overwrite=overwrite, console=console)
 
@@ -106,17 +106,17 @@ def train(
 ) -> None:
     """Train what a recipe says and report the last and the dev-selected epoch."""
     with _explained(debug):
-        from rankwise.run.recipe import load_recipe
+        from rankwise.runs.recipes.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides or [])
         if dry:
-            from rankwise.run.dryrun import STEPS, dry_run
+            from rankwise.runs.dryrun import STEPS, dry_run
 
             dry_run(checked)
             console.print(f"[green]{escape(str(recipe))}: {STEPS} steps on a tiny stand-in went through[/]")
             return
-        from rankwise.run.tables import result_table
-        from rankwise.run.train import train as run
+        from rankwise.runs.results.tables import result_table
+        from rankwise.runs.training.train import train as run
 
         command = shlex.join(["rankwise", *sys.argv[1:]])
         folder = out or Path("runs") / f"{recipe.stem}-seed{checked.seed}"
@@ -142,11 +142,11 @@ def score(
 ) -> None:
     """Search once, before training: every path's score, its cost, and which ones fit the budget."""
     with _explained(debug):
-        from rankwise.run.recipe import load_recipe
+        from rankwise.runs.recipes.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides or [])
-        from rankwise.run.score import score as search
-        from rankwise.run.tables import score_table
+        from rankwise.runs.results.tables import score_table
+        from rankwise.runs.score import score as search
 
         console.print(score_table(search(checked, out=out)))
         if out is not None:
@@ -157,13 +157,46 @@ def score(
 def plan(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
     """Count parameters and memory before spending anything; loads no weights."""
     with _explained(debug):
-        from rankwise.run.recipe import load_recipe
+        from rankwise.runs.recipes.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides or [])
-        from rankwise.run.planning import plan_recipe
-        from rankwise.run.tables import plan_table
+        from rankwise.runs.results.tables import plan_table
+        from rankwise.runs.sizes import plan_recipe
 
         console.print(plan_table(plan_recipe(checked)))
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "[bold]rankwise ranks recipes/minilm/mrpc-uniform.yaml --set data.data_dir=data --budget 9216[/]\n\n"
+    "[bold]rankwise ranks my.yaml --budget 100000 --out planned[/]   writes an adapter that other tools start from"
+)
+def ranks(
+    recipe: RecipeFile,
+    budget: Annotated[int, typer.Option(help="The most parameters of the adapter.", show_default=False)],
+    space: Annotated[str, typer.Option(help="linear: plain LoRA; all: with shortcuts and LoR2C.")] = "linear",
+    batches: Annotated[int, typer.Option(help="Training batches to plan on.", min=2)] = 24,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write an untrained adapter, the plan and snippets for other tools.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Plan how much rank each projection gets under a budget, by what the loss is predicted to fall; trains nothing."""
+    with _explained(debug):
+        from rankwise.runs.recipes.recipe import load_recipe
+
+        checked = load_recipe(recipe, overrides or [])
+        from rankwise.report.terminal import render_ranks
+        from rankwise.runs.ranks import plan_ranks
+
+        found = plan_ranks(checked, budget=budget, space=space, batches=batches, out=out)
+        console.print(render_ranks(found.plan))
+        for name in () if out is not None else ("Python",):
+            console.print(found.snippets.get(name, ""), markup=False, highlight=False, soft_wrap=True)
+        if out is not None:
+            console.print(f"adapter to start from, plan and snippets: [bold]{escape(str(out))}[/]")
 
 
 @app.command(epilog="Example: [bold]rankwise export runs/mrpc-grad-norm-dynamic-seed0 plain-lora[/]")
@@ -177,7 +210,7 @@ def export(
 ) -> None:
     """Write a run's adapter as plain LoRA, which loads without rankwise."""
     with _explained(debug):
-        from rankwise.run.exporting import export_run
+        from rankwise.runs.results.exporting import export_run
 
         console.print(f"plain LoRA adapter: [bold]{escape(str(export_run(run, out, rank_pattern=rank_pattern)))}[/]")
 
@@ -218,7 +251,7 @@ def evaluate(
 ) -> None:
     """Evaluate a run on tasks of lm-evaluation-harness (the extra `eval`)."""
     with _explained(debug):
-        from rankwise.run.evaluation import evaluate_run, evaluation_table, read_tasks
+        from rankwise.evaluation.evaluate import evaluate_run, evaluation_table, read_tasks
 
         asked = read_tasks(suite=suite, tasks=tasks or (), files=task_files or (), shots=shots or ())
         figures, file = evaluate_run(
@@ -253,7 +286,7 @@ def report(
 ) -> None:
     """Draw what searches and edits did: which paths were on, scores over time, structures, singular values."""
     with _explained(debug):
-        from rankwise.run.reporting import write_report
+        from rankwise.runs.results.pictures import write_report
 
         drawn = write_report(runs, out, picture_format=picture_format)
         for reason in drawn.left_out:

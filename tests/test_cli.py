@@ -8,9 +8,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from rankwise.run.dryrun import stand_in
-from rankwise.run.recipe import parse_recipe
-from rankwise.run.reporting import OVER_TIME
+from rankwise.runs.dryrun import stand_in
+from rankwise.runs.recipes.recipe import parse_recipe
+from rankwise.runs.results.pictures import OVER_TIME
 from rankwise_cli import RUN_FAILED, USER_ERROR, app
 
 COMMANDS = ("demo", "train", "score", "plan", "export", "evaluate", "report")
@@ -148,7 +148,7 @@ def test_a_run_that_fails_gives_exit_code_1(recipe: Path, tmp_path: Path, monkey
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("rankwise.run.train.train", broken)
+    monkeypatch.setattr("rankwise.runs.training.train.train", broken)
     result = call("train", recipe, "--out", tmp_path / "run")
     assert result.exit_code == RUN_FAILED
     assert result.output == "Error: out of memory\n"

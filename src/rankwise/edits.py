@@ -1,9 +1,8 @@
-"""Edits: what a policy may do to a model, as data."""
+"""Applying edits: the one place where what is on changes, all of it or nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -12,67 +11,7 @@ from torch.optim import Optimizer
 from rankwise.errors import nearest
 from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.path_set import PathSet, path_set
-
-
-@dataclass(frozen=True)
-class Enable:
-    """Switch a path on: it trains and contributes from the next forward pass on.
-
-    Args:
-        path: The path's name.
-    """
-
-    path: str
-
-
-@dataclass(frozen=True)
-class Disable:
-    """Switch a path off, as the config's ``on_disable`` says.
-
-    ``"keep"``: its weights and optimizer moments stay, its contribution vanishes. ``"reset"``: ``B`` becomes 0 and its
-    moments are cleared. ``"freeze"``: it stops training but keeps contributing.
-
-    Args:
-        path: The path's name.
-    """
-
-    path: str
-
-
-@dataclass(frozen=True)
-class Merge:
-    """Let one of two neighbouring ``layer`` paths span the blocks of both (MergeLoR2C, arXiv 2503.00572).
-
-    The survivor keeps its weights, optimizer moments, rank and scale; from now on it runs from the input of the first
-    block to the output of the last, and is named by that span: ``layers.1-2.layer``. The other is off for good and its
-    optimizer state freed.
-
-    Args:
-        first: Name of the path in front.
-        second: Name of the path behind it.
-        survivor: Which of the two stays; the first if left out.
-    """
-
-    first: str
-    second: str
-    survivor: str | None = None
-
-
-@dataclass(frozen=True)
-class Inject:
-    """Replace the ``layer`` path of one block by LoRA on its projections (InjectLoR2C, arXiv 2503.00572).
-
-    The LoRA was there from the start, switched off; it trains from the next step on. The replaced path is off for good
-    and its optimizer state freed.
-
-    Args:
-        path: Name of a path that spans one block.
-    """
-
-    path: str
-
-
-Edit = Enable | Disable | Merge | Inject
+from rankwise.rules.edits import Edit, Enable, Inject, Merge
 
 
 def apply_(
@@ -108,8 +47,8 @@ def apply_to_paths_(paths: PathSet, edits: list[Edit], optimizer: Optimizer | No
         for path, status in before:
             path.set_(**status._asdict())
         raise
-    if paths.recorder is not None:
-        paths.recorder.keep(names & set(paths.paths))
+    if paths.session.recorder is not None:
+        paths.session.recorder.keep(names & set(paths.paths))
     _clear_(paths, [path for path in switched if not path.enabled], optimizer)
 
 
@@ -211,9 +150,3 @@ def _clear_(paths: PathSet, off: list[LowRankPath], optimizer: Optimizer | None)
                 parameter.grad = None
                 if gone and optimizer is not None:
                     optimizer.state.pop(parameter, None)
-
-
-def switches(before: Iterable[str], after: Iterable[str]) -> list[Edit]:
-    """Return the edits that lead from one set of enabled paths to another: first off, then on, each in name order."""
-    old, new = set(before), set(after)
-    return [*map(Disable, sorted(old - new)), *map(Enable, sorted(new - old))]

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tests.report.histories import Record
+from rankwise import Inject, Merge
+from rankwise.rules.edits import Edit
+from rankwise.rules.records import EditRecord
 
-Edit = dict[str, Any]
+Line = dict[str, Any]
 
 
 def merge(first: str, second: str) -> Edit:
-    return {"edit": "Merge", "first": f"layers.{first}.layer", "second": f"layers.{second}.layer", "survivor": None}
+    return Merge(f"layers.{first}.layer", f"layers.{second}.layer")
 
 
 def inject(block: int) -> Edit:
-    return {"edit": "Inject", "path": f"layers.{block}.layer"}
+    return Inject(f"layers.{block}.layer")
 
 
 def layers(*spans: str | int) -> list[str]:
@@ -35,25 +37,23 @@ def edits(
     scores: dict[str, float | None] | None = None,
     due: str = "merge",
     frozen: int = 0,
-) -> Record:
+) -> EditRecord:
     """One record of an ``Editor``; every ``layer`` path scored 0.5 unless ``scores`` says otherwise."""
     values = {name: 0.5 for name in before if name.endswith(".layer")} | (scores or {})
-    return {
-        "step": step,
-        "how": "edit",
-        "due": due,
-        "edits": list(made),
-        "skipped": not made,
-        "metric": "sfs",
-        "scores": values,
-        "unscored": [name for name, value in values.items() if value is None],
-        "before": list(before),
-        "chosen": list(chosen),
-        "counts": {"enabled": 100 * len(chosen), "frozen": frozen},
-    }
+    return EditRecord(
+        step=step,
+        due=due,
+        edits=list(made),
+        metric="sfs",
+        scores=values,
+        unscored=[name for name, value in values.items() if value is None],
+        before=list(before),
+        chosen=list(chosen),
+        counts={"enabled": 100 * len(chosen), "frozen": frozen},
+    )
 
 
-def edited_history(blocks: int = 6) -> list[Record]:
+def edited_history(blocks: int = 6) -> list[EditRecord]:
     """IMLoR2C with two merges that chain and one injection, a merge that was skipped at the end."""
     start = layers(*range(blocks))
     once = layers(0, "1-2", *range(3, blocks))
@@ -67,7 +67,7 @@ def edited_history(blocks: int = 6) -> list[Record]:
     ]
 
 
-def epochs_of_spectra(epochs: int = 4, blocks: int = 6, r: int = 8) -> list[Record]:
+def epochs_of_spectra(epochs: int = 4, blocks: int = 6, r: int = 8) -> list[Line]:
     """Singular values that grow with the epoch, halve with the place, and differ by block."""
     return [
         {
@@ -82,7 +82,7 @@ def epochs_of_spectra(epochs: int = 4, blocks: int = 6, r: int = 8) -> list[Reco
     ]
 
 
-def epochs_of_gradients(epochs: int = 4, blocks: int = 6) -> list[Record]:
+def epochs_of_gradients(epochs: int = 4, blocks: int = 6) -> list[Line]:
     """Gradients of LoR2C that are ``6 - block`` times those of LoRA, at twice the norm of ``B``."""
     linear = {"grad_A": 1.0, "grad_B": 1.0, "size_A": 10, "size_B": 30, "norm_B": 1.0}
     return [

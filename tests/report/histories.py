@@ -13,9 +13,9 @@ from matplotlib.text import Text
 from tests.models import adapted, class_batches, tiny_bert
 
 import rankwise
+from rankwise.rules.records import Record, SearchRecord
 
 KINDS = ("res1", "res2", "in", "cut")
-Record = dict[str, Any]
 
 
 def record(
@@ -27,18 +27,18 @@ def record(
     scores: dict[str, float | None] | None = None,
     proxy: str = "grad_norm",
     budget: float | int = 0.25,
-) -> Record:
+) -> SearchRecord:
     """One search; every scored candidate scores 1 unless ``scores`` says otherwise."""
     values = {name: 1.0 for name in candidates if name not in unscored} | (scores or {})
-    return {
-        "step": step,
-        "search": 0,
-        "proxy": proxy,
-        "scores": values,
-        "unscored": list(unscored),
-        "chosen": list(chosen),
-        "budget": budget,
-    }
+    return SearchRecord(
+        step=step,
+        search=0,
+        proxy=proxy,
+        scores=values,
+        unscored=list(unscored),
+        chosen=list(chosen),
+        budget=budget,
+    )
 
 
 def paths(blocks: int, *rows: str) -> list[str]:
@@ -46,7 +46,7 @@ def paths(blocks: int, *rows: str) -> list[str]:
     return [f"layers.{block}.{row}" for block in range(blocks) for row in rows if block or row != "cut"]
 
 
-def mixed_history(blocks: int = 6, searches: int = 8) -> list[Record]:
+def mixed_history(blocks: int = 6, searches: int = 8) -> list[SearchRecord]:
     """Searches over q, v and all shortcuts of HeteroLoRA that move on by one path each time."""
     names = paths(blocks, "query", "value", *KINDS)
     kept = len(names) // 4

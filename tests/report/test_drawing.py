@@ -11,9 +11,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from tests.report.histories import collisions, mixed_history
 
-from rankwise.kinds import BLOCK_KINDS
 from rankwise.report import plot_frequency, save_figure
 from rankwise.report.drawing import SHORTCUTS, new_figure, row_colours
+from rankwise.rules.kinds import BLOCK_KINDS
 
 Numbers = npt.NDArray[np.float64]
 

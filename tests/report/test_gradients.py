@@ -6,17 +6,16 @@ import math
 from pathlib import Path
 
 import pytest
-from tests.report.edits import epochs_of_gradients
-from tests.report.histories import Record
+from tests.report.edits import Line, epochs_of_gradients
 
 from rankwise.report import gradient_ratio, plot_gradient_ratio, read_gradients
 from rankwise.report.gradients import MOST_EPOCHS, grouped
 
 
-def epoch(*layer: tuple[float, float, float] | None, number: float = 1.0) -> Record:
+def epoch(*layer: tuple[float, float, float] | None, number: float = 1.0) -> Line:
     """Blocks by ``grad_A``, ``grad_B`` and ``norm_B`` of their ``layer`` path; LoRA has 1, 2 and 3."""
 
-    def kind(a: float, b: float, norm: float) -> Record:
+    def kind(a: float, b: float, norm: float) -> Line:
         return {"grad_A": a, "grad_B": b, "size_A": 10, "size_B": 30, "norm_B": norm}
 
     blocks = {
@@ -72,7 +71,7 @@ def test_there_is_no_correlation_of_too_few_or_equal_numbers(means: list[float])
 
 
 @pytest.mark.parametrize("records", [[], [epoch(None, None)]])
-def test_no_block_with_both_is_refused(records: list[Record]) -> None:
+def test_no_block_with_both_is_refused(records: list[Line]) -> None:
     with pytest.raises(ValueError, match="no block has gradients of both"):
         gradient_ratio(records)
 

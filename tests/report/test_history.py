@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from tests.report.edits import edited_history
 from tests.report.histories import mixed_history, paths, real_history, record
 
-from rankwise.allocation.record import HISTORY
 from rankwise.files import write_text_atomic
 from rankwise.report import frequency, overlaps, read_history, score_ranges, shares
 from rankwise.report.enabled import caption
-from rankwise.report.history import edited, in_order, row_of, searched
+from rankwise.report.history import in_order, row_of, searched
+from rankwise.rules.records import HISTORY_FILE, edits, to_lines
 
 
 def test_a_stored_history_is_read_back(tmp_path: Path) -> None:
     history = [record(["layers.0.query"], paths(1, "query", "value")), record([], paths(1, "query", "value"))]
     file = tmp_path / "search_history.jsonl"
-    file.write_text("".join(json.dumps(each) + "\n" for each in history), encoding="utf-8")
+    file.write_text(to_lines(history), encoding="utf-8")
     assert read_history(file) == history
 
 
 @pytest.mark.parametrize("line", ['{"scores": {', '{"scores": {}, "chosen": []}', "[1, 2]"])
 def test_a_line_that_is_no_search_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "search_history.jsonl"
-    file.write_text(json.dumps(record([], [])) + "\n" + line + "\n", encoding="utf-8")
+    file.write_text(to_lines([record([], [])]) + line + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 2 is not a search"):
         read_history(file)
 
@@ -64,13 +63,13 @@ def test_pictures_of_searches_leave_edits_out() -> None:
 
 def test_edits_are_read_too(tmp_path: Path) -> None:
     history = [*edited_history(), *mixed_history(2, 2)]
-    (tmp_path / HISTORY).write_text("".join(json.dumps(each) + "\n" for each in history), encoding="utf-8")
-    assert read_history(tmp_path / HISTORY) == history
-    assert [len(searched(history)), len(edited(history))] == [2, 4]
+    (tmp_path / HISTORY_FILE).write_text(to_lines(history), encoding="utf-8")
+    assert read_history(tmp_path / HISTORY_FILE) == history
+    assert [len(searched(history)), len(edits(history))] == [2, 4]
 
 
 def test_what_a_search_writes_is_what_the_pictures_read(tmp_path: Path) -> None:
     history = real_history()
-    write_text_atomic(tmp_path / HISTORY, "".join(json.dumps(each) + "\n" for each in history))
-    assert read_history(tmp_path / HISTORY) == history
+    write_text_atomic(tmp_path / HISTORY_FILE, to_lines(history))
+    assert read_history(tmp_path / HISTORY_FILE) == history
     assert [each["step"] for each in history] == [0, 2, 4]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
-from tests.report.histories import Record, collisions, mixed_history, paths, real_history, record
+from tests.report.histories import collisions, mixed_history, paths, real_history, record
 
 from rankwise.report import overlaps, plot_overlap
+from rankwise.report.history import History
 
 NAMES = paths(4, "query", "value")
 
 
-def chosen(*choices: list[int], budget: float | int = 0.25) -> list[Record]:
+def chosen(*choices: list[int], budget: float | int = 0.25) -> History:
     return [
         record([NAMES[place] for place in choice], NAMES, step=3 * search, budget=budget)
         for search, choice in enumerate(choices)
@@ -54,5 +56,5 @@ def test_random_choices_overlap_by_the_budget_on_average() -> None:
 
 @pytest.mark.parametrize("budget", [0.0, 0.25, 1.0, 4096])
 def test_no_word_covers_another(budget: float) -> None:
-    history = [{**each, "budget": budget} for each in mixed_history(24, 100)]
+    history = [replace(each, budget=budget) for each in mixed_history(24, 100)]
     assert collisions(plot_overlap(history)) == []

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 
 import pytest
-from tests.report.histories import KINDS, Record, collisions, mixed_history, paths, real_history, record
+from tests.report.histories import KINDS, collisions, mixed_history, paths, real_history, record
 
 import rankwise
 from rankwise.report import plot_scores, score_ranges
 from rankwise.report.scores import is_logarithmic
+from rankwise.rules.records import SearchRecord
 
 NAMES = paths(3, "query", "in")
 
 
 def scored(
     *, step: int = 0, proxy: str = "grad_norm", unscored: tuple[str, ...] = (), **scores: float | None
-) -> Record:
+) -> SearchRecord:
     """A search of ``NAMES``; ``q0=3.0`` is the score of block 0's query."""
     rows = {"q": "query", "i": "in"}
     values = {f"layers.{key[1:]}.{rows[key[0]]}": value for key, value in scores.items()}
@@ -63,7 +64,8 @@ def test_the_ranges_of_a_real_search_are_its_scores() -> None:
     found = score_ranges(history)
     assert found.rows == ["query", "value"]
     for place, each in enumerate(history):
-        values = [value for name, value in each["scores"].items() if name.endswith("value")]
+        values = [value for name, value in each.scores.items() if name.endswith("value") and value is not None]
+        assert len(values) == 2
         assert (found.low[1][place], found.high[1][place]) == (min(values), max(values))
 
 
@@ -97,5 +99,5 @@ def test_no_word_covers_another(rows: int) -> None:
 
 def test_the_fields_of_a_history_that_the_scores_need_are_in_its_records() -> None:
     model_record = real_history()[0]
-    assert {"step", "proxy", "scores", "unscored", "chosen", "budget"} <= model_record.keys()
+    assert {"step", "proxy", "scores", "unscored", "chosen", "budget"} <= model_record.to_dict().keys()
     assert model_record["proxy"] == rankwise.HeteroLoraConfig(target_modules=["query"]).proxy

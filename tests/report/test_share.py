@@ -7,15 +7,16 @@ import math
 import numpy as np
 import pytest
 from matplotlib.patches import StepPatch
-from tests.report.histories import Record, collisions, mixed_history, paths, real_history, record
+from tests.report.histories import collisions, mixed_history, paths, real_history, record
 
 from rankwise.report import plot_share, shares
+from rankwise.report.history import History
 from rankwise.report.share import step_edges
 
 NAMES = ["layers.0.query", "layers.0.value", "layers.0.in", "layers.1.query", "layers.1.value", "layers.1.in"]
 
 
-def history() -> list[Record]:
+def history() -> History:
     choices = [["layers.0.in", "layers.1.in"], ["layers.0.query", "layers.0.value", "layers.1.value", "layers.1.in"]]
     return [record(choice, NAMES, step=10 * search) for search, choice in enumerate(choices)]
 
@@ -62,7 +63,7 @@ def test_the_bands_lie_on_each_other_up_to_one() -> None:
 
 
 def test_a_line_marks_the_projections_where_there_are_shortcuts() -> None:
-    def legend(records: list[Record]) -> list[str]:
+    def legend(records: History) -> list[str]:
         box = plot_share(records).axes[0].get_legend()
         assert box is not None
         return [text.get_text().replace("\n", " ") for text in box.get_texts()]

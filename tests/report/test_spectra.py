@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
-from tests.report.edits import edited_history, epochs_of_spectra
-from tests.report.histories import Record, collisions
+from tests.report.edits import Line, edited_history, edits, epochs_of_spectra
+from tests.report.histories import collisions
 
+from rankwise import Disable
 from rankwise.report import plot_spectra, read_spectra, spectra
 from rankwise.report.spectra import edit_marks, round_numbers
 
 
-def epoch(number: float, *paths: list[float]) -> Record:
+def epoch(number: float, *paths: list[float]) -> Line:
     return {"epoch": number, "step": int(10 * number), "paths": {f"layers.{n}.layer": p for n, p in enumerate(paths)}}
 
 
@@ -38,7 +39,7 @@ def test_only_the_largest() -> None:
 
 
 @pytest.mark.parametrize("records", [[], [epoch(1)]])
-def test_nothing_is_refused(records: list[Record]) -> None:
+def test_nothing_is_refused(records: list[Line]) -> None:
     with pytest.raises(ValueError, match="no singular values were recorded"):
         spectra(records)
 
@@ -53,7 +54,7 @@ def test_an_edit_is_marked_at_the_epoch_in_which_it_was_made() -> None:
     records = epochs_of_spectra(4)  # epochs end after steps 10, 20, 30, 40
     assert edit_marks(records, edited_history()) == {0: "MI", 1: "M"}  # the last one was skipped
     assert edit_marks(records[:1], edited_history()) == {0: "MI"}
-    by_hand = [{"step": 11, "edits": [{"edit": "Disable", "path": "x"}], "before": [], "chosen": []}]
+    by_hand = [edits([Disable("x")], [], [], step=11)]
     assert edit_marks(records, by_hand) == {1: "E"}
 
 

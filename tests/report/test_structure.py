@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,23 @@ from matplotlib.patches import FancyBboxPatch
 from peft import get_peft_model
 from tests.models import class_batches, tiny_bert
 from tests.report.edits import edited_history, edits, inject, layers, lora, merge
-from tests.report.histories import Record, collisions, paths, record
+from tests.report.histories import collisions, paths, record
 
 import rankwise
+from rankwise import Disable, Enable, Inject, Merge
 from rankwise.report import plot_structure, read_history, structures
+from rankwise.report.history import History
 from rankwise.report.structure import Bar, words
+from rankwise.rules.edits import Edit
+from rankwise.rules.records import edits as edits_of
+from rankwise.rules.records import to_lines
 
 
-def spans(history: list[Record]) -> list[list[tuple[int, int]]]:
+def spans(history: History) -> list[list[tuple[int, int]]]:
     return [[(bar.first, bar.last) for bar in each.bars if bar.kind == "layer"] for each in structures(history)]
 
 
-def real_history(**fields: object) -> list[Record]:
+def real_history(**fields: object) -> History:
     """What an encoder of four blocks writes down in eight steps."""
     options = {"r": 4, "edit_unit": "steps", "total_steps": 8, "merges": 1, "injections": 1, **fields}
     model = get_peft_model(tiny_bert(4), rankwise.Lor2cConfig(**options))  # type: ignore[arg-type]
@@ -71,14 +75,14 @@ def test_scores_and_what_the_next_edit_changes_stand_where_it_chose() -> None:
 
 def test_a_frozen_path_stays_and_a_disabled_one_goes() -> None:
     before, after = layers(0, 1, 2), layers(2)
-    both = [merge("0", "1"), {"edit": "Disable", "path": "layers.0-1.layer"}]
+    both = [merge("0", "1"), Disable("layers.0-1.layer")]
     frozen = structures([edits(both, before, after, frozen=50)])[1]
     assert frozen.title == "merge 0 + 1, freeze 0-1"
     assert [(bar.first, bar.last, bar.frozen) for bar in frozen.bars] == [(0, 1, True), (2, 2, False)]
     gone = structures([edits(both, before, after)])[1]
     assert gone.title == "merge 0 + 1, switch off 0-1"
     assert [(bar.first, bar.last) for bar in gone.bars] == [(2, 2)]
-    back = edits([{"edit": "Enable", "path": "layers.0-1.layer"}], after, layers("0-1", 2), step=20)
+    back = edits([Enable("layers.0-1.layer")], after, layers("0-1", 2), step=20)
     again = structures([edits(both, before, after, frozen=50), back])[2]
     assert (again.title, [bar.frozen for bar in again.bars]) == ("switch on 0-1", [False, False])
 
@@ -89,11 +93,11 @@ def test_a_frozen_path_stays_and_a_disabled_one_goes() -> None:
         ([inject(2)], lora(2), "inject 2"),
         ([inject(2)], lora(1), "delete 2"),
         ([merge("0", "1"), inject(2)], lora(2), "merge 0 + 1, inject 2"),
-        ([{"edit": "Disable", "path": "layers.1.query"}], [], "switch off 1.query"),
+        ([Disable("layers.1.query")], [], "switch off 1.query"),
         ([], [], "no merge possible"),
     ],
 )
-def test_what_was_done_in_words(made: list[Record], chosen: list[str], said: str) -> None:
+def test_what_was_done_in_words(made: list[Edit], chosen: list[str], said: str) -> None:
     assert words(edits(made, [], chosen)) == said
 
 
@@ -101,9 +105,9 @@ def test_a_search_between_two_edits_gets_a_row_of_its_own() -> None:
     names = paths(2, "query", "layer")
     history = [
         record(names[:3], names, step=5),
-        edits([{"edit": "Disable", "path": names[0]}], names[:3], names[1:3], step=10),
+        edits([Disable(names[0])], names[:3], names[1:3], step=10),
         record(names[2:], names, step=15),
-        edits([{"edit": "Enable", "path": names[0]}], names[2:], [names[0], *names[2:]], step=20),
+        edits([Enable(names[0])], names[2:], [names[0], *names[2:]], step=20),
     ]
     found = structures(history)
     assert [(each.step, each.title) for each in found] == [
@@ -121,16 +125,18 @@ def test_no_edit_is_refused() -> None:
 
 def test_a_real_run_is_replayed(tmp_path: Path) -> None:
     history = real_history()
-    (tmp_path / "history.jsonl").write_text("".join(json.dumps(each) + "\n" for each in history), encoding="utf-8")
+    (tmp_path / "history.jsonl").write_text(to_lines(history), encoding="utf-8")
     assert read_history(tmp_path / "history.jsonl") == history
     found = structures(history)
     assert len(found) == 3
     assert [bar.last - bar.first for bar in found[0].bars] == [0] * 4
     assert sorted(bar.last - bar.first for bar in found[1].bars) == [0, 0, 1]
     assert [bar.label for bar in found[2].bars if bar.kind == "linear"] == ["q, v"]
-    merged, injected = (each["edits"][0] for each in history)
-    assert found[1].title == f"merge {merged['first'].split('.')[1]} + {merged['second'].split('.')[1]}"
-    assert found[2].title == f"inject {injected['path'].split('.')[1]}"
+    merged, injected = (each.edits[0] for each in edits_of(history))
+    assert isinstance(merged, Merge)
+    assert isinstance(injected, Inject)
+    assert found[1].title == f"merge {merged.first.split('.')[1]} + {merged.second.split('.')[1]}"
+    assert found[2].title == f"inject {injected.path.split('.')[1]}"
 
 
 @pytest.mark.parametrize("fields", [{"freeze_merged": True, "injections": 0}, {"inject_targets": [], "merges": 0}])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 
 from rich.console import Console
-from tests.report.histories import Record, paths, record
+from tests.report.histories import paths, record
 
 from rankwise.report import render_frequency
+from rankwise.report.history import History
 
 
-def shown(history: list[Record]) -> str:
+def shown(history: History) -> str:
     console = Console(width=120, color_system=None, record=True, file=io.StringIO())
     console.print(render_frequency(history))
     return console.export_text()

@@ -43,7 +43,7 @@ def snapshot(model: Any) -> dict[str, Any]:
         "modes": [module.training for module in model.modules()],
         "hooks": [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()],
         "allocation": {name: (path.enabled, path.contributing) for name, path in rankwise.named_paths(model).items()},
-        "search": [path_set(model).recorder, path_set(model).probing, path_set(model).allocator],
+        "search": [path_set(model).session.recorder, path_set(model).session.probing, path_set(model).session.listener],
         "torch": torch.get_rng_state(),
         "numpy": np.random.get_state(legacy=False)["state"]["key"],  # noqa: NPY002
         "python": random.getstate(),
@@ -100,16 +100,16 @@ def test_nothing_is_left_behind(model: Any, proxy: str, mode: str, fails: bool) 
 
 def test_scoring_with_dropout_does_not_start_a_search(model: Any) -> None:
     rankwise.score_paths(model, [batch()], mode="train")
-    assert path_set(model).allocator is None
+    assert path_set(model).session.listener is None
 
 
 def test_a_probe_inside_a_window_keeps_the_window(model: Any) -> None:
     """A second search's probe must not swallow what the first has collected."""
     paths = path_set(model)
     marker = object()
-    paths.recorder = marker  # type: ignore[assignment]
+    paths.session.recorder = marker  # type: ignore[assignment]
     rankwise.score_paths(model, [batch()])
-    assert paths.recorder is marker
+    assert paths.session.recorder is marker
 
 
 def test_no_batches_and_no_labels_are_errors_that_say_so(model: Any) -> None:

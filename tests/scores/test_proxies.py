@@ -13,8 +13,9 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 import rankwise
 from rankwise.paths.path_set import path_set
+from rankwise.rules.proxies import PROXIES
 from rankwise.scores.probe import FLOW_TOKENS
-from rankwise.scores.proxies import PROXIES, score_from_means
+from rankwise.scores.proxies import score_from_means
 from rankwise.scores.recorder import Sums
 
 PROXIES_WITH_ORACLE = ("constant", "random", "grad_norm", "snip", "synflow", "newton")  # newton: test_curvature

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import rankwise
 from rankwise.paths.path_set import path_set
-from rankwise.paths.wiring import Wiring
+from rankwise.wiring.wiring import Wiring
 
 VARIANTS = [("bert", "inside"), ("bert", "reapply"), ("opt-post", "inside"), ("opt-pre", "inside"), ("llama", "inside")]
 KINDS = ("res1", "res2", "in", "cut")
@@ -63,7 +63,7 @@ def snapshot(model: Any) -> dict[str, Any]:
             for module in model.modules()
         ],
         "allocation": {name: (path.enabled, path.contributing) for name, path in rankwise.named_paths(model).items()},
-        "search": [path_set(model).recorder, path_set(model).probing, path_set(model).allocator],
+        "search": [path_set(model).session.recorder, path_set(model).session.probing, path_set(model).session.listener],
         "torch": torch.get_rng_state(),
         "numpy": np.random.get_state(legacy=False)["state"]["key"],  # noqa: NPY002
         "python": random.getstate(),

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import rankwise
 from rankwise.paths.path_set import path_set
+from rankwise.rules.records import Record
 from rankwise.scores.probe import FLOW_TOKENS, probe
 
 BATCHES = 3
@@ -253,7 +254,7 @@ def mixed(model: Any) -> list[str]:
     return on
 
 
-def train(model: Any) -> dict[str, Any]:
+def train(model: Any) -> Record:
     """Take a window's steps of two micro-batches, with a learning rate of 0; return the record of the search."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
     model.train()

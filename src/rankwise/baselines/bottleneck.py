@@ -11,9 +11,9 @@ from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
-from rankwise.anatomy import locate
 from rankwise.errors import check_choice
-from rankwise.peft_registration import register_with_peft
+from rankwise.method.registration import register_with_peft
+from rankwise.wiring.anatomy import locate
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,

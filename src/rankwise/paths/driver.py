@@ -33,4 +33,16 @@ class Driver(Protocol):
         ...
 
 
-DRIVERS: list[Driver] = []
+class _Slot:
+    driver: Driver | None = None
+
+
+def install(driver: Driver) -> None:
+    """Put the driver into the slot."""
+    _Slot.driver = driver
+
+
+def driver() -> Driver:
+    """Return the driver, which importing rankwise puts into the slot."""
+    assert _Slot.driver is not None
+    return _Slot.driver

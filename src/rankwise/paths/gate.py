@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor
 
+from rankwise.paths.autograd import Tie
 from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.path_set import PathSet
-from rankwise.paths.taps import Tie
 
 
 class Gate(LoraVariant):
@@ -34,7 +34,7 @@ class Gate(LoraVariant):
     ) -> Tensor:
         """Return the destination with the path's contribution; ``x`` is (.., i), ``result`` (.., o)."""
         path, paths = self.path, self.paths
-        if path.enabled or (paths.probing and path.available):
+        if path.enabled or (paths.session.probing and path.available):
             dropped = module.lora_dropout[active_adapter](x)
             result = result + module.lora_B[active_adapter](module.lora_A[active_adapter](dropped)) * path.scaling
         elif path.contributing:
@@ -42,21 +42,21 @@ class Gate(LoraVariant):
         if self.ties():
             result = Tie.apply(result, *path.parameters)
         if self._records(module):
-            assert paths.recorder is not None
-            result = paths.recorder.tap(path, x, result)
+            assert paths.session.recorder is not None
+            result = paths.session.recorder.tap(path, x, result)
         return result
 
     def needs_source(self, module: Any) -> bool:
         """Tell whether the forward pass under way reads the path's source."""
-        return self.path.contributing or (self.paths.probing and self.path.available) or self._records(module)
+        return self.path.contributing or (self.paths.session.probing and self.path.available) or self._records(module)
 
     def ties(self) -> bool:
         """Tell whether the path is off and tied into the graph."""
-        return self.paths.tied and not self.path.enabled and torch.is_grad_enabled()
+        return self.paths.session.tied and not self.path.enabled and torch.is_grad_enabled()
 
     def _records(self, module: Any) -> bool:
-        open_window = self.paths.recorder is not None and self.path.available and torch.is_grad_enabled()
-        return open_window and (module.training or self.paths.probing)
+        open_window = self.paths.session.recorder is not None and self.path.available and torch.is_grad_enabled()
+        return open_window and (module.training or self.paths.session.probing)
 
     def merge_safe(self, module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]
         """Return the weight with the path's contribution added."""

@@ -9,8 +9,8 @@ import torch
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
-from rankwise.kinds import BLOCK_KINDS
 from rankwise.paths.state import AllocationState
+from rankwise.rules.kinds import BLOCK_KINDS
 
 
 def dequantised_weight(module: nn.Module) -> Tensor:
@@ -29,7 +29,7 @@ class LowRankPath:
     Args:
         own_name: The path's name as built, unique in the model: ``layers.3.query``.
         kind: What its end points are: ``"linear"`` runs from the input of a projection to its output; the others are
-            the rows of ``rankwise.kinds``.
+            the rows of ``rankwise.rules.kinds``.
         module: Full name of the module it belongs to in the base model.
         host: The module that holds ``A`` and ``B``.
         adapter: The PEFT adapter it belongs to.
@@ -110,6 +110,11 @@ class LowRankPath:
     def scaling(self) -> float:
         """The scale s."""
         return self.host.scaling[self.adapter]
+
+    @property
+    def crosses(self) -> bool:
+        """Whether ``shortcut_norm="reapply"`` adds it after a norm, which it runs again."""
+        return self.kind in BLOCK_KINDS and BLOCK_KINDS[self.kind].crosses
 
     @property
     def live(self) -> bool:

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from rankwise.path_config import PathConfig
+from rankwise.configs.path import PathConfig
 from rankwise.paths.low_rank_path import LowRankPath
-
-CROSSING = ("in", "cut")
-
-
-class Recorder(Protocol):
-    """Something that sees every path's source and destination while a window is open."""
-
-    def tap(self, path: LowRankPath, x: Tensor, result: Tensor) -> Tensor:
-        """Return ``result`` with a tap on it."""
-        ...
-
-    def drop(self) -> None:
-        """Forget the step under way."""
-        ...
-
-    def keep(self, names: set[str]) -> None:
-        """Forget all but the named paths."""
-        ...
+from rankwise.paths.session import Session
+from rankwise.rules.records import Record
 
 
 class PathSet:
     """The paths of one adapter of one model.
 
     It hangs on the base model as ``model.rankwise_paths[adapter]``, a plain object that copies and pickles with the
-    model; the search that is under way does not: a copy starts its own when it is trained.
+    model; what is under way does not: a copy starts its own search when it is trained.
 
     Args:
         adapter: Name of the PEFT adapter.
@@ -45,14 +28,8 @@ class PathSet:
 
     Attributes:
         norm: Where ``in`` and ``cut`` paths are added, ``"inside"`` or ``"reapply"``.
-        recorder: Sees sources and destinations while a scoring window is open, else None.
-        probing: Whether all paths contribute, as in a probe.
-        tied: Whether paths that are off are tied into the graph (distributed training).
-        allocator: The search under way, if any.
-        history: One record per search.
-        folder: Where the adapter was last saved to or loaded from.
-        detached: Whether its searches and edits were ended by hand.
-        unheard: Whether a forward pass with gradients came in evaluation mode, where nothing listens.
+        history: One record per search or edit.
+        session: What is under way.
     """
 
     def __init__(self, adapter: str, config: PathConfig, resident: Iterable[LowRankPath]) -> None:
@@ -60,26 +37,17 @@ class PathSet:
         self.config: Any = config
         self.norm = config.block_paths().norm
         self.resident = list(resident)
-        self.history: list[dict[str, Any]] = []
-        self._idle()
-
-    def _idle(self) -> None:
-        self.recorder: Recorder | None = None
-        self.probing = False
-        self.tied = False
-        self.allocator: Any = None
-        self.folder: Path | None = None
-        self.detached = False
-        self.unheard = False
+        self.history: list[Record] = []
+        self.session = Session()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the search under way behind."""
-        return {name: self.__dict__[name] for name in ("adapter", "config", "norm", "resident", "history")}
+        """Leave what is under way behind."""
+        return {name: value for name, value in self.__dict__.items() if name != "session"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Start idle."""
         self.__dict__.update(state)
-        self._idle()
+        self.session = Session()
 
     @property
     def paths(self) -> dict[str, LowRankPath]:
@@ -200,7 +168,7 @@ def live_shortcuts(paths: PathSet) -> list[str]:
 
 def crossings(paths: PathSet) -> list[str]:
     """Return the names of the paths after which ``shortcut_norm="reapply"`` runs a norm again, on or off."""
-    return [path.name for path in paths.resident if path.kind in CROSSING]
+    return [path.name for path in paths.resident if path.crosses]
 
 
 def check_mergeable(paths: PathSet) -> None:
@@ -209,7 +177,7 @@ def check_mergeable(paths: PathSet) -> None:
     Raises:
         ValueError: Names the block paths that are live, or says that norms run twice.
     """
-    crossing = sorted({path.kind for path in paths.resident if path.kind in CROSSING})
+    crossing = sorted({path.kind for path in paths.resident if path.crosses})
     if paths.norm == "reapply" and crossing:
         raise ValueError(
             f"adapter {paths.adapter!r} was built with shortcut_norm='reapply' and {', '.join(crossing)} paths, so the "
@@ -236,3 +204,9 @@ def named_paths(model: nn.Module, adapter: str | None = None) -> dict[str, LowRa
         ValueError: The model has no rankwise paths, or the adapter none.
     """
     return dict(path_set(model, adapter).paths)
+
+
+def head_parameters(model: nn.Module, paths: PathSet) -> int:
+    """Return how many parameters train beside the paths: heads and ``modules_to_save``."""
+    own = {id(parameter) for path in paths.resident for parameter in path.parameters}
+    return sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in own)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankwise.files import write_atomic
-from rankwise.kinds import BLOCK_KINDS
+from rankwise.rules.kinds import BLOCK_KINDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from rankwise.report.history import OUTSIDE, History, candidates, cells, in_order, searched, searches
+from rankwise.report.history import OUTSIDE, History, cells, in_order, searched, searches
 
 
 class Frequency(NamedTuple):
@@ -37,9 +37,9 @@ def frequency(history: History) -> Frequency:
     records = searched(history)
     chosen: dict[tuple[str, int], int] = {}
     for record in records:
-        for name in candidates(record):
+        for name in record.paths:
             for cell in cells(name):
-                chosen[cell] = chosen.get(cell, 0) + (name in record["chosen"])
+                chosen[cell] = chosen.get(cell, 0) + (name in record.chosen)
     rows = in_order(row for row, _ in chosen)
     columns = _in_order(column for _, column in chosen)
     values = [[chosen.get((row, column), math.nan) / len(records) for column in columns] for row in rows]

@@ -8,28 +8,27 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankwise.anatomy import locate
-from rankwise.kinds import BLOCK_KINDS
+from rankwise.rules import records
+from rankwise.rules.kinds import BLOCK_KINDS
+from rankwise.rules.records import Record, SearchRecord, from_lines
+from rankwise.wiring.anatomy import locate
 
-History = Sequence[Mapping[str, Any]]
+History = Sequence[Record]
 
 IN_BLOCKS = re.compile(r"^layers\.(?P<first>\d+)(?:-(?P<last>\d+))?\.(?P<row>.+)$")
 OUTSIDE = -1  # the column of paths that lie in no block
 # The paper's order; the other projections follow by name, and then the kinds.
 FIRST_ROWS = (("query", "q_proj", "q"), ("value", "v_proj", "v"))
-# What the pictures read of a search, and of edits that no search made.
-SEARCH = ("step", "search", "proxy", "scores", "unscored", "chosen")
-EDIT = ("step", "edits", "before", "chosen")
 
 
-def read_history(path: str | Path) -> list[dict[str, Any]]:
+def read_history(path: str | Path) -> list[Record]:
     """Read the searches and edits that a run or ``save_pretrained`` wrote to ``search_history.jsonl``.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: A line is neither a search nor an edit; the message gives its number.
     """
-    return read_lines(path, lambda record: EDIT if "edits" in record else SEARCH, "a search or an edit")
+    return from_lines(Path(path).read_text(encoding="utf-8"), path)
 
 
 def read_lines(
@@ -46,37 +45,27 @@ def read_lines(
         FileNotFoundError: There is no such file.
         ValueError: A line is no such object; the message gives its number.
     """
-    records = []
+    found = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         try:
             record = json.loads(line)
             _ = [record[field] for field in fields(record)]
-            records.append(record)
+            found.append(record)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number} is not {what} of rankwise: {line[:60]!r}") from error
-    return records
+    return found
 
 
-def searched(history: History) -> History:
+def searched(history: History) -> list[SearchRecord]:
     """Return the searches of a history, without the edits in between.
 
     Raises:
         ValueError: There is none.
     """
-    found = [record for record in history if "search" in record]
+    found = records.searches(history)
     if not found:
         raise ValueError("the history holds no search, so there is nothing to draw; was the model trained?")
     return found
-
-
-def edited(history: History) -> History:
-    """Return the edits of a history, without the searches: merges, injections, and those by hand."""
-    return [record for record in history if "edits" in record]
-
-
-def candidates(record: Mapping[str, Any]) -> set[str]:
-    """Return the names of the paths that a search chose from."""
-    return {*record["scores"], *record["unscored"], *record["chosen"]}
 
 
 def cells(name: str) -> Iterator[tuple[str, int]]:

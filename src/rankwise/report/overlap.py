@@ -41,12 +41,12 @@ def overlaps(history: History) -> Overlaps:
     records = searched(history)
     if len(records) < 2:
         raise ValueError("an overlap needs two searches at least: a static run has one (mode='dynamic' has more)")
-    choices = [set(record["chosen"]) for record in records]
+    choices = [set(record.chosen) for record in records]
     values = [len(before & after) / len(before) if before else math.nan for before, after in pairwise(choices)]
     numbers = [value for value in values if not math.isnan(value)]
-    budget = records[-1].get("budget")
+    budget = records[-1].budget
     return Overlaps(
-        [record["step"] for record in records[1:]],
+        [record.step for record in records[1:]],
         values,
         sum(numbers) / len(numbers) if numbers else math.nan,
         budget if isinstance(budget, float) else None,

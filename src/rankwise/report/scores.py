@@ -51,11 +51,9 @@ def score_ranges(history: History) -> ScoreRanges:
         ValueError: The history holds no search, or no finite score.
     """
     records = searched(history)
-    proxy = records[-1]["proxy"]
-    used = [record for record in records if record["proxy"] == proxy]
-    scored = [
-        {name: value for name, value in record["scores"].items() if name not in record["unscored"]} for record in used
-    ]
+    proxy = records[-1].proxy
+    used = [record for record in records if record.proxy == proxy]
+    scored = [{name: value for name, value in record.scores.items() if name not in record.unscored} for record in used]
     by_row: dict[str, list[list[float]]] = {}
     for place, scores in enumerate(scored):
         for name, value in scores.items():
@@ -69,7 +67,7 @@ def score_ranges(history: History) -> ScoreRanges:
         for summary in (min, median, max)
     )
     not_finite = sum(value is None for scores in scored for value in scores.values())
-    return ScoreRanges(proxy, [record["step"] for record in used], rows, low, middle, high, not_finite)
+    return ScoreRanges(proxy, [record.step for record in used], rows, low, middle, high, not_finite)
 
 
 def plot_scores(history: History, *, title: str | None = None) -> Figure:

@@ -8,9 +8,9 @@ from collections.abc import Collection
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from rankwise.kinds import BLOCK_KINDS, is_shortcut
 from rankwise.report.drawing import DOTS, new_figure, percent_axis, plain, row_colours
-from rankwise.report.history import History, candidates, in_order, row_of, searched
+from rankwise.report.history import History, in_order, row_of, searched
+from rankwise.rules.kinds import BLOCK_KINDS, is_shortcut
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,12 +46,12 @@ def shares(history: History) -> Shares:
         ValueError: The history holds no search.
     """
     records = searched(history)
-    rows = in_order(row_of(name) for record in records for name in candidates(record))
-    counts = [Counter(map(row_of, record["chosen"])) for record in records]
+    rows = in_order(row_of(name) for record in records for name in record.paths)
+    counts = [Counter(map(row_of, record.chosen)) for record in records]
     values = [[_part(count[row], count.total()) for count in counts] for row in rows]
-    linear = [_linear_part(record["chosen"]) for record in records]
-    expected = [_linear_part(candidates(record)) for record in records]
-    return Shares([record["step"] for record in records], rows, values, linear, expected)
+    linear = [_linear_part(record.chosen) for record in records]
+    expected = [_linear_part(record.paths) for record in records]
+    return Shares([record.step for record in records], rows, values, linear, expected)
 
 
 def _linear_part(names: Collection[str]) -> float:

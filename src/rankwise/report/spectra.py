@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rankwise.report.drawing import new_figure
-from rankwise.report.history import History, edited, read_lines
+from rankwise.report.history import History, read_lines
+from rankwise.rules.edits import Edit, Inject, Merge
+from rankwise.rules.records import edits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +21,7 @@ Records = Sequence[Mapping[str, Any]]
 FIELDS = ("epoch", "step", "paths")
 DECADES = 4  # what is smaller than the largest value by more is shown as if it were just that small
 WIDE, HIGH = (6.5, 0.16, 0.6), (4.0, 0.09, 0.34)  # inches: all columns or rows, and the limits of one
-LETTERS = {"Merge": "M", "Inject": "I"}  # what marks an edit; any other kind is E
+LETTERS: dict[type[Edit], str] = {Merge: "M", Inject: "I"}  # what marks an edit; any other kind is E
 
 
 class Spectra(NamedTuple):
@@ -118,10 +120,10 @@ def plot_spectra(records: Records, *, history: History = (), title: str | None =
 def edit_marks(records: Records, history: History) -> dict[int, str]:
     """Return a letter for each edit, by the place of the epoch in which, or at whose end, it was made."""
     marks: dict[int, str] = {}
-    for record in edited(history):
-        place = next((place for place, each in enumerate(records) if record["step"] <= each["step"]), None)
-        if place is not None and record["edits"]:
-            marks[place] = marks.get(place, "") + LETTERS.get(record["edits"][0]["edit"], "E")
+    for record in edits(history):
+        place = next((place for place, each in enumerate(records) if record.step <= each["step"]), None)
+        if place is not None and record.edits:
+            marks[place] = marks.get(place, "") + LETTERS.get(type(record.edits[0]), "E")
     return marks
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rankwise.kinds import kind_of
-from rankwise.report.history import IN_BLOCKS, History, edited, in_order
+from rankwise.report.history import IN_BLOCKS, History, in_order
+from rankwise.rules import records
+from rankwise.rules.edits import Disable, Edit, Enable, Inject, Merge
+from rankwise.rules.kinds import kind_of
+from rankwise.rules.records import EditRecord
 
 SHORT = {"query": "q", "key": "k", "value": "v"}  # how a projection is called where there is little room
 MOST_NAMES = 3
@@ -58,7 +61,7 @@ class _Moment(NamedTuple):
     on: frozenset[str]
     frozen: frozenset[str]
     enabled: int | None
-    following: Mapping[str, Any] | None
+    following: EditRecord | None
 
 
 def structures(history: History) -> list[Structure]:
@@ -73,40 +76,40 @@ def structures(history: History) -> list[Structure]:
     Raises:
         ValueError: The history holds no edit.
     """
-    records = edited(history)
-    if not records:
+    made = records.edits(history)
+    if not made:
         raise ValueError("the history holds no edit, so the structure never changed")
     moments: list[_Moment] = []
     frozen: frozenset[str] = frozenset()
-    for record in records:
-        found = frozenset(record["before"])
+    for record in made:
+        found = frozenset(record.before)
         if moments and moments[-1].on == found:
             moments[-1] = moments[-1]._replace(following=record)
         else:
-            as_built = not moments and not any("search" in each for each in history)
-            step = 0 if as_built else record["step"]
+            as_built = not moments and not records.searches(history)
+            step = 0 if as_built else record.step
             moments.append(_Moment(step, "start" if as_built else "before the edit", found, frozen, None, record))
         frozen = _frozen_after(frozen, record)
-        enabled = record.get("counts", {}).get("enabled")
-        moments.append(_Moment(record["step"], words(record), frozenset(record["chosen"]), frozen, enabled, None))
+        enabled = record.counts.get("enabled")
+        moments.append(_Moment(record.step, words(record), frozenset(record.chosen), frozen, enabled, None))
     return [_structure(moment) for moment in moments]
 
 
-def words(record: Mapping[str, Any]) -> str:
+def words(record: EditRecord) -> str:
     """Say what a record of edits did: ``merge 4 + 5``, ``inject 3``, ``no merge possible``."""
-    if not record["edits"]:
-        return f"no {record.get('due', 'edit')} possible"
-    return ", ".join(_words(edit, record) for edit in record["edits"])
+    if record.skipped:
+        return f"no {record.due or 'edit'} possible"
+    return ", ".join(_words(edit, record) for edit in record.edits)
 
 
-def _words(edit: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    if edit["edit"] == "Merge":
-        return f"merge {block(edit['first'])} + {block(edit['second'])}"
-    path = edit["path"]
-    if edit["edit"] == "Inject":
-        lora = {block(name) for name in record["chosen"] if kind_of(name) == "linear"}
+def _words(edit: Edit, record: EditRecord) -> str:
+    if isinstance(edit, Merge):
+        return f"merge {block(edit.first)} + {block(edit.second)}"
+    path = edit.path
+    if isinstance(edit, Inject):
+        lora = {block(name) for name in record.chosen if kind_of(name) == "linear"}
         return f"{'inject' if block(path) in lora else 'delete'} {block(path)}"
-    verb = "switch on" if edit["edit"] == "Enable" else "freeze" if _freezes(record) else "switch off"
+    verb = "switch on" if isinstance(edit, Enable) else "freeze" if _freezes(record) else "switch off"
     return f"{verb} {block(path) if kind_of(path) == 'layer' else path.removeprefix('layers.')}"
 
 
@@ -116,38 +119,42 @@ def block(name: str) -> str:
     return name.split(".")[1] if match else name
 
 
-def _frozen_after(frozen: frozenset[str], record: Mapping[str, Any]) -> frozenset[str]:
+def _frozen_after(frozen: frozenset[str], record: EditRecord) -> frozenset[str]:
     """Return the paths that contribute without being trained after a record's edits."""
     names = set(frozen)
-    for edit in record["edits"]:
-        names -= {edit.get(key) for key in ("first", "second", "path")}
-        if edit["edit"] == "Disable" and _freezes(record):
-            names.add(edit["path"])
-    return frozenset(names - set(record["chosen"]))
+    for edit in record.edits:
+        names -= touched(edit)
+        if isinstance(edit, Disable) and _freezes(record):
+            names.add(edit.path)
+    return frozenset(names - set(record.chosen))
 
 
-def _freezes(record: Mapping[str, Any]) -> bool:
-    return bool(record.get("counts", {}).get("frozen", 0))
+def touched(edit: Edit) -> set[str]:
+    """Return the names of the paths that an edit is about."""
+    return {edit.first, edit.second} if isinstance(edit, Merge) else {edit.path}
+
+
+def _freezes(record: EditRecord) -> bool:
+    return bool(record.counts.get("frozen", 0))
 
 
 def _structure(moment: _Moment) -> Structure:
-    following = moment.following or {}
-    scores: Mapping[str, float | None] = following.get("scores", {})
-    edits = following.get("edits", [])
-    touched = {edit[key] for edit in edits for key in ("first", "second", "path") if key in edit}
+    following = moment.following
+    scores: Mapping[str, float | None] = following.scores if following else {}
+    changed = {name for edit in (following.edits if following else ()) for name in touched(edit)}
     bars = []
     for name in sorted(moment.on | moment.frozen):
         match = IN_BLOCKS.match(name)
         if match and match["row"] == "layer":
             first = int(match["first"])
             last = int(match["last"] or first)
-            bars.append(Bar(first, last, "layer", "", name not in moment.on, scores.get(name), name in touched))
-    lora = _lora(moment.on | moment.frozen, moment.frozen, touched)
-    metric = following.get("metric") if any(bar.score is not None for bar in bars) else None
+            bars.append(Bar(first, last, "layer", "", name not in moment.on, scores.get(name), name in changed))
+    lora = _lora(moment.on | moment.frozen, moment.frozen, changed)
+    metric = following.metric if following and any(bar.score is not None for bar in bars) else None
     return Structure(moment.step, moment.title, sorted(bars) + lora, moment.enabled, metric)
 
 
-def _lora(names: Iterable[str], frozen: frozenset[str], touched: set[str]) -> list[Bar]:
+def _lora(names: Iterable[str], frozen: frozenset[str], changed: set[str]) -> list[Bar]:
     by_block: dict[int, list[str]] = {}
     for name in names:
         match = IN_BLOCKS.match(name)
@@ -161,7 +168,7 @@ def _lora(names: Iterable[str], frozen: frozenset[str], touched: set[str]) -> li
             _label(inside),
             all(name in frozen for name in inside),
             None,
-            not touched.isdisjoint(inside),
+            not changed.isdisjoint(inside),
         )
         for place, inside in sorted(by_block.items())
     ]

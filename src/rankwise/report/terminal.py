@@ -1,4 +1,4 @@
-"""The heat map of enabled paths in the terminal."""
+"""Heat maps in the terminal: how often each path was enabled, and the ranks of a plan."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from rankwise.report.enabled import caption, frequency
 from rankwise.report.history import OUTSIDE, History
+from rankwise.report.rank_map import Planned, rank_table, summary
 
 TINTS = ((247, 251, 255), (107, 174, 214), (8, 48, 107))  # ends and middle of the pictures' colour map
 LABELLED_COLUMNS = 24  # more blocks than that, and the cells get too narrow for a number
@@ -48,11 +49,15 @@ def _column_label(column: int, position: int, labelled: bool) -> str:
 def _labelled_cell(share: float) -> Text:
     if math.isnan(share):
         return Text("·".center(6), style="dim")
+    return Text(f"{share:.0%}".center(6), style=_style(share))
+
+
+def _style(share: float) -> str:
     pale, middle, deep = TINTS
     start, end, way = (pale, middle, 2 * share) if share < 0.5 else (middle, deep, 2 * share - 1)
     red, green, blue = (round(a + (b - a) * way) for a, b in zip(start, end, strict=True))
     ink = "rgb(255,255,255)" if share > DARK else "rgb(40,40,40)"
-    return Text(f"{share:.0%}".center(6), style=f"{ink} on rgb({red},{green},{blue})")
+    return f"{ink} on rgb({red},{green},{blue})"
 
 
 def _shaded_cell(share: float) -> Text:
@@ -60,3 +65,24 @@ def _shaded_cell(share: float) -> Text:
     if math.isnan(share):
         return Text("  ")
     return Text(SHADES[math.ceil(share * (len(SHADES) - 1))] * 2, style="blue")
+
+
+def render_ranks(plan: Planned) -> Group:
+    """Return a plan's ranks for the terminal: a row for each projection or kind, a column for each block."""
+    rows, columns, values = rank_table(plan.ranks)
+    most = max((rank for ranks in values for rank in ranks if not math.isnan(rank)), default=1) or 1
+    table = Table(box=None, padding=0, collapse_padding=True, pad_edge=False)
+    table.add_column("block ", style="bold", no_wrap=True)
+    for column in columns:
+        table.add_column("other" if column == OUTSIDE else str(column).center(4), no_wrap=True)
+    for row, ranks in zip(rows, values, strict=True):
+        table.add_row(f"{row} ", *(_rank_cell(rank, most) for rank in ranks))
+    return Group(Text("Rank of each projection and kind by block"), table, Text(summary(plan)))
+
+
+def _rank_cell(rank: float, most: float) -> Text:
+    if math.isnan(rank):
+        return Text("".center(4))
+    if not rank:
+        return Text("·".center(4), style="dim")
+    return Text(f"{rank:.0f}".center(4), style=_style(rank / most))

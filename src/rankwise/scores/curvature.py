@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.distributed import gather_rows, rank, sum_over_processes_
+from rankwise.paths.autograd import Tap
 from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.path_set import PathSet
-from rankwise.paths.taps import Tap
 from rankwise.scores.components import Directions, Gradients
 from rankwise.scores.likelihood import DrawLosses, Drawn, draw
 from rankwise.scores.recorder import StatisticRecorder, Sums
@@ -92,12 +92,12 @@ class ExampleRecorder:
 @contextmanager
 def seen_by(paths: PathSet, recorder: Any) -> Iterator[None]:
     """Show every path's source and destination to a recorder, all paths contributing."""
-    before = paths.recorder, paths.probing
-    paths.recorder, paths.probing = recorder, True
+    before = paths.session.recorder, paths.session.probing
+    paths.session.recorder, paths.session.probing = recorder, True
     try:
         yield
     finally:
-        paths.recorder, paths.probing = before
+        paths.session.recorder, paths.session.probing = before
 
 
 def gradient_pass(

@@ -14,16 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rankwise.config import CHOICES
+from rankwise.configs.heterolora import CHOICES
 from rankwise.errors import check_choice
 from rankwise.paths.low_rank_path import dequantised_weight
 from rankwise.paths.path_set import PathSet, path_set
+from rankwise.rules.proxies import PROXIES
 from rankwise.scores.components import component_statistic, gradients_of, truncation_of
 from rankwise.scores.curvature import curvature_pass, drawn_loss, gradient_pass, newton_scores
 from rankwise.scores.likelihood import DrawLosses
-from rankwise.scores.proxies import PROXIES, Scores, checked_scores, score_from_means, score_without_data
+from rankwise.scores.proxies import Scores, checked_scores, score_from_means, score_without_data
 from rankwise.scores.recorder import StatisticRecorder
 from rankwise.scores.statistics import FactorGradients, Statistic, WeightFlow, gradient_statistic
+from rankwise.wiring.checkpointing import is_reentrant
 
 Batch = Any
 ComputeLoss = Callable[[nn.Module, Batch], Tensor]
@@ -67,7 +69,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     Reentrant checkpointing, which hides its region from a backward pass to given points, becomes non-reentrant.
     """
-    reentrant: list[Any] = [module for module in model.modules() if _is_reentrant(module)]
+    reentrant: list[Any] = [module for module in model.modules() if is_reentrant(module)]
     functions = [module._gradient_checkpointing_func for module in reentrant]
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -90,21 +92,16 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def _is_reentrant(module: nn.Module) -> bool:
-    function = module.__dict__.get("_gradient_checkpointing_func")
-    return isinstance(function, partial) and bool(function.keywords.get("use_reentrant", True))
-
-
 @contextmanager
 def recording(paths: PathSet, statistic: Statistic, *, probing: bool) -> Iterator[StatisticRecorder]:
     """Open a window: all paths are recorded, and with ``probing`` all contribute."""
-    before = paths.recorder, paths.probing
+    before = paths.session.recorder, paths.session.probing
     recorder = StatisticRecorder(statistic)
-    paths.recorder, paths.probing = recorder, probing
+    paths.session.recorder, paths.session.probing = recorder, probing
     try:
         yield recorder
     finally:
-        paths.recorder, paths.probing = before
+        paths.session.recorder, paths.session.probing = before
 
 
 def collect(recorder: StatisticRecorder, loss: Tensor) -> None:

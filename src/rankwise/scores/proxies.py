@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rankwise.paths.low_rank_path import LowRankPath
+from rankwise.rules.proxies import PROXIES
 from rankwise.scores.recorder import Sums
 from rankwise.seeds import stable_seed
 
@@ -44,39 +45,7 @@ def _products(path: LowRankPath, sums: tuple[Tensor, ...]) -> float:
     return sum(float((theta * gradient).sum()) for theta, gradient in zip(_matrices(path, sums), sums, strict=True))
 
 
-@dataclass(frozen=True)
-class Proxy:
-    """A score: its formula per path, where it comes from, and what it needs.
-
-    Args:
-        name: The name a config uses.
-        formula: The formula, for people.
-        reference: Where it was proposed.
-        needs: ``"nothing"``, ``"gradients"`` of the task's loss, its ``"curvature"``, or ``"flow"`` through the
-            absolute network.
-        score: The formula, for machines; None for proxies that need nothing.
-        blind_at_zero: Whether a path whose matrix is still zero has no score of its own.
-    """
-
-    name: str
-    formula: str
-    reference: str
-    needs: str
-    score: Formula | None = None
-    blind_at_zero: bool = False
-
-
-PROXIES: dict[str, Proxy] = {
-    proxy.name: proxy
-    for proxy in (
-        Proxy("constant", "1: a fresh random choice at every search", "arXiv 2406.14956", "nothing"),
-        Proxy("random", "uniform, drawn once per path from the seed", "control", "nothing"),
-        Proxy("grad_norm", "sum of |G|_2 over matrices", "arXiv 2101.08134", "gradients", _norms),
-        Proxy("snip", "sum of |theta * G| over matrices", "arXiv 1810.02340", "gradients", _absolute_products, True),
-        Proxy("newton", "lin^2 / (2 q) along the rank-r truncation of G", "true Fisher, labels drawn", "curvature"),
-        Proxy("synflow", "sum of theta * G in the absolute network", "arXiv 2006.05467", "flow", _products, True),
-    )
-}
+FORMULAS: dict[str, Formula] = {"grad_norm": _norms, "snip": _absolute_products, "synflow": _products}
 
 
 @dataclass(frozen=True)
@@ -112,13 +81,12 @@ def score_from_means(proxy: str, paths: Mapping[str, LowRankPath], means: Sums) 
         paths: The candidates by name.
         means: What was collected for each; a path that no backward pass reached may be missing.
     """
-    row = PROXIES[proxy]
-    assert row.score is not None
+    row, formula = PROXIES[proxy], FORMULAS[proxy]
     unscored = tuple(
         name for name in paths if name in means and row.blind_at_zero and _is_zero(paths[name], means[name])
     )
     values = {
-        name: row.score(path, means[name]) if name in means else math.nan
+        name: formula(path, means[name]) if name in means else math.nan
         for name, path in paths.items()
         if name not in unscored
     }

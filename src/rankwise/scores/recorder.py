@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from rankwise.distributed import sum_over_processes_
+from rankwise.paths.autograd import Tap
 from rankwise.paths.low_rank_path import LowRankPath
-from rankwise.paths.taps import Tap
 from rankwise.scores.statistics import Statistic
 
 Sums = dict[str, tuple[Tensor, ...]]

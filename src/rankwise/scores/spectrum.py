@@ -37,10 +37,14 @@ def sfs(path: LowRankPath, k: int = 1) -> float:
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < path.r:
         raise ValueError(f"k={k!r} must be a whole number with 1 <= k < r; {path.name} has r={path.r}")
     sigma = singular_values(path)
-    total = float(sigma.sum())
-    if total == 0.0:
+    if not bool(sigma.any()):
         raise ValueError(f"{path.name} has no SFS: its B A is all zero, as it is before the first optimizer step")
-    return 1.0 - float(sigma[:k].sum()) / total
+    return tail_share(sigma, k)
+
+
+def tail_share(sigma: Tensor, k: int) -> float:
+    """Return the share of all but the ``k`` largest singular values in their sum; ``sigma`` falls and is not all 0."""
+    return 1.0 - float(sigma[:k].sum()) / float(sigma.sum())
 
 
 def mean_sv(path: LowRankPath) -> float:

@@ -1,1 +1,0 @@
-"""Allocation: when to search, what to choose, and the record of it."""

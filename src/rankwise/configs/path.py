@@ -1,0 +1,153 @@
+"""What the configs of all methods here have in common: LoRA's fields, a seed, and the sizes of block paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, ClassVar, NamedTuple
+
+from peft import LoraConfig
+
+from rankwise.rules.policy import Policy
+
+# Options of PEFT's LoRA that give a path another formula than W0 + s B A, or change W0 while building it.
+UNSUPPORTED: dict[str, str] = {
+    "use_dora": "a DoRA layer rescales W0, so switching it off would not give the base model back",
+    "use_bdlora": "block-diagonal factors are not one A and one B",
+    "lora_bias": "a path is B A alone",
+    "use_qalora": "QA-LoRA pools the path's input",
+    "layer_replication": "replicated layers share their base weights",
+    "target_parameters": "bare parameters have no input to score a path by",
+    "alora_invocation_tokens": "an activated LoRA is on for part of a sequence only",
+    "arrow_config": "a routed LoRA is several adapters at once",
+    "velora_config": "VeLoRA approximates the path's input",
+    "monteclora_config": "a sampled LoRA is not one A and one B",
+    "kasa_config": "KaSA truncates W0 while building",
+    "megatron_config": "Megatron's parallel layers are not supported",
+}
+RETIRED = {"cost": "parameters"}
+INITS = (True, False, "gaussian", "orthogonal")
+
+
+class BlockPaths(NamedTuple):
+    """What block paths a config asks for, and their sizes.
+
+    Args:
+        kinds: Their kinds.
+        r: Rank.
+        alpha: Alpha; the scale is ``alpha / r``.
+        dropout: Dropout in front of them.
+        norm: ``"inside"`` or ``"reapply"``.
+        share: Whether all blocks use one ``A``.
+        ranks: The rank of each path by name, where they differ; paths without one are not built. The scale stays that
+            of ``r`` and ``alpha``.
+    """
+
+    kinds: tuple[str, ...]
+    r: int
+    alpha: float
+    dropout: float = 0.0
+    norm: str = "inside"
+    share: bool = False
+    ranks: Mapping[str, int] | None = None
+
+
+@dataclass
+class PathConfig(LoraConfig):
+    """Base of the configs.
+
+    Args:
+        seed: Seeds the initial values of each path, the draws and the sketches; the global generator is not used.
+
+    Raises:
+        ValueError: An option of PEFT's LoRA does not fit paths that can be switched.
+    """
+
+    linear_waits: ClassVar[bool] = False
+    """Whether linear paths are there to be brought in by an edit, and off until then."""
+
+    seed: int = 0
+    rankwise_version: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check PEFT's options."""
+        super().__post_init__()
+        self.rankwise_version = self.rankwise_version or version("rankwise")
+        self._check_lora_options()
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """Drop the fields that adapters of earlier versions were saved with and that never had another value."""
+        given = super().check_kwargs(**kwargs)
+        return {name: value for name, value in given.items() if name not in RETIRED or value != RETIRED[name]}
+
+    def block_paths(self) -> BlockPaths:
+        """Return what the block paths are and their sizes."""
+        raise NotImplementedError
+
+    @property
+    def acts(self) -> bool:
+        """Whether something is switched while the model trains."""
+        raise NotImplementedError
+
+    def policy(self) -> Policy | None:
+        """Return what a search chooses by; None where nothing is searched and everything is on as built."""
+        return None
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the ranks of the paths are still to be chosen, so that nothing may train yet."""
+        return False
+
+    @property
+    def final(self) -> bool:
+        """Whether what the first search chose stays."""
+        return False
+
+    @property
+    def moments_stay(self) -> bool:
+        """Whether paths that were switched off keep their optimizer moments while others train."""
+        return False
+
+    def check_blocks(self, blocks: list[int]) -> None:
+        """Refuse what a model with these blocks can't have."""
+
+    def check_waiting(self, blocks: set[int]) -> None:
+        """Refuse more than the blocks in which linear paths wait allow."""
+
+    @property
+    def deletes(self) -> bool:
+        """Whether an injection removes a path and puts nothing in its place."""
+        return False
+
+    def linear_targets(self, family: list[str]) -> Any:
+        """Return what ``target_modules`` the linear paths run along.
+
+        Args:
+            family: The family's query and value projections.
+        """
+        return self.target_modules
+
+    def linear_paths(self) -> LoraConfig:
+        """Return the config that sizes the linear paths."""
+        return self
+
+    def check_whole_numbers(self, *, optional: tuple[str, ...] = (), **least: int) -> None:
+        """Refuse fields that are no whole numbers of at least the given size."""
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least {lowest}")
+
+    def _check_lora_options(self) -> None:
+        for name, reason in UNSUPPORTED.items():
+            if getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)!r} can't be searched: {reason}; leave {name} out")
+        if self.init_lora_weights not in INITS:
+            raise ValueError(
+                f"init_lora_weights={self.init_lora_weights!r} changes W0 or the ranks after the paths are built; "
+                f"use one of {', '.join(map(repr, INITS))}"
+            )

@@ -1,0 +1,1 @@
+"""Finished runs on the tasks of lm-evaluation-harness."""

@@ -1,0 +1,86 @@
+"""What a checkpoint may hold: the checks that stand between another model's adapter and half a load."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from rankwise.errors import nearest
+from rankwise.method.initial import initial_value
+from rankwise.paths.path_set import PathSet
+
+FACTORS = ("lora_A", "lora_B")
+
+
+_LAYER_DOWN = re.compile(r"layer_paths\.(?P<block>\d+)\.lora_A\.")
+
+
+def shared_downs(keys: Iterable[str]) -> list[str]:
+    """Return the names of all blocks' ``A`` of ``layer`` paths, the lowest block first."""
+    found = {key: _LAYER_DOWN.search(key) for key in keys}
+    return sorted((key for key, match in found.items() if match), key=lambda key: int(found[key]["block"]))  # type: ignore[index]
+
+
+def is_path_tensor(key: str, adapter: str) -> bool:
+    """Tell whether a tensor belongs to a path; one that the model has no place for still lacks the adapter's name."""
+    *_, host, owner, last = ("", "", *key.split("."))
+    if owner == "lora_allocation":
+        return last == adapter
+    return owner in FACTORS or (host in FACTORS and owner == adapter)
+
+
+def check_same_names(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    """Refuse names that the model lacks, and a path without its record."""
+    unknown = sorted(set(given) - set(own))
+    missing = sorted(key for key in own if ".lora_allocation." in key and key not in given)
+    if unknown:
+        raise ValueError(
+            f"the adapter holds {len(unknown)} tensors that this model has no place for, the first {unknown[0]!r}"
+            f"{nearest(unknown[0], own)}; it was made for another model or with other target_modules or shortcuts"
+        )
+    if missing:
+        raise ValueError(
+            f"the adapter lacks {len(missing)} of this model's paths, the first {missing[0]!r}; it was made for "
+            "another model or with other target_modules, or the file is not whole"
+        )
+
+
+def check_same_shapes(present: dict[str, Tensor], loaded: dict[str, Tensor]) -> None:
+    """Refuse tensors of another shape, heads included."""
+    differing = sorted(key for key in set(present) & set(loaded) if present[key].shape != loaded[key].shape)
+    if differing:
+        key = differing[0]
+        raise ValueError(
+            f"the adapter's {key!r} is {tuple(loaded[key].shape)} but this model's is {tuple(present[key].shape)} "
+            f"({len(differing)} tensors differ); it was made for another model, another r or another number of labels"
+        )
+
+
+def completed(loaded: dict[str, Tensor], model: nn.Module, paths: PathSet) -> dict[str, Tensor]:
+    """Return the tensors of a file with those that it may lack: of paths that don't contribute, and a shared ``A``.
+
+    A file written with ``enabled_only`` lacks the weights of paths that don't contribute; they keep their initial
+    values, which the seed determines.
+
+    Args:
+        loaded: The file's tensors under the model's names.
+        model: The model they are for.
+        paths: The paths they are for.
+
+    Raises:
+        ValueError: The file was made for another model or is not whole.
+    """
+    adapter, config = paths.adapter, paths.config
+    present = model.state_dict()
+    own = {key: value for key, value in present.items() if is_path_tensor(key, adapter)}
+    given = {key: value for key, value in loaded.items() if is_path_tensor(key, adapter)}
+    check_same_names(own, given)
+    check_same_shapes(present, loaded)
+    off = {key for key in own if key not in given and not key.endswith(f"lora_allocation.{adapter}")}
+    filled = {key: initial_value(key, paths) if own[key].is_meta else own[key] for key in off}
+    if config.block_paths().share and shared_downs(given):
+        (down,) = shared_downs(given)
+        filled |= dict.fromkeys(set(shared_downs(own)) - {down}, given[down])
+    return {**loaded, **filled}

@@ -1,0 +1,119 @@
+"""Whether ``target_modules``, or LoR2C's ``inject_targets``, names what a model has and a path can run along."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from peft import LoraConfig
+from peft.tuners.lora import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from torch import nn
+
+from rankwise.configs.path import PathConfig
+from rankwise.errors import nearest
+from rankwise.paths.low_rank_path import LowRankPath
+
+# PEFT's layers that ask a gate in their forward pass; the others would train a path that is off. By name: the
+# quantised ones exist only where their library does.
+GATED_LAYERS = ("Linear", "Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "HqqLoraLinear", "TorchaoLoraLinear")
+UNGATED_MERGE = ("GPTQLoraLinear", "TorchaoLoraLinear")
+HEADS = (*SEQ_CLS_HEAD_NAMES, "qa_outputs")
+NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+
+
+def module_names(model: nn.Module) -> list[str]:
+    """Return the full names of a model's modules, as they were before PEFT wrapped some."""
+    return [name.replace(".base_layer", "") for name, _ in model.named_modules() if name]
+
+
+def unmatched(targets: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return the targets that neither are a module's full name nor its end, in name order."""
+    ends = {end for name in names for end in _ends(name)}
+    return sorted(target for target in targets if target not in ends)
+
+
+def _ends(name: str) -> Iterator[str]:
+    yield name
+    while "." in name:
+        name = name.partition(".")[2]
+        yield name
+
+
+def check_targets(model: nn.Module, config: PathConfig) -> None:
+    """Refuse a target that names no module, naming the nearest projections that exist."""
+    targets = config.target_modules
+    if targets is None or targets == "all-linear":
+        return
+    field = "inject_targets" if config.linear_waits else "target_modules"
+    names = module_names(model)
+    linear = {
+        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, (nn.Linear, Linear))
+    }
+    if isinstance(targets, str) and not any(re.fullmatch(targets, name) for name in names):
+        raise ValueError(
+            f"{field}={targets!r} is a regular expression that matches no module of {type(model).__name__}"
+            f"{nearest(targets, linear)}; its linear layers are {', '.join(sorted(linear - {'base_layer'}))}"
+        )
+    for target in [] if isinstance(targets, str) else unmatched(targets, names):
+        raise ValueError(
+            f"{field} names {target!r}, which matches no module of {type(model).__name__}"
+            f"{nearest(target, linear)}; its linear layers are {', '.join(sorted(linear - {'base_layer'}))}"
+        )
+    if not targets and not config.block_paths().kinds:
+        raise ValueError(
+            "target_modules=[] without shortcuts leaves nothing to search: name linear layers, such as "
+            "['q_proj', 'v_proj'], or shortcuts, such as ['res1', 'res2', 'in', 'cut']"
+        )
+
+
+def check_linear(model: nn.Module, targeted: Callable[[str], object]) -> None:
+    """Refuse targets that are no linear map, before anything is built.
+
+    Args:
+        model: The base model.
+        targeted: Tells whether a module of that name is a target.
+    """
+    for name, module in model.named_modules():
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if isinstance(base, NOT_LINEAR) and targeted(name):
+            raise ValueError(
+                f"target_modules matches {name!r}, a {type(base).__name__}; a path runs along a linear "
+                "projection: target linear layers only"
+            )
+
+
+def check_gated(hosts: Mapping[str, object]) -> None:
+    """Refuse layers of PEFT whose forward pass does not ask a gate."""
+    for name, host in hosts.items():
+        if type(host).__name__ not in GATED_LAYERS:
+            raise ValueError(
+                f"target {name!r} became PEFT's {type(host).__name__}, whose LoRA can't be switched; load the base "
+                "unquantised or with bitsandbytes, GPTQ, HQQ or torchao"
+            )
+
+
+def check_gated_merge(paths: Iterable[LowRankPath]) -> None:
+    """Refuse to merge where PEFT's layer would merge a path that is off."""
+    for path in paths:
+        if type(path.host).__name__ in UNGATED_MERGE and not path.contributing:
+            raise ValueError(
+                f"{path.name} is off, and PEFT's {type(path.host).__name__} would merge it all the same: "
+                "export the adapter with rankwise.export_lora, load that on the base, and merge it there"
+            )
+
+
+def head_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the classification head of a model by name, where it has one under a usual name."""
+    return {name: module for name, module in model.named_children() if name in HEADS}
+
+
+def all_linear(model: nn.Module) -> list[str]:
+    """Return the projections that PEFT's ``"all-linear"`` means, without anything inside a head."""
+    config = LoraConfig(target_modules="all-linear")
+    _maybe_include_all_linear_layers(config, model)
+    heads = head_of(model)
+    names: Any = config.target_modules
+    return sorted(name for name in names if name.partition(".")[0] not in heads)

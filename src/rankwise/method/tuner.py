@@ -1,0 +1,322 @@
+"""``HeteroLoraModel`` and ``Lor2cModel``: PEFT's LoRA tuner with a switch in front of every path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+from accelerate import init_empty_weights
+from peft import PeftConfig
+from peft.tuners.lora import LoraLayer, LoraModel
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from torch import Tensor, nn
+
+from rankwise.configs.path import PathConfig
+from rankwise.method.first import first_allocation
+from rankwise.method.initial import seeded
+from rankwise.method.loading import completed, shared_downs
+from rankwise.method.ranks import resolve_ranks
+from rankwise.method.targets import check_gated, check_gated_merge, check_linear, check_targets
+from rankwise.method.waking import before_forward
+from rankwise.paths.driver import driver
+from rankwise.paths.gate import Gate
+from rankwise.paths.low_rank_path import LowRankPath
+from rankwise.paths.path_set import PathSet, PathSets, check_mergeable, crossings, live_shortcuts, path_set
+from rankwise.paths.state import AllocationState, Status
+from rankwise.wiring.anatomy import locate, path_names
+from rankwise.wiring.block_host import BlockHost
+from rankwise.wiring.wiring import Wiring
+
+
+class PathModel(LoraModel):
+    """A model with paths: PEFT's LoRA layers and block paths, each behind a switch."""
+
+    prefix: str = "lora_"
+    _to_merge: list[str] | None = None
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Build the adapter's paths; see ``peft.tuners.tuners_utils.BaseTuner.inject_adapter``.
+
+        Raises:
+            ValueError: A target names no module of the model (the message names the nearest that exist), or the
+                model can't have the shortcuts asked for.
+        """
+        config = self.peft_config[adapter_name]
+        assert isinstance(config, PathConfig)
+        wiring = _wiring_for(model, config)
+        with _linear_targets(config, wiring):
+            self._prepare_adapter_config(config, self.get_model_config(model))
+            check_targets(model, config)
+            check_linear(model, partial(self._check_target_module_exists, config))
+            resolve_ranks(config, partial(self._projections, model, config), wiring)
+            config.target_modules = config.target_modules or (
+                DUMMY_TARGET_MODULES if config.target_modules is not None else None
+            )
+            super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+        context = init_empty_weights if low_cpu_mem_usage else nullcontext
+        with context():
+            block_paths = self._build_block_paths(model, adapter_name, config, wiring)
+        self._build_paths(model, adapter_name, config, wiring, block_paths)
+
+    def _projections(self, model: nn.Module, config: PathConfig) -> list[nn.Module]:
+        """Return the modules that get a linear path."""
+        _maybe_include_all_linear_layers(config, model)
+        return [
+            module
+            for name, module in model.named_modules()
+            if config.target_modules and self._check_target_module_exists(config, name)
+        ]
+
+    def _build_block_paths(
+        self, model: nn.Module, adapter: str, config: PathConfig, wiring: Wiring | None
+    ) -> list[LowRankPath]:
+        """Make the modules of the shortcuts; linear paths are PEFT's to make."""
+        if wiring is None:
+            return []
+        wiring.connect(model)
+        paths: list[LowRankPath] = []
+        share = config.block_paths().share
+        for name, (kind, block, module) in wiring.names(config).items():
+            host = wiring.host(model, kind, block)
+            with seeded(config.seed, module):
+                host.add(adapter, config, name, wiring.like(block))
+            if share and paths:
+                host.lora_A[adapter] = paths[0].host.lora_A[adapter]
+            host.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+            paths.append(LowRankPath(name, kind, module, host, adapter, share))
+        return paths
+
+    def _create_and_replace(  # type: ignore[override]
+        self,
+        lora_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs: Any,
+    ) -> None:
+        """Draw initial values from a generator seeded by (seed, module name); the global one stays where it was."""
+        with seeded(lora_config.seed, current_key):
+            super()._create_and_replace(
+                lora_config.linear_paths(), adapter_name, target, target_name, parent, current_key, **kwargs
+            )
+
+    def _build_paths(
+        self,
+        model: Any,
+        adapter: str,
+        config: PathConfig,
+        wiring: Wiring | None,
+        block_paths: list[LowRankPath],
+    ) -> None:
+        hosts: dict[str, Any] = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, LoraLayer) and not isinstance(module, BlockHost) and adapter in module.lora_A
+        }
+        check_gated(hosts)
+        bare = (name.replace(".base_layer", "") for name, _ in model.named_modules() if ".lora_" not in name)
+        names = path_names(hosts, bare)
+        linear = [LowRankPath(names[module], "linear", module, host, adapter) for module, host in hosts.items()]
+        paths = PathSet(adapter, config, [*linear, *block_paths])
+        if "rankwise_paths" not in model.__dict__:
+            model.rankwise_paths = PathSets(model.register_forward_pre_hook(before_forward))
+        model.rankwise_paths.wiring = wiring or model.rankwise_paths.wiring
+        copied_from = _structure_of(model, config)
+        for path in paths.resident:
+            waits = path.kind == "linear" and config.linear_waits
+            if "lora_allocation" not in path.host._modules:
+                path.host.lora_allocation = AllocationState()
+            status = copied_from.get(path.own_name, Status(False, False, *_span(path), not waits))
+            path.state.put(adapter, status, path.lora_B.device)
+            path.host.lora_variant[adapter] = Gate(path, paths)
+        config.check_waiting({path.built_block for path in linear})
+        for name in [] if copied_from else first_allocation(paths):
+            paths.paths[name].set_(enabled=True, contributing=True)
+        model.rankwise_paths[adapter] = paths
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: PEFT would sum the weights of paths that are off into the new adapter.
+
+        Raises:
+            ValueError: Always; says what to do instead.
+        """
+        raise ValueError(
+            "add_weighted_adapter() would bring back paths that are off: write each adapter with rankwise.export_lora "
+            "and combine those"
+        )
+
+    def update_and_allocate(self, global_step: int) -> None:
+        """Do what is due after an optimizer step; harmless where the search already ran by itself.
+
+        Loops written for AdaLoRA call this after ``optimizer.step()``. Steps are counted by the optimizer's own hooks,
+        so ``global_step`` only has to be a step's number; it is not used.
+        """
+        for adapter in self.active_adapters:
+            if adapter in self.model.rankwise_paths:
+                driver().update_and_allocate(self.model.rankwise_paths[adapter])
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter, its paths and its search."""
+        super().delete_adapter(adapter_name)
+        paths = self.model.rankwise_paths.pop(adapter_name, None)
+        if paths is not None:
+            driver().forget(paths)
+            for path in paths.resident:
+                path.state.remove(adapter_name)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Refuse batches that mix adapters where a shortcut is live: PEFT splits them at linear layers only.
+
+        Raises:
+            ValueError: Names the shortcuts.
+        """
+        if kwargs.get("adapter_names") is not None:
+            for paths in self.model.rankwise_paths.values():
+                live = live_shortcuts(paths) or (crossings(paths) if paths.norm == "reapply" else [])
+                if live:
+                    raise ValueError(
+                        f"adapter_names can't be given while shortcuts are live ({', '.join(live[:5])}): run one "
+                        "adapter at a time with set_adapter()"
+                    )
+        with super()._enable_peft_forward_hooks(*args, **kwargs):
+            yield
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge adapters into the base, which can be undone; see ``peft.tuners.tuners_utils.BaseTuner``.
+
+        Raises:
+            ValueError: One of them has live block paths.
+        """
+        with self._merging(adapter_names):
+            super().merge_adapter(adapter_names, safe_merge)
+
+    @contextmanager
+    def _merging(self, adapter_names: list[str] | None) -> Iterator[None]:
+        self._to_merge = adapter_names
+        try:
+            yield
+        finally:
+            self._to_merge = None
+
+    def _check_merge_allowed(self) -> None:
+        """Refuse to merge what has no weight to merge into, and where PEFT's layer would merge paths that are off.
+
+        Raises:
+            ValueError: Names the paths.
+        """
+        super()._check_merge_allowed()
+        names = self._to_merge or self.active_adapters
+        for paths in (sets for name, sets in self.model.rankwise_paths.items() if name in names):
+            check_mergeable(paths)
+            check_gated_merge(paths.resident)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
+        """Take the paths off the model, merged or not, and every trace of their searches."""
+        sets: PathSets = self.model.__dict__["rankwise_paths"]
+        with self._merging(kwargs.get("adapter_names")):
+            if merge:
+                self._check_merge_allowed()
+            with sets.wiring.removed(self.model) if sets.wiring is not None else nullcontext():
+                model: Any = super()._unload_and_optionally_merge(merge, *args, **kwargs)
+        del model.__dict__["rankwise_paths"]
+        sets.hook.remove()
+        for paths in sets.values():
+            driver().forget(paths)
+        return model
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Return an adapter's tensors; an ``A`` that all blocks share is among them once."""
+        state: dict[str, Tensor] = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
+        if isinstance(config, PathConfig) and config.block_paths().share:
+            others = shared_downs(state)[1:]
+            state = {key: tensor for key, tensor in state.items() if key not in others}
+        return state
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Map a checkpoint's names to the model's, strictly: an adapter of another model is refused, not half loaded.
+
+        A file written with ``enabled_only`` lacks the weights of paths that don't contribute; they keep their initial
+        values, which the seed determines.
+        """
+        loaded = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        return completed(loaded, model, path_set(model, adapter_name))
+
+
+@contextmanager
+def _linear_targets(config: PathConfig, wiring: Wiring | None) -> Iterator[None]:
+    """Let ``target_modules`` be what PEFT shall build linear paths on, which may be nothing."""
+    before = config.target_modules
+    anatomy = wiring.anatomy if wiring is not None else None
+    config.target_modules = config.linear_targets([anatomy.query, anatomy.value] if anatomy is not None else [])
+    given = config.target_modules
+    try:
+        yield
+    finally:  # what PEFT makes of None or "all-linear" stays, as in its own configs
+        if (given is not None and not given) or config.linear_waits:
+            config.target_modules = before
+
+
+def _wiring_for(model: Any, config: PathConfig) -> Wiring | None:
+    """Return what connects a model's block paths, checked against the config; None where none are asked for."""
+    if not config.block_paths().kinds:
+        return None
+    present = model.__dict__["rankwise_paths"].wiring if "rankwise_paths" in model.__dict__ else None
+    wiring = present or Wiring(model)
+    wiring.check(config)
+    config.check_blocks([block for _, block, _ in wiring.names(config).values()])
+    return wiring
+
+
+def _span(path: LowRankPath) -> tuple[int, int]:
+    """Return the first and last block of a path as built, (-1, -1) outside the blocks."""
+    if path.kind == "layer":
+        block = int(path.module.rpartition(".")[2])
+    else:
+        place = locate(path.module)
+        block = place.index if place is not None else -1
+    return block, block
+
+
+def _structure_of(model: Any, config: PathConfig) -> dict[str, Status]:
+    """Return the structure of a present adapter built from the very same config object, if there is one.
+
+    DPO makes its reference adapter that way and copies parameters only.
+    """
+    for paths in model.rankwise_paths.values():
+        if paths.config is config:
+            return {path.own_name: path.state.status[paths.adapter] for path in paths.resident}
+    return {}
+
+
+class HeteroLoraModel(PathModel):
+    """LoRA modules and shortcuts as candidate paths, switched on and off under a budget (arXiv 2406.14956).
+
+    Built by ``peft.get_peft_model(model, rankwise.HeteroLoraConfig(...))``. From the first step on, the enabled paths
+    obey the budget: until the first search has scores, a random allocation drawn from the config's seed is live.
+    """
+
+
+class Lor2cModel(PathModel):
+    """A low-rank residual connection across each block (arXiv 2503.00572).
+
+    Built by ``peft.get_peft_model(model, rankwise.Lor2cConfig(...))``.
+    """

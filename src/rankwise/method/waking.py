@@ -1,0 +1,42 @@
+"""What happens before each forward pass of a model with paths: its search wakes, a skipped step is noticed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankwise.distributed import world_size
+from rankwise.paths.driver import driver
+from rankwise.paths.path_set import PathSet
+
+
+def before_forward(module: Any, args: Any) -> None:
+    """Wake the search of each adapter at its first training forward, and notice a step that was skipped."""
+    if not torch.is_grad_enabled():
+        return
+    for paths in module.rankwise_paths.values():
+        session = paths.session
+        if not module.training:
+            session.unheard = session.unheard or not (session.probing or torch.compiler.is_compiling())
+            continue
+        session.tied = world_size() > 1
+        if session.recorder is not None and not session.probing and not torch.compiler.is_compiling():
+            _drop_skipped_step(paths)
+        idle = session.listener is None or not session.listener.begun
+        wanted = paths.config.acts or (paths.moves and not torch.compiler.is_compiling())  # a whole graph stays whole
+        if idle and wanted and not session.detached and not session.probing and paths.trains:
+            _wake(module, paths)
+
+
+def _drop_skipped_step(paths: PathSet) -> None:
+    """Forget what was recorded of gradients that were cleared without an optimizer step, as gradient scalers do."""
+    enabled, recorder = paths.enabled, paths.session.recorder
+    if recorder is not None and enabled and all(path.lora_B.grad is None for path in enabled):
+        recorder.drop()
+
+
+@torch.compiler.disable
+def _wake(model: nn.Module, paths: PathSet) -> None:
+    driver().wake(model, paths)

@@ -1,0 +1,92 @@
+"""The candidate paths of a plain base model, put on it for a while at rank 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from rankwise.configs.heterolora import HeteroLoraConfig
+from rankwise.errors import check_choice
+from rankwise.method.targets import all_linear
+from rankwise.paths.path_set import has_adapter
+from rankwise.rules.kinds import BLOCK_KINDS
+from rankwise.wiring.anatomy import anatomy_of, find_blocks
+
+SPACES = ("linear", "all")
+
+
+def kinds_of(model: nn.Module, space: str | Sequence[str]) -> list[str]:
+    """Return the kinds of path that a space names, ``"linear"`` among them.
+
+    Args:
+        model: The base model.
+        space: ``"linear"``; ``"all"`` for linear paths and every kind of block path the family can have; or a list of
+            kinds.
+
+    Raises:
+        ValueError: A word is unknown, or the list is empty.
+    """
+    if isinstance(space, str):
+        check_choice("space", space, SPACES)
+        return ["linear"] if space == "linear" else ["linear", *_every_kind(model)]
+    for kind in space:
+        check_choice("space", kind, ("linear", *BLOCK_KINDS))
+    if not space:
+        raise ValueError("space=[] leaves nothing to plan: use 'linear', 'all', or a list such as ['linear', 'res2']")
+    return list(space)
+
+
+def _every_kind(model: nn.Module) -> list[str]:
+    anatomy = anatomy_of(model)
+    kinds = [kind for kind in BLOCK_KINDS if kind != "in" or anatomy.norm == "post"]  # elsewhere in and layer are one
+    return [kind for kind in kinds if kind != "cut" or len(find_blocks(model, anatomy)) > 1]
+
+
+@contextmanager
+def with_candidates(
+    model: nn.Module, space: str | Sequence[str], target_modules: Any, *, seed: int
+) -> Iterator[PeftModel]:
+    """Put every candidate on a base model inside, at rank 1 with ``B = 0``; take all off again, whatever happens.
+
+    Args:
+        model: A base model, without adapters.
+        space: Which kinds; see ``kinds_of``.
+        target_modules: The linear candidates, as in ``LoraConfig``; all projections but the head where None.
+        seed: Seeds the initial values.
+
+    Raises:
+        ValueError: The model has an adapter, or the space matches nothing.
+    """
+    if has_adapter(model):
+        raise ValueError(
+            "a rank plan is made for a base model, and this one has an adapter: give the model without it, or score "
+            "the adapter's own paths with rankwise.score_paths(model, batches, proxy='newton')"
+        )
+    kinds = kinds_of(model, space)
+    targets = target_modules if target_modules not in (None, "all-linear") else all_linear(model)
+    if "linear" in kinds and not targets:
+        raise ValueError(
+            f"space={space!r} has linear paths, and {type(model).__name__} has no linear layer outside its head: name "
+            "some with target_modules=[...], or plan for block paths alone with space=['layer']"
+        )
+    config = HeteroLoraConfig(  # without the task type, for which PEFT would replace the head by a copy
+        r=1,
+        lora_alpha=1,
+        target_modules=targets if "linear" in kinds else [],
+        shortcuts=[kind for kind in kinds if kind != "linear"],
+        shortcut_alpha=1.0,
+        mode="off",
+        seed=seed,
+    )
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    wrapped = get_peft_model(model, config)
+    try:
+        yield wrapped
+    finally:
+        wrapped.unload()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = trainable[name]

@@ -1,0 +1,257 @@
+"""The joint choice of ranks for paths that are on a model: signals, guards, picks."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from rankwise.distributed import check_same_everywhere
+from rankwise.errors import check_choice
+from rankwise.paths.path_set import PathSet
+from rankwise.planning.rank_plan import Pick, RankPlan
+from rankwise.rules.joint import Picks, choose_jointly, curvature_of
+from rankwise.scores.components import DIRECTIONS
+from rankwise.scores.curvature import DrawBatch
+from rankwise.scores.probe import Batch, ComputeLoss
+from rankwise.scores.signals import REDUCTIONS, Signal, collect_signals
+
+LEAST_COMPONENTS, MOST_COMPONENTS = 8, 64
+TINY = 1e-300  # a gain of zero is kept whole or not at all
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How ranks are chosen; see ``rankwise.rank_plan``, where each is explained.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    damping: float = 1.0
+    directions: str = "adam"
+    components: int | None = None
+    halves: bool = True
+    cross_validate: bool = False
+    least_overlap: float = 0.5
+    breadth: float = 0.0
+    reduction: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        check_choice("directions", self.directions, DIRECTIONS)
+        check_choice("reduction", self.reduction, REDUCTIONS)
+        components: Any = self.components
+        if components is not None and (
+            isinstance(components, bool) or not isinstance(components, int) or components < 1
+        ):
+            raise ValueError(f"components={components!r} must be a whole number of at least 1, or None")
+        if not 0.0 <= self.least_overlap <= 1.0:
+            raise ValueError(f"least_overlap={self.least_overlap!r} must lie in [0, 1]; 0 never falls back")
+
+    def check_batches(self, batches: Sequence[Batch]) -> None:
+        """Refuse fewer batches than the choice needs."""
+        if not batches:
+            raise ValueError("a rank plan needs training batches, got none")
+        if (self.halves or self.cross_validate) and len(batches) < 2:
+            raise ValueError(
+                "halves and cross_validate need at least 2 batches, got 1: give more, or halves=False and "
+                "cross_validate=False"
+            )
+
+
+def plan_paths(
+    model: nn.Module,
+    paths: PathSet,
+    batches: Sequence[Batch],
+    loss_of: ComputeLoss,
+    draw_of: DrawBatch,
+    *,
+    budget: int,
+    scale: float,
+    choice: Choice,
+    passes: int = 0,
+) -> RankPlan:
+    """Choose the ranks of a model's candidate paths, which are on it at rank 1.
+
+    Args:
+        model: The model, in the mode it is to be scored in; what a pass leaves behind is the caller's to put back.
+        paths: The candidates.
+        batches: Training batches.
+        loss_of: Called with (model, batch): the loss.
+        draw_of: Called with (model, batch, number of the batch): the loss under drawn labels.
+        budget: The most parameters the plan may have.
+        scale: ``alpha / r`` of every path, for the record.
+        choice: How to choose.
+        passes: Passes that were made before, for the record.
+
+    Raises:
+        ValueError: The budget is below the cheapest component, there are too few batches or examples, or the loss is
+            not the mean over its terms.
+    """
+    began = time.perf_counter()
+    choice.check_batches(batches)
+    costs = {
+        name: cost // path.r for (name, cost), path in zip(paths.costs().items(), paths.paths.values(), strict=True)
+    }
+    _check_budget(budget, costs)
+    signals, losses = collect_signals(
+        model,
+        paths,
+        batches,
+        loss_of,
+        draw_of,
+        components=choice.components or _components(budget, costs),
+        matched=choice.directions,
+        reduction=choice.reduction,
+        halves=choice.halves,
+        cross_validate=choice.cross_validate,
+        seed=choice.seed,
+    )
+    chooser = _Chooser(costs, budget, choice.damping)
+    guarded = _guard(chooser, signals, choice, len(batches))
+    picks = chooser.choose(signals["all"], guarded.breadth)
+    ranks = chooser.ranks(signals["all"], picks)
+    device = next(model.parameters()).device
+    check_same_everywhere([f"{name}={rank}" for name, rank in ranks.items()], "the rank plan", device)
+    for note in guarded.notes:
+        warnings.warn(note, stacklevel=3)
+    names, owners = list(costs), signals["all"].owners
+    return RankPlan(
+        ranks=ranks,
+        modules={name: path.module for name, path in paths.paths.items() if path.kind == "linear"},
+        costs=costs,
+        picks=tuple(
+            Pick(names[owners[j]], gain, cost)
+            for j, gain, cost in zip(picks.order, picks.marginals, picks.costs, strict=True)
+        ),
+        budget=budget,
+        scale=scale,
+        unspent_because=_unspent(picks, costs, owners),
+        overlap=guarded.overlap,
+        kept=guarded.kept,
+        breadth=guarded.breadth,
+        loss=float(np.mean(losses)),
+        directions=choice.directions,
+        damping=choice.damping,
+        seconds=time.perf_counter() - began,
+        passes=passes + _passes(len(batches), choice),
+        warnings=guarded.notes,
+    )
+
+
+def _passes(batches: int, choice: Choice) -> int:
+    return batches + (batches if choice.halves or not choice.cross_validate else batches // 2)
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """What the halves say about a choice, and the breadth that follows."""
+
+    breadth: float
+    overlap: float | None = None
+    kept: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _guard(chooser: _Chooser, signals: Mapping[str, Signal], choice: Choice, batches: int) -> _Guarded:
+    """Compare the choices of two halves; where they share too little, the plan is the uniform one and says so."""
+    if not choice.halves:
+        return _Guarded(choice.breadth)
+    overlap, kept = chooser.agreement(signals["first"], signals["second"], choice.breadth)
+    if overlap >= choice.least_overlap or choice.breadth == 1.0:
+        return _Guarded(choice.breadth, overlap, kept)
+    note = (
+        f"the choices made on two halves of the {batches} batches share {overlap:.2f} of their cost, less than "
+        f"{choice.least_overlap}: the data can't tell the paths apart, so the plan is the uniform one. Give more "
+        "batches, or least_overlap=0 to have the choice all the same"
+    )
+    return _Guarded(1.0, overlap, kept, (note,))
+
+
+def overlap_of(first: Mapping[str, int], second: Mapping[str, int], costs: Mapping[str, int]) -> float:
+    """Return how much of their cost two choices share: ``sum c min(r1, r2) / max(sum c r1, sum c r2)``, 0 to 1.
+
+    Args:
+        first: The ranks of one.
+        second: The ranks of the other, by the same names.
+        costs: What one rank of each path costs.
+    """
+    shared = sum(costs[name] * min(rank, second[name]) for name, rank in first.items())
+    whole = max(sum(costs[name] * rank for name, rank in ranks.items()) for ranks in (first, second))
+    return shared / whole if whole else 1.0
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    """Makes choices from signals.
+
+    Args:
+        costs: What one rank of each path costs, by its name.
+        budget: The largest total cost.
+        damping: The damping.
+    """
+
+    costs: Mapping[str, int]
+    budget: int
+    damping: float
+
+    def choose(self, signal: Signal, breadth: float, *, most: Sequence[int] | None = None) -> Picks:
+        """Choose jointly; ``most`` limits the rank of each path."""
+        prices = list(self.costs.values())
+        return choose_jointly(
+            signal.slopes,
+            curvature_of(signal.examples, signal.terms),
+            [prices[owner] for owner in signal.owners],
+            self.budget,
+            owners=signal.owners,
+            damping=self.damping,
+            breadth=breadth,
+            most=most,
+        )
+
+    def ranks(self, signal: Signal, picks: Picks) -> dict[str, int]:
+        """Return the rank of every path that a choice gives."""
+        counts = np.bincount([signal.owners[j] for j in picks.order], minlength=len(self.costs))
+        return {name: int(count) for name, count in zip(self.costs, counts, strict=True)}
+
+    def agreement(self, first: Signal, second: Signal, breadth: float) -> tuple[float, float]:
+        """Return the overlap of two halves' choices, and how much of its gain each keeps with the other's ranks."""
+        picks = [self.choose(half, breadth) for half in (first, second)]
+        ranks = [self.ranks(half, chosen) for half, chosen in zip((first, second), picks, strict=True)]
+        kept = [
+            sum(self.choose(half, breadth, most=list(other.values())).marginals) / max(sum(own.marginals), TINY)
+            for half, own, other in zip((first, second), picks, ranks[::-1], strict=True)
+        ]
+        return overlap_of(ranks[0], ranks[1], self.costs), sum(kept) / len(kept)
+
+
+def _components(budget: int, costs: Mapping[str, int]) -> int:
+    uniform = math.ceil(budget / sum(costs.values()))
+    return min(max(2 * uniform, LEAST_COMPONENTS), MOST_COMPONENTS)
+
+
+def _unspent(picks: Picks, costs: Mapping[str, int], owners: Sequence[int]) -> str:
+    if not picks.left:
+        return ""
+    if len(picks.order) == len(owners):
+        return f"all {len(owners)} components that the paths offer are taken: more budget needs a larger components="
+    names, taken = list(costs), set(picks.order)
+    least = min(costs[names[owner]] for j, owner in enumerate(owners) if j not in taken)
+    return f"one more rank costs at least {least} parameters"
+
+
+def _check_budget(budget: int, costs: Mapping[str, int]) -> None:
+    cheapest = min(costs, key=lambda name: costs[name])
+    if budget < costs[cheapest]:
+        raise ValueError(
+            f"budget={budget} is below the cheapest component: one rank of {cheapest} costs {costs[cheapest]} "
+            f"parameters, one rank of everything {sum(costs.values())}"
+        )

@@ -1,0 +1,109 @@
+"""A classification head trained alone for a few steps, so that what lies below it has a direction worth looking at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.distributed import sum_over_processes_, world_size
+from rankwise.method.targets import HEADS, head_of
+from rankwise.scores.probe import untouched
+
+MOST_STEPS = 100
+RATE, BETAS, EPSILON = 5e-3, (0.9, 0.999), 1e-8  # Adam's, on the head alone
+
+
+def head_steps(model: nn.Module, batches: Sequence[Any], steps: int | None) -> int:
+    """Return for how many steps the head is trained.
+
+    Args:
+        model: A base model.
+        batches: What there is to train on.
+        steps: What the user asked for; twice the number of batches, at most 100, where None and there is a head.
+
+    Raises:
+        ValueError: The number is no whole number of at least 0, or there is no head to train.
+    """
+    head = head_of(model)
+    if steps is None:
+        return min(2 * len(batches), MOST_STEPS) if head else 0
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"head_warmup={steps!r} must be a whole number of steps, or None")
+    if steps and not head:
+        raise ValueError(
+            f"head_warmup={steps} trains a head, and {type(model).__name__} has none under a usual name "
+            f"({', '.join(HEADS)}): train yours before planning, and leave head_warmup out"
+        )
+    return steps
+
+
+@contextmanager
+def warmed_head(
+    model: nn.Module,
+    batches: Sequence[Any],
+    loss_of: Callable[[nn.Module, Any], Tensor],
+    steps: int,
+    *,
+    keep: bool,
+) -> Iterator[None]:
+    """Train the head alone inside; put it back afterwards unless it is kept, and in any case where something fails.
+
+    Args:
+        model: A base model.
+        batches: Taken in turn, again and again.
+        loss_of: Called with (model, batch): the loss.
+        steps: How many steps of Adam.
+        keep: Whether the head stays as trained.
+    """
+    parameters = [p for module in head_of(model).values() for p in module.parameters() if p.is_floating_point()]
+    before = [parameter.detach().clone() for parameter in parameters] if steps else []
+    done = False
+    try:
+        if steps:
+            _train(model, parameters, batches, loss_of, steps)
+        yield
+        done = True
+    finally:
+        if not (done and keep):
+            with torch.no_grad():
+                for parameter, value in zip(parameters, before, strict=False):  # nothing where nothing was trained
+                    parameter.copy_(value)
+
+
+def _train(
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    batches: Sequence[Any],
+    loss_of: Callable[[nn.Module, Any], Tensor],
+    steps: int,
+) -> None:
+    """Run Adam on the head; no ``.grad`` is touched and no optimizer's hook is woken."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad = False
+        for parameter in parameters:
+            parameter.requires_grad = True
+        with untouched(model), torch.enable_grad():
+            model.eval()
+            for step in range(1, steps + 1):
+                gradients = torch.autograd.grad(loss_of(model, batches[(step - 1) % len(batches)]), parameters)
+                sum_over_processes_(gradients)
+                for parameter, gradient, (first, second) in zip(parameters, gradients, moments, strict=True):
+                    _adam_(parameter, gradient / world_size(), first, second, step)
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad = flag
+
+
+@torch.no_grad()
+def _adam_(parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: int) -> None:
+    first.lerp_(gradient, 1 - BETAS[0])
+    second.lerp_(gradient.square(), 1 - BETAS[1])
+    scale = (second / (1 - BETAS[1] ** step)).sqrt_().add_(EPSILON)
+    parameter.sub_(RATE * (first / (1 - BETAS[0] ** step)) / scale)

@@ -1,0 +1,135 @@
+"""Static HeteroLoRA as a planner: a plain LoRA on the paths that a score chooses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from rankwise.configs.heterolora import HeteroLoraConfig
+from rankwise.errors import check_choice
+from rankwise.method.export import plain_config
+from rankwise.paths.path_set import has_adapter, path_set
+from rankwise.planning.ranks import rank_plan
+from rankwise.rules.budget import resolve_budget, why_unspent
+from rankwise.rules.policy import Policy
+from rankwise.scores.probe import Batch, ComputeLoss, score_paths
+
+logger = logging.getLogger(__name__)
+
+
+def plan_lora(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    budget: float | int = 0.25,
+    granularity: str = "path",
+    proxy: str | None = None,
+    score_on: str = "weight",
+    budget_unit: str = "parameters",
+    target_modules: Any = None,
+    r: int = 8,
+    lora_alpha: int = 16,
+    lora_dropout: float = 0.0,
+    task_type: str | None = None,
+    compute_loss: ComputeLoss | None = None,
+    seed: int = 0,
+) -> LoraConfig:
+    """Plan a plain LoRA: score every candidate once, choose under the budget, and return PEFT's own config.
+
+    By path this is static HeteroLoRA (arXiv 2406.14956, section 3.2), which gives a path its whole rank or nothing, for
+    any tool that takes a ``LoraConfig``. By rank it is ``rankwise.rank_plan``, which has more options and says more.
+    The model is as before afterwards.
+
+    Args:
+        model: A base model, without adapters.
+        batches: Training batches with labels to score on; none for ``constant``, ``random`` and ``synflow``.
+        budget: A fraction of the candidates' parameters, or a count; by rank always a count.
+        granularity: ``"path"`` or ``"rank"``.
+        proxy: The score; ``"grad_norm"`` by path and ``"newton"``, the only one, by rank.
+        score_on: ``"weight"`` or ``"factors"``.
+        budget_unit: ``"parameters"`` or ``"paths"``.
+        target_modules: The candidates, as in ``LoraConfig``; if left out PEFT's default for the family, by rank all
+            projections but the head.
+        r: Rank of each path; by rank only ``lora_alpha / r`` counts, the scale of every path.
+        lora_alpha: Alpha of each path.
+        lora_dropout: Dropout of each path.
+        task_type: PEFT's task type, for the returned config.
+        compute_loss: Called with (model, batch), for losses that the model does not compute itself.
+        seed: Seeds the draws and initial values.
+
+    Raises:
+        ValueError: A value is outside what is allowed, there are no batches where they are needed, or nothing fits
+            into the budget.
+    """
+    check_choice("granularity", granularity, ("path", "rank"))
+    if granularity == "rank":
+        _check_by_rank(budget, proxy, score_on, budget_unit)
+        made = rank_plan(
+            model,
+            batches,
+            budget=int(budget),
+            scale=lora_alpha / r,
+            target_modules=target_modules,
+            compute_loss=compute_loss,
+            seed=seed,
+        )
+        return made.to_lora_config(task_type=task_type, lora_dropout=lora_dropout)
+    proxy = proxy or "grad_norm"
+    if has_adapter(model):
+        raise ValueError(
+            "plan_lora() plans for a base model, and this one has an adapter: give the model without it, or score the "
+            "adapter's own paths with rankwise.score_paths(model, batches)"
+        )
+    config = HeteroLoraConfig(  # without the task type, for which PEFT would replace the head by a copy
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=target_modules,
+        budget=budget,
+        budget_unit=budget_unit,
+        proxy=proxy,
+        score_on=score_on,
+        mode="off",  # nothing is trained, so no first allocation has to fit
+        seed=seed,
+    )
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    wrapped = get_peft_model(model, config)
+    try:
+        paths = path_set(wrapped)
+        values = score_paths(wrapped, batches, proxy=proxy, score_on=score_on, compute_loss=compute_loss, seed=seed)
+        policy = Policy(proxy, 0, budget, budget_unit, "combined", seed)
+        costs = paths.costs()
+        chosen = policy.choose(values, costs, 0) or set()
+        prices = costs if budget_unit == "parameters" else dict.fromkeys(costs, 1)
+        unspent = why_unspent(chosen, prices, resolve_budget(budget, costs, budget_unit))
+        modules = [path.module for name, path in paths.paths.items() if name in chosen]
+    finally:
+        wrapped.unload()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = trainable[name]
+    if not modules:
+        raise ValueError(f"budget={budget!r} leaves room for no path of r={r}: raise the budget or lower r")
+    if unspent:
+        logger.info("plan_lora: %s", unspent)
+    config.task_type = task_type
+    return plain_config(config, modules, r=r, lora_alpha=lora_alpha)
+
+
+def _check_by_rank(budget: float | int, proxy: str | None, score_on: str, budget_unit: str) -> None:
+    """Refuse what only whole paths have."""
+    if isinstance(budget, float):
+        raise ValueError(
+            f"budget={budget!r} is a fraction of whole paths; granularity='rank' needs a number of parameters (int)"
+        )
+    given = {"proxy": (proxy or "newton", "newton"), "score_on": (score_on, "weight")}
+    given["budget_unit"] = (budget_unit, "parameters")
+    for name, (value, needed) in given.items():
+        if value != needed:
+            raise ValueError(
+                f"{name}={value!r} goes by whole paths, and granularity='rank' needs {name}={needed!r}: leave it out, "
+                "or use granularity='path'"
+            )

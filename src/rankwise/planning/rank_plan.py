@@ -1,0 +1,191 @@
+"""``RankPlan``: how much rank each path gets, and the config that builds it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peft import LoraConfig
+
+from rankwise.configs.heterolora import HeteroLoraConfig
+from rankwise.method.ranks import rank_fields
+from rankwise.rules.kinds import BLOCK_KINDS, kind_of
+
+
+class Pick(NamedTuple):
+    """One rank given to a path.
+
+    Args:
+        path: Its name.
+        gain: By how much the loss is predicted to fall by it, given those before.
+        cost: Its parameters.
+    """
+
+    path: str
+    gain: float
+    cost: int
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """Ranks under a budget, and what they are expected to bring.
+
+    Args:
+        ranks: The rank of every candidate; 0 where it gets none.
+        modules: The full name of each linear candidate's module in the base model.
+        costs: What one rank of each candidate costs, ``i + o`` parameters.
+        picks: The ranks in the order they were given, each with its marginal gain.
+        budget: The limit, in parameters.
+        scale: ``alpha / r`` of every path.
+        unspent_because: Why the rest of the budget is left.
+        overlap: How much of the cost the choices made on two halves of the batches share, 0 to 1; None if not asked.
+        kept: How much of the gain predicted on one half of the batches the ranks chosen on the other half keep, the
+            mean of both ways; twins that stand in for each other lower ``overlap`` and not this. None if not asked.
+        breadth: How far the plan was shrunk towards the uniform one.
+        loss: The model's mean loss on the batches, before anything is trained.
+        directions: Which optimizer's first step the components match.
+        damping: The damping of the joint choice.
+        seconds: How long planning took.
+        passes: Forward and backward passes made, over all batches.
+        warnings: What to know before trusting the plan.
+    """
+
+    ranks: dict[str, int]
+    modules: dict[str, str]
+    costs: dict[str, int]
+    picks: tuple[Pick, ...]
+    budget: int
+    scale: float
+    unspent_because: str = ""
+    overlap: float | None = None
+    kept: float | None = None
+    breadth: float = 0.0
+    loss: float = math.nan
+    directions: str = "adam"
+    damping: float = 1.0
+    seconds: float = 0.0
+    passes: int = 0
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def spent(self) -> int:
+        """The parameters of the plan."""
+        return sum(pick.cost for pick in self.picks)
+
+    @property
+    def unspent(self) -> int:
+        """What is left of the budget."""
+        return self.budget - self.spent
+
+    @property
+    def gain(self) -> float:
+        """By how much the loss is predicted to fall, by the damped quadratic model."""
+        return sum(pick.gain for pick in self.picks)
+
+    @property
+    def chosen(self) -> dict[str, int]:
+        """The ranks of the paths that get any."""
+        return {name: rank for name, rank in self.ranks.items() if rank}
+
+    @property
+    def has_block_paths(self) -> bool:
+        """Whether block paths have a rank, which plain LoRA can't have."""
+        return any(kind_of(name) in BLOCK_KINDS for name in self.chosen)
+
+    def curve(self) -> list[tuple[int, float]]:
+        """Return (parameters, predicted gain) after each pick."""
+        points, cost, gain = [], 0, 0.0
+        for pick in self.picks:
+            cost, gain = cost + pick.cost, gain + pick.gain
+            points.append((cost, gain))
+        return points
+
+    def parameters_for(self, share: float = 0.5) -> int:
+        """Return how many parameters have that share of the whole predicted gain.
+
+        Raises:
+            ValueError: The share lies outside (0, 1].
+        """
+        if not 0.0 < share <= 1.0:
+            raise ValueError(f"share={share!r} must lie in (0, 1]")
+        return next((cost for cost, gain in self.curve() if gain >= share * self.gain), self.spent)
+
+    def to_lora_config(self, *, use_rslora: bool = False, **fields: Any) -> LoraConfig:
+        """Return PEFT's own config with these ranks.
+
+        ``alpha / r`` is ``scale`` everywhere; with ``use_rslora`` it is ``alpha / sqrt(r)``.
+
+        Args:
+            use_rslora: Whether PEFT shall scale by ``alpha / sqrt(r)``.
+            **fields: Other fields of ``LoraConfig``, such as ``task_type`` and ``lora_dropout``.
+
+        Raises:
+            ValueError: Block paths have a rank, which plain LoRA can't have: ``to_config`` builds them.
+        """
+        blocks = [name for name in self.chosen if kind_of(name) in BLOCK_KINDS]
+        if blocks:
+            raise ValueError(
+                f"the plan gives ranks to {len(blocks)} block paths ({', '.join(blocks[:5])}), which plain LoRA can't "
+                "have: use plan.to_config(), which is a HeteroLoraConfig, or plan with space='linear'"
+            )
+        return LoraConfig(use_rslora=use_rslora, **self._linear_fields(use_rslora), **fields)
+
+    def to_config(self, *, use_rslora: bool = False, **fields: Any) -> LoraConfig:
+        """Return the config that builds the plan: PEFT's own, or a ``HeteroLoraConfig`` where block paths have a rank.
+
+        Args:
+            use_rslora: Whether PEFT shall scale by ``alpha / sqrt(r)``.
+            **fields: Other fields of the config, such as ``task_type`` and ``lora_dropout``.
+        """
+        blocks = {name: rank for name, rank in self.chosen.items() if kind_of(name) in BLOCK_KINDS}
+        if not blocks:
+            return self.to_lora_config(use_rslora=use_rslora, **fields)
+        return HeteroLoraConfig(
+            mode="off",
+            shortcuts=sorted({kind_of(name) for name in blocks}),
+            shortcut_ranks=blocks,
+            shortcut_r=1,
+            shortcut_alpha=self.scale,
+            use_rslora=use_rslora,
+            **self._linear_fields(use_rslora),
+            **fields,
+        )
+
+    def _linear_fields(self, use_rslora: bool) -> dict[str, Any]:
+        """Return targets, ranks and alphas of the linear paths."""
+        ranks = {self.modules[name]: rank for name, rank in self.chosen.items() if name in self.modules}
+        return rank_fields(ranks, self.scale, use_rslora=use_rslora)
+
+    def plot(self, path: str | Path, *, title: str | None = None) -> Path:
+        """Write the ranks by block, beside the curve of predicted gain, as a picture; return its path.
+
+        Args:
+            path: A file name that ends in ``.png`` or ``.svg``.
+            title: Heading above the picture.
+
+        Raises:
+            ValueError: The name ends otherwise.
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        from rankwise.report.rank_map import draw_ranks
+
+        return draw_ranks(self, path, title=title)
+
+    def _repr_html_(self) -> str:
+        """Show the ranks by block in a notebook."""
+        from rankwise.report.rank_map import html_of
+
+        return html_of(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary that JSON can hold."""
+        return {**asdict(self), "picks": [pick._asdict() for pick in self.picks]}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> RankPlan:
+        """Return the plan that ``to_dict`` gave."""
+        picks = tuple(Pick(**pick) for pick in saved["picks"])
+        return cls(**{**saved, "picks": picks, "warnings": tuple(saved["warnings"])})

@@ -1,0 +1,132 @@
+"""``rank_plan``: how much rank each path of a base model should get, before anything is trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankwise.paths.path_set import path_set
+from rankwise.planning.candidates import with_candidates
+from rankwise.planning.choosing import Choice, plan_paths
+from rankwise.planning.head_warmup import head_steps, warmed_head
+from rankwise.planning.rank_plan import RankPlan
+from rankwise.scores.curvature import drawn_loss
+from rankwise.scores.likelihood import DrawLosses
+from rankwise.scores.probe import Autocast, Batch, ComputeLoss, loss_in, model_loss, to_device, untouched
+
+
+def rank_plan(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    budget: int,
+    space: str | Sequence[str] = "linear",
+    scale: float = 2.0,
+    damping: float = 1.0,
+    directions: str = "adam",
+    target_modules: Any = None,
+    components: int | None = None,
+    halves: bool = True,
+    cross_validate: bool = False,
+    least_overlap: float = 0.5,
+    breadth: float = 0.0,
+    head_warmup: int | None = None,
+    keep_head: bool = False,
+    reduction: str = "auto",
+    compute_loss: ComputeLoss | None = None,
+    draw_losses: DrawLosses | None = None,
+    autocast: Autocast = nullcontext,
+    seed: int = 0,
+) -> RankPlan:
+    """Plan the rank of every path of a base model under a budget, by what the loss is predicted to fall.
+
+    Each path's matrix has as candidates the rank-one directions in which the gradient is largest; each has a slope
+    ``lin`` and, with the others, a curvature ``q`` (see ``rankwise.scores.curvature``). They are chosen together,
+    greedily by marginal gain per parameter (``rankwise.rules.joint``), so two that do the same are not both paid for.
+    The rank of a path is how many of its components were chosen.
+
+    Costs two passes over the batches. The model is as before afterwards: weights, gradients, generators, modes,
+    buffers, flags. In distributed training every process gives its own batches and gets the same plan.
+
+    Args:
+        model: A base model, without adapters.
+        batches: Training batches with labels; two dozen are enough where tried, six were not.
+        budget: The most parameters the plan may have.
+        space: ``"linear"`` (a plain LoRA comes out), ``"all"``, or a list of kinds.
+        scale: ``alpha / r``, the same for every path; part of the config that comes out, not of the choice.
+        damping: ``lambda`` of the joint choice, in mean curvatures.
+        directions: ``"adam"`` takes components as an Adam-like optimizer's first step on ``B`` moves, ``"sgd"`` as
+            singular vectors.
+        target_modules: The linear candidates, as in ``LoraConfig``; all projections but the head if left out.
+        components: How many directions each path offers; twice the uniform rank of the budget if left out, at least 8,
+            at most 64.
+        halves: Repeat the choice on each half of the batches and report how much the two share.
+        cross_validate: Take directions from one half of the batches, slopes and curvature from the other.
+        least_overlap: Where the halves share less, the data can't tell the paths apart and the plan is the uniform
+            one; 0 never falls back.
+        breadth: 0 goes by gain alone, 1 is the uniform plan; between, the plan shrinks towards it.
+        head_warmup: Steps for which a classification head is trained alone first; twice the number of batches but at
+            most 100 if left out, 0 for a head that is trained already. Language models have no such head.
+        keep_head: Leave the head as trained by ``head_warmup``; else it is put back.
+        reduction: Says that the loss is a ``"mean"`` or a ``"sum"`` over its terms; ``"auto"`` checks that it is the
+            mean.
+        compute_loss: Called with (model, batch), for losses that the model does not compute itself.
+        draw_losses: For such losses; called with (model, batch, generator), returns each example's summed loss under
+            labels drawn from the prediction, and the number of loss terms.
+        autocast: Makes the context of each forward pass, for training in mixed precision.
+        seed: Seeds the drawn labels and the sketches.
+
+    Raises:
+        ValueError: A value is out of range, the budget is below the cheapest component, the space matches nothing, the
+            batches have no labels or too few examples, or the loss is not the mean over its terms.
+    """
+    choice = Choice(
+        damping=damping,
+        directions=directions,
+        components=components,
+        halves=halves,
+        cross_validate=cross_validate,
+        least_overlap=least_overlap,
+        breadth=breadth,
+        reduction=reduction,
+        seed=seed,
+    )
+    given = list(batches)
+    _check_numbers(budget, scale)
+    choice.check_batches(given)
+    loss_of = loss_in(compute_loss or model_loss, autocast)
+    draw_of = drawn_loss(draw_losses, autocast, to_device, seed)
+    steps = head_steps(model, given, head_warmup)
+    began = time.perf_counter()
+    with (
+        warmed_head(model, given, loss_of, steps, keep=keep_head),
+        with_candidates(model, space, target_modules, seed=seed) as wrapped,
+        untouched(wrapped),
+        torch.enable_grad(),
+    ):
+        wrapped.eval()
+        made = plan_paths(
+            wrapped,
+            path_set(wrapped),
+            given,
+            loss_of,
+            draw_of,
+            budget=budget,
+            scale=scale,
+            choice=choice,
+            passes=steps,
+        )
+    return replace(made, seconds=time.perf_counter() - began)
+
+
+def _check_numbers(budget: Any, scale: float) -> None:
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+        raise ValueError(f"budget={budget!r} must be a number of parameters, a whole number of at least 1")
+    if not scale > 0:
+        raise ValueError(f"scale={scale!r} must be positive: it is alpha / r of every path")

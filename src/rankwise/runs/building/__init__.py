@@ -1,0 +1,1 @@
+"""A recipe made real: tokenizer, model, method and Trainer."""

@@ -1,0 +1,208 @@
+"""A recipe made real: model, data and a Trainer that writes into a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+import rankwise
+from rankwise.baselines import AdaLoraCallback, DyLoraCallback, Truncation, penalty, with_orthogonality
+from rankwise.errors import nearest
+from rankwise.runs.building.best_checkpoint import after_edits, after_pruning
+from rankwise.runs.building.edit_loss import edit_loss
+from rankwise.runs.building.models import adapt, load_base, load_tokenizer
+from rankwise.runs.building.rates import with_head_rate
+from rankwise.runs.folder import RunFolder
+from rankwise.runs.recipes.methods import WITH_PATHS
+from rankwise.runs.recipes.recipe import Recipe
+from rankwise.tasks import INSTRUCTION, TaskData, choice_loss, load_task
+
+FIELDS = {field.name for field in fields(TrainingArguments)}
+CHECKPOINTING = "activation_checkpointing"  # transformers' name for it
+if CHECKPOINTING not in FIELDS:
+    CHECKPOINTING = "gradient_checkpointing"
+# Fields that a run has its own way for, and what that is.
+TAKEN = {
+    "load_best_model_at_end": "the last and the dev-selected checkpoint are both measured, `select` says which to save",
+    "label_smoothing_factor": "a run's losses are not smoothed",
+}
+# Recipe key -> field of TrainingArguments, where one is the other's value unchanged.
+SAME = {
+    "epochs": "num_train_epochs",
+    "max_steps": "max_steps",
+    "learning_rate": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "accumulation": "gradient_accumulation_steps",
+    "schedule": "lr_scheduler_type",
+    "warmup": "warmup_steps",
+    "weight_decay": "weight_decay",
+    "max_grad_norm": "max_grad_norm",
+    "gradient_checkpointing": CHECKPOINTING,
+    "bf16": "bf16",
+    "logging_steps": "logging_steps",
+    "workers": "dataloader_num_workers",
+}
+
+
+RENAMED = {
+    "seed": "seed",
+    "save_total_limit": "training.keep_checkpoints",
+    "report_to": "training.report_to",
+    "eval_strategy": "training.evaluate",
+    "save_strategy": "training.evaluate",
+    "eval_steps": "training.every",
+    "save_steps": "training.every",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a recipe builds; ``model`` is a ``PeftModel`` unless the method is ``full``."""
+
+    recipe: Recipe
+    data: TaskData
+    model: Any
+
+    @property
+    def has_paths(self) -> bool:
+        """Whether the method has paths that are switched: by a search or by edits."""
+        return self.recipe.method.name in WITH_PATHS
+
+
+def build(recipe: Recipe, data: TaskData | None = None) -> Job:
+    """Load the data and the model and put the method on it, from the recipe's seed.
+
+    Raises:
+        ValueError: Something named in the recipe is not there or does not fit.
+    """
+    set_seed(recipe.seed)
+    data = data or load_task(recipe.data, load_tokenizer(recipe.model))
+    set_seed(recipe.seed)  # the head's values must not depend on what loading the data drew
+    model = load_base(recipe, task_type=data.task_type, arguments=data.model_arguments())
+    return Job(recipe, data, adapt(model, recipe, data.task_type))
+
+
+def training_arguments(recipe: Recipe, data: TaskData, output: Path) -> TrainingArguments:
+    """Translate the recipe's ``training`` for the Trainer.
+
+    Raises:
+        ValueError: ``extra`` names no field of ``TrainingArguments``, or one that the recipe has a key for.
+    """
+    training = recipe.training
+    rhythm = {"epoch": "epoch", "steps": "steps", "never": "no"}[training.evaluate]
+    given: dict[str, Any] = {name: getattr(training, key) for key, name in SAME.items()}
+    given |= {
+        "output_dir": str(output),
+        # Trainer would take a limit of 1 for the best one alone, and nothing could be resumed from the newest.
+        "save_total_limit": None if training.keep_checkpoints is None else max(2, training.keep_checkpoints),
+        "seed": recipe.seed,
+        "eval_strategy": rhythm,
+        "save_strategy": "epoch" if rhythm == "no" else rhythm,
+        "metric_for_best_model": None if rhythm == "no" else f"eval_{data.headline}",
+        "greater_is_better": data.greater_is_better,
+        "report_to": [name for name in training.report_to if name != "tensorboard"],  # that one gets its own folder
+        "disable_tqdm": True,
+        "use_cpu": not torch.accelerator.is_available(),  # said aloud, bf16 is allowed there
+        "label_names": ["labels"],
+    }
+    if training.every is not None:
+        given |= {"eval_steps": training.every, "save_steps": training.every}
+    check_extra(training.extra, given)
+    if data.name == INSTRUCTION:
+        from rankwise.runs.building.instruction import instruction_arguments
+
+        return instruction_arguments(**given, **training.extra)
+    return TrainingArguments(**given, **training.extra)
+
+
+def check_extra(extra: dict[str, Any], given: dict[str, Any]) -> None:
+    """Refuse keys that ``TrainingArguments`` doesn't have, and those that would say a thing twice."""
+    own = {name: f"training.{key}" for key, name in SAME.items()} | RENAMED
+    for key in extra:
+        if key not in FIELDS:
+            raise ValueError(f"training.extra.{key}: TrainingArguments has no such field{nearest(key, FIELDS)}")
+        if key in TAKEN:
+            raise ValueError(f"training.extra.{key} has no effect here: {TAKEN[key]}; leave it out")
+        if key in own:
+            raise ValueError(f"training.extra.{key}: say it as {own[key]} instead")
+        if key in given:
+            raise ValueError(f"training.extra.{key} is set by the run itself ({given[key]!r}): leave it out")
+
+
+def loss_function(data: TaskData) -> Any:
+    """Return the loss that Trainer computes from the logits; none where the model's own is right.
+
+    BERT, RoBERTa and OPT classifiers return a mean per micro-batch, which Trainer takes for one over the optimizer
+    step: k micro-batches or processes would multiply loss and gradient by k. Over the columns of the logits,
+    ``choice_loss`` is the cross entropy of a classification too.
+    """
+    return choice_loss if data.kind == "classification" else data.loss_func
+
+
+def causal_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Return what a causal model's own loss is, for Trainer's ``compute_loss_func``."""
+    count: Any = num_items_in_batch
+    loss: Tensor = ForCausalLMLoss(outputs.logits, labels, outputs.logits.shape[-1], count)
+    return loss
+
+
+def trainer_class(job: Job) -> type[Trainer]:
+    """Return what trains on the job's data: TRL's trainer for instructions; importing it is what takes time."""
+    if job.data.name != INSTRUCTION:
+        return Trainer
+    from rankwise.runs.building.instruction import InstructionTrainer, with_penalty
+
+    if job.recipe.method.name == "adalora":
+        return with_penalty(InstructionTrainer, partial(penalty, job.model))
+    return InstructionTrainer
+
+
+def method_callbacks(job: Job) -> list[TrainerCallback]:
+    """Return the callbacks that the job's method calls for."""
+    match job.recipe.method.name:
+        case "heterolora":
+            compute_loss = job.data.loss if job.data.loss_func is not None else None
+            return [rankwise.AllocationCallback(compute_loss=compute_loss)]
+        case "lor2c":
+            return [rankwise.AllocationCallback(measure=edit_loss(job.data, job.recipe.training)), after_edits()]
+        case "adalora":
+            callback = AdaLoraCallback(job.model)
+            return [callback, after_pruning(callback.config.tfinal)]
+        case "dylora":
+            return [DyLoraCallback(Truncation(job.model, job.recipe.method.eval_rank), job.recipe.seed)]
+        case _:
+            return []
+
+
+def make_trainer(
+    job: Job, arguments: TrainingArguments, folder: RunFolder, callbacks: Sequence[TrainerCallback]
+) -> Trainer:
+    """Return a Trainer for the job, with TensorBoard and what the method calls for."""
+    more = method_callbacks(job)
+    if "tensorboard" in job.recipe.training.report_to:
+        board = TensorBoardCallback()
+        board.logging_dir = str(folder.tensorboard)
+        more.append(board)
+    compute_loss = loss_function(job.data)
+    if job.recipe.method.name == "adalora" and job.data.name != INSTRUCTION:
+        compute_loss = with_orthogonality(compute_loss or causal_loss, job.model)
+    trainer = with_head_rate(trainer_class(job), job.recipe.training.head_learning_rate)(
+        model=job.model,
+        args=arguments,
+        train_dataset=job.data.train,
+        eval_dataset=job.data.dev,
+        callbacks=[*more, *callbacks],
+        **{**job.data.trainer_arguments(), "compute_loss_func": compute_loss},
+    )
+    trainer.remove_callback(PrinterCallback)  # what Trainer puts in place of the bars it was told to leave out
+    return trainer

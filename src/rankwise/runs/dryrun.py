@@ -1,0 +1,217 @@
+"""A recipe end to end in seconds: a tiny random model of the same family, made-up rows, two optimizer steps."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
+
+from rankwise.runs.building.models import load_config
+from rankwise.runs.progress import quiet
+from rankwise.runs.recipes.methods import Method
+from rankwise.runs.recipes.recipe import ModelSpec, Recipe
+from rankwise.runs.training.train import Result, train
+from rankwise.tasks import TASKS, Task
+
+STEPS = 2
+ROWS = 24
+LENGTH = 64
+WORDS = tuple(f"{start}{middle}{end}" for start in "bdklmnt" for middle in "aeiou" for end in "nrst")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+EDITS = ("merges", "injections")
+# The shape of the stand-in, for every field of these names that a family's config has.
+TINY: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "ffn_dim": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "head_dim": 8,
+    "max_position_embeddings": LENGTH + 8,
+    "vocab_size": len(WORDS) + len(SPECIAL),
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+# The families of the models that recipes name, so that a dry run needs no network: the start of a name, the model's
+# type, and what is special about it.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "facebook/opt-350m": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+    "facebook/opt-": ("opt", {"do_layer_norm_before": True, "word_embed_proj_dim": 32}),
+    "FacebookAI/roberta-": ("roberta", {"layer_norm_eps": 1e-5}),
+    "google/gemma-2b": ("gemma", {"num_key_value_heads": 1}),
+    "meta-llama/Llama-2-": ("llama", {}),
+}
+
+
+def dry_run(recipe: Recipe, out: str | Path | None = None) -> Result:
+    """Train the recipe for two optimizer steps on stand-ins for whatever is large or not on this machine.
+
+    The model is tiny and random; data that is not in local files is made up, in the hub's column names. Everything
+    else is the recipe's own: method, targets, budget, schedule, precision, evaluation, what is saved.
+
+    Args:
+        recipe: The recipe to try.
+        out: Keeps the run folder; none throws it away.
+
+    Raises:
+        ValueError: What training the recipe would raise, but for what its real model and data alone can show.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        room = Path(temporary)
+        return train(stand_in(recipe, room), out or room / "run")
+
+
+def stand_in(recipe: Recipe, room: Path) -> Recipe:
+    """Write a tiny model, and data where there is none, into ``room``; return the recipe on them, cut to two steps.
+
+    What of the method is tied to the length of training or the number of blocks is cut too: see ``_short``.
+    """
+    with quiet():
+        _write_model(recipe, room / "model")
+    files = {"train_file": recipe.data.train_file, "data_dir": recipe.data.data_dir}
+    local = any(path is not None and path.exists() for path in files.values()) or recipe.data.task == "docstrings"
+    cut: dict[str, Any] = {
+        "max_train_samples": ROWS,
+        "max_eval_samples": ROWS,
+        "max_length": LENGTH,
+        "block_size": None,
+    }
+    if not local:
+        cut |= {"train_file": None, "validation_file": None, "test_file": None, "text_columns": ()}
+        cut["data_dir"] = _write_data(TASKS[_named(recipe)], room / "data")
+    training: dict[str, Any] = {
+        "epochs": 1.0,
+        "max_steps": STEPS,
+        "batch_size": 4,
+        "eval_batch_size": 8,
+        "accumulation": 1,
+    }
+    training |= {"report_to": [], "logging_steps": 1}
+    content = recipe.to_dict()
+    content["model"] |= {"name": str(room / "model"), "revision": None}
+    content["data"] |= cut
+    content["method"] |= _short(recipe.method)
+    if _edits(recipe.method):
+        training["warmup"] = 0  # the one step before the edits must move something
+    content["training"] |= training | ({"every": 1} if recipe.training.evaluate == "steps" else {})
+    return Recipe.model_validate(content)
+
+
+def _short(method: Method) -> dict[str, Any]:
+    """Return the options that must change where there are two steps and few blocks."""
+    options = method.options
+    if _edits(method):  # both are due after the first step: the merge takes two blocks, the injection the third
+        return {"edit_unit": "steps", **{kind: 1 for kind in EDITS if options.get(kind)}}
+    if method.name == "adalora":
+        return {"tinit": 0, "tfinal": 0, "deltaT": 1}
+    if method.name == "adapterdrop":
+        return {"first_block": min(options.get("first_block", 0), TINY["num_hidden_layers"] - 1)}
+    return {}
+
+
+def _edits(method: Method) -> bool:
+    return method.name == "lor2c" and any(method.options.get(kind) for kind in EDITS)
+
+
+def _named(recipe: Recipe) -> str:
+    if recipe.data.task is None:
+        raise ValueError(
+            f"data.train_file={str(recipe.data.train_file)!r}: no such file, and its columns can't be guessed"
+        )
+    return recipe.data.task
+
+
+def tiny_config(spec: ModelSpec, **more: Any) -> PretrainedConfig:
+    """Return a config of the model's family, a few thousand parameters large.
+
+    Args:
+        spec: The model.
+        more: Fields that shall be otherwise than in ``TINY``.
+
+    Raises:
+        ValueError: The model's own config can't be had and its name is not a known family's.
+    """
+    kind, special = _family(spec)
+    present = AutoConfig.for_model(kind).to_dict()
+    shape = {key: value for key, value in TINY.items() if key in present}
+    return AutoConfig.for_model(kind, **{**shape, **special, **more})
+
+
+def _family(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
+    """Return the model's type and what of its config a stand-in must keep."""
+    for start, family in FAMILIES.items():
+        if spec.name.startswith(start):
+            return family
+    config = load_config(spec)
+    own = config.to_dict()
+    special: dict[str, Any] = {key: own[key] for key in ("do_layer_norm_before", "layer_norm_eps") if key in own}
+    groups, heads = own.get("num_key_value_heads"), own.get("num_attention_heads")
+    if groups and groups != heads:
+        special["num_key_value_heads"] = min(groups, 2)
+    if own.get("word_embed_proj_dim"):
+        special["word_embed_proj_dim"] = 32 if own["word_embed_proj_dim"] == own["hidden_size"] else 16
+    return config.model_type, special
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a word tokenizer over the made-up words."""
+    vocabulary = {word: number for number, word in enumerate((*SPECIAL, *WORDS))}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        bos_token="[CLS]",
+        eos_token="[SEP]",
+        model_max_length=LENGTH,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def _write_model(recipe: Recipe, folder: Path) -> None:
+    config = tiny_config(recipe.model, **({"num_hidden_layers": 3} if _edits(recipe.method) else {}))
+    causal = recipe.data.task is not None and TASKS[recipe.data.task].kind == "causal"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = (AutoModelForCausalLM if causal else AutoModel).from_config(config)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+def _write_data(task: Task, folder: Path) -> Path:
+    """Write every split of a task with made-up sentences and every label in turn."""
+    home = folder / task.name
+    home.mkdir(parents=True)
+    if task.name == "text":
+        for split in ("train", "validation"):
+            (home / f"{split}.txt").write_text("\n".join(_sentence(n, 12) for n in range(60)), encoding="utf-8")
+        return folder
+    for split in ("train", "validation", *task.extra):
+        name = task.splits.get(split, split)
+        rows = [json.dumps(_row(task, n)) for n in range(ROWS * 2)]
+        (home / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+def _sentence(number: int, length: int) -> str:
+    return " ".join(WORDS[(number * 7 + k * 3) % len(WORDS)] for k in range(length))
+
+
+def _row(task: Task, number: int) -> dict[str, Any]:
+    row: dict[str, Any] = {column: _sentence(number + k, 5) for k, column in enumerate(task.columns)}
+    if "question" in row and task.name == "copa":
+        row["question"] = ("cause", "effect")[number % 2]
+    if task.label is not None:
+        classes = max(len(task.label_names), 1)
+        row[task.label] = float(number % 6) if task.label_range else number % classes
+    return {**row, "idx": number}

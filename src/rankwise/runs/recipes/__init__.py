@@ -1,0 +1,1 @@
+"""Recipes: what a run is, read and checked before anything is spent."""

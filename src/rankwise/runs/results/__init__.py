@@ -1,0 +1,1 @@
+"""What a finished run tells: metrics, tables, pictures, exports."""

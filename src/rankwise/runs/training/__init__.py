@@ -1,0 +1,1 @@
+"""Training, resuming, and what a run writes while it trains."""

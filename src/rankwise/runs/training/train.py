@@ -1,0 +1,170 @@
+"""One training run, from a recipe to a folder with the adapter and the figures."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+from transformers import Trainer, TrainerCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
+
+import rankwise
+from rankwise.baselines import save_truncated
+from rankwise.files import write_json_atomic
+from rankwise.rules.records import searches
+from rankwise.runs.building.job import Job, build, make_trainer, training_arguments
+from rankwise.runs.building.models import load_state
+from rankwise.runs.folder import RunFolder
+from rankwise.runs.progress import RichProgress, quiet
+from rankwise.runs.recipes.recipe import Recipe
+from rankwise.runs.training import metrics
+from rankwise.runs.training.records import Clock, HistoryFile, Settle, seconds_before
+from rankwise.runs.training.spectra import watchers
+from rankwise.tasks import TaskData
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its folder and the content of its ``metrics.json``."""
+
+    out: Path
+    metrics: dict[str, Any]
+    trained: bool = True  # False: the folder already held the finished run
+    main_process: bool = True
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    data: TaskData | None = None,
+    command: str | None = None,
+) -> Result:
+    """Train with the Hugging Face Trainer, report the last and the dev-selected checkpoint, save one of them.
+
+    Validation data is scored at the end only; the dev split, carved from the training data, picks the checkpoint.
+
+    Args:
+        recipe: What to run.
+        out: The run folder.
+        resume: Continue the run in ``out`` from its newest checkpoint; the recipe must be the one it has.
+        overwrite: Delete the run in ``out`` once the new one has made a step.
+        console: Where the progress bar goes; none shows nothing.
+        callbacks: More callbacks for the Trainer.
+        data: Prepared data in place of what ``recipe.data`` names.
+        command: The command line, for ``metrics.json``.
+
+    Raises:
+        FileNotFoundError: ``resume`` without a run to resume.
+        ValueError: The folder holds a run, or the recipe does not fit the model or the data.
+    """
+    folder = RunFolder(Path(out).absolute())
+    folder.check(recipe, resume=resume, overwrite=overwrite)
+    if resume and folder.finished:
+        return Result(folder.root, folder.figures(), trained=False)
+    with quiet():
+        job = build(recipe, data)
+        arguments = training_arguments(recipe, job.data, folder.checkpoints)
+        process = PartialState()
+        process.wait_for_everyone()
+        if process.is_main_process and not resume:  # only now: until here a mistake costs nothing that was there
+            folder.start(recipe)
+        process.wait_for_everyone()
+        checkpoint = folder.last_checkpoint()
+        clock = Clock(seconds_before(checkpoint))
+        history = [HistoryFile(folder.history)] if job.has_paths else []
+        at_start = metrics.parameters(job)["trainable"]
+        settles = [Settle(folder)] if process.is_main_process else []
+        with _progress(console if process.is_main_process else None, job) as bars, _withdrawn(settles, resume):
+            own = [*settles, *history, *watchers(job.model, folder), *bars]
+            trainer = make_trainer(job, arguments, folder, [*own, *callbacks, clock])
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _finish(trainer, job, folder, clock.seconds, command, at_start)
+        process.wait_for_everyone()
+    return Result(folder.root, folder.figures(), main_process=process.is_main_process)
+
+
+@contextmanager
+def _withdrawn(settles: Sequence[Settle], resume: bool) -> Iterator[None]:
+    """Leave the folder as it was if a fresh run fails before its first step: the mistake costs nothing."""
+    try:
+        yield
+    except BaseException:
+        for settle in settles:
+            if not resume and not settle.done:
+                settle.folder.withdraw()
+        raise
+
+
+@contextmanager
+def _progress(console: Console | None, job: Job) -> Iterator[list[TrainerCallback]]:
+    if console is None:
+        yield []
+        return
+    bar = RichProgress(console, job.data.headline)
+    try:
+        yield [bar]
+    finally:
+        bar.close()
+
+
+def _finish(
+    trainer: Trainer, job: Job, folder: RunFolder, train_seconds: float, command: str | None, at_start: int
+) -> None:
+    """Measure the last and the dev-selected checkpoint, save the one asked for, write the figures last."""
+    trainer.remove_callback(TensorBoardCallback)  # the final figures belong to no step
+    history = rankwise.history(job.model) if job.has_paths else []
+    writes = trainer.is_world_process_zero()
+    if job.has_paths and writes:
+        HistoryFile(folder.history).write(history)
+    log = list(trainer.state.log_history)
+    last_step = trainer.state.global_step
+    best_step = trainer.state.best_global_step or last_step
+    counts = {**metrics.parameters(job), "at_start": at_start}
+    last = metrics.measure(trainer, job, last_step)
+    picked = {"last": metrics.chosen(job)}
+    if job.recipe.select == "last" and writes:
+        save(job, folder)
+    selected = last
+    if best_step != last_step:
+        load_state(job.model, folder.checkpoints / f"checkpoint-{best_step}")
+        selected = metrics.measure(trainer, job, best_step)
+    picked["dev_selected"] = metrics.chosen(job)
+    if job.recipe.select == "dev" and writes:
+        save(job, folder)
+    written = {
+        **metrics.identity(job, command),
+        "metrics": {"last": last, "dev_selected": selected, "per_epoch": metrics.dev_by_epoch(log)},
+        "parameters": counts,
+        "seconds": metrics.seconds(train_seconds, log, history),
+        "searches": len(searches(history)),
+        "edits": metrics.edits(history),
+        "chosen": picked,
+    }
+    if writes:
+        write_json_atomic(folder.metrics, written)
+
+
+def save(job: Job, folder: RunFolder) -> None:
+    """Write the adapter (or the whole model) with its tokenizer, in one move; DyLoRA's as it is evaluated."""
+    temporary = folder.root / ".adapter"
+    shutil.rmtree(temporary, ignore_errors=True)
+    rank = job.recipe.method.eval_rank
+    if rank is None:
+        job.model.save_pretrained(temporary)
+    else:
+        save_truncated(job.model, temporary, rank)
+    job.data.tokenizer.save_pretrained(temporary)
+    shutil.rmtree(folder.adapter, ignore_errors=True)
+    os.replace(temporary, folder.adapter)

@@ -1,0 +1,1 @@
+"""What happens between optimizer steps: searches, edits, their history and their state."""

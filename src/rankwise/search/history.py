@@ -1,0 +1,160 @@
+"""The record of a search beside the adapter: its history as JSON lines, and what is on."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor, nn
+
+from rankwise.distributed import rank
+from rankwise.files import write_json_atomic, write_text_atomic
+from rankwise.notebook import html_table
+from rankwise.paths.path_set import PathSet, path_set
+from rankwise.rules.records import HISTORY_FILE, Record, edits, from_lines, to_lines
+from rankwise.search.listener import warn_if_idle
+
+ALLOCATION = "allocation.json"
+
+
+class History(list[Record]):
+    """The records of an adapter, oldest first; as a table one row per record and path."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat row per record and path, for ``pandas.DataFrame(history.rows())``."""
+        return [{"record": number, **row} for number, record in enumerate(self) for row in record.rows()]
+
+    def to_pandas(self) -> Any:
+        """Return ``rows()`` as a ``pandas.DataFrame``."""
+        import pandas
+
+        return pandas.DataFrame(self.rows())
+
+    def _repr_html_(self) -> str:
+        """Show one line per record in a notebook."""
+        names = ("step", "how", "paths on", "parameters on", "seconds")
+        lines = [
+            (record.step, record.how, len(record.chosen), record.counts.get("enabled", ""), f"{record.seconds:.2f}")
+            for record in self
+        ]
+        return html_table(names, lines)
+
+
+def history(model: nn.Module, adapter: str | None = None) -> History:
+    """Return one record per search or scheduled edit of a model's adapter, oldest first.
+
+    They are ``SearchRecord`` and ``EditRecord`` of ``rankwise.rules.records``, where each field is explained;
+    ``history(model).to_pandas()`` is all of it as a table.
+
+    Args:
+        model: A model with rankwise paths.
+        adapter: The adapter; the active one if left out.
+
+    Raises:
+        ValueError: The model has no rankwise paths.
+    """
+    return History(path_set(model, adapter).history)
+
+
+def _own(model: PeftModel) -> dict[str, PathSet]:
+    base = model.get_base_model()
+    sets: dict[str, PathSet] = base.__dict__.get("rankwise_paths", {})
+    return sets
+
+
+def before_saving(model: PeftModel, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Turn ``enabled_only`` of ``save_pretrained`` into the tensors that PEFT writes.
+
+    A static run that has searched keeps the contributing paths only, unless told otherwise.
+
+    Raises:
+        ValueError: ``enabled_only`` was asked of a model that has no rankwise paths.
+    """
+    sets = _own(model)
+    asked = kwargs.pop("enabled_only", None)
+    if asked and not sets:
+        raise ValueError("enabled_only=True: this model has no rankwise paths, so all of its adapter is enabled")
+    leave_out = {
+        name: paths
+        for name, paths in sets.items()
+        if (asked if asked is not None else paths.config.final and bool(paths.history))
+    }
+    if leave_out:
+        kwargs["state_dict"] = _without_idle_paths(kwargs.get("state_dict") or model.state_dict(), leave_out)
+    return kwargs
+
+
+def _without_idle_paths(state: dict[str, Tensor], sets: dict[str, PathSet]) -> dict[str, Tensor]:
+    idle = {
+        f"{path.module}.{factor}.{path.adapter}."
+        for paths in sets.values()
+        for path in paths.resident
+        if not path.contributing
+        for factor in ("lora_A", "lora_B")
+    }
+    return {key: value for key, value in state.items() if not any(part in key for part in idle)}
+
+
+def after_saving(model: PeftModel, folder: str | Path) -> None:
+    """Write the history and the allocation of each saved adapter beside its tensors."""
+    for adapter, paths in _own(model).items():
+        place = paths.session.folder = Path(folder) if adapter == "default" else Path(folder) / adapter
+        if paths.session.listener is not None and not paths.session.listener.knows_epochs:
+            warn_if_idle(paths)
+        warn_if_unheard(paths)
+        if rank() != 0 or not place.is_dir():
+            continue
+        write_json_atomic(place / ALLOCATION, {**_listed(paths), "parameters": paths.counts(), **_structure(paths)})
+        if paths.history:
+            write_text_atomic(place / HISTORY_FILE, to_lines(paths.history))
+        else:  # another run's, left in a folder that is used again
+            (place / HISTORY_FILE).unlink(missing_ok=True)
+
+
+def warn_if_unheard(paths: PathSet) -> None:
+    """Warn if an adapter was trained in evaluation mode, where neither its search nor its edits ever begin."""
+    began = paths.session.listener is not None or paths.history or paths.session.detached
+    asked = paths.session.unheard and paths.config.acts and paths.trains
+    if asked and not began and any(bool(path.lora_B.any()) for path in paths.enabled):
+        warnings.warn(
+            f"adapter {paths.adapter!r} seems to have been trained in evaluation mode, in which nothing is searched or "
+            "edited: call model.train() before training (freeze what is to stay as it is some other way), or "
+            "rankwise.detach(model) if no search is wanted",
+            stacklevel=2,
+        )
+
+
+def _listed(paths: PathSet) -> dict[str, Any]:
+    own = paths.paths.items()
+    return {
+        "enabled": [name for name, path in own if path.enabled],
+        "frozen": [name for name, path in own if path.contributing and not path.enabled],
+        "disabled": [name for name, path in own if not path.contributing],
+    }
+
+
+def _structure(paths: PathSet) -> dict[str, Any]:
+    """Return what each path is and what was edited; what a load goes by are the tensors, this is for people."""
+    done = [{"step": record.step, **edit} for record in edits(paths.history) for edit in record.to_dict()["edits"]]
+    return {
+        "paths": [
+            {"name": path.name, "kind": path.kind, "blocks": path.blocks, "r": path.r, "scaling": path.scaling}
+            for path in paths.paths.values()
+        ],
+        "shared": any(path.shared for path in paths.resident),
+        "edits": done,
+        "step": paths.session.listener.step if paths.session.listener is not None else None,
+    }
+
+
+def after_loading(model: PeftModel, folder: str | Path, adapter: str) -> None:
+    """Take the history back, and remember where the adapter came from."""
+    paths = _own(model).get(adapter)
+    if paths is None or not Path(folder).is_dir():
+        return
+    paths.session.folder = Path(folder)
+    file = Path(folder) / HISTORY_FILE
+    if file.is_file():
+        paths.history[:] = from_lines(file.read_text(encoding="utf-8"), file)

@@ -1,0 +1,186 @@
+"""What listens to the optimizer that owns a model's paths: the base of searches and of scheduled edits."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from rankwise.distributed import world_size
+from rankwise.paths.driver import driver
+from rankwise.paths.path_set import PathSet, path_set
+from rankwise.rules.records import record_of
+from rankwise.scores.probe import Autocast, Batch, ComputeLoss
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training loop knows and an optimizer's steps don't tell.
+
+    Args:
+        steps_per_epoch: Optimizer steps in an epoch.
+        total_steps: Optimizer steps of the whole training.
+        batches: Returns the probe batches of a search of this config, by the search's number; None without batches.
+        compute_loss: Called with (model, batch), for losses that the model does not compute itself.
+        autocast: Makes the context of a probe's forward pass.
+        loss_scale: Returns the factor that losses are scaled by.
+        measure: Called with the model around each scheduled edit.
+    """
+
+    steps_per_epoch: int | None = None
+    total_steps: int | None = None
+    batches: Callable[[Any, int], Iterable[Batch]] | None = None
+    compute_loss: ComputeLoss | None = None
+    autocast: Autocast = nullcontext
+    loss_scale: Callable[[], float] | None = None
+    measure: Callable[[nn.Module], float] | None = None
+
+
+class Listener:
+    """Counts optimizer steps and sees to it that each moves what is on, only. What it does besides is the subclass's.
+
+    A path set with neither search nor edits has a plain one while some of its paths are off.
+
+    Args:
+        model: A model with rankwise paths; under DDP the unwrapped one.
+        optimizer: The optimizer to listen to; any that owns the paths' parameters if left out.
+        adapter: The adapter; the active one if left out.
+
+    Attributes:
+        step: Optimizer steps done.
+        begun: Whether the first forward pass has been seen, or a checkpoint loaded.
+        automatic: Whether a callback made it, for one run of a Trainer.
+    """
+
+    automatic = False
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer | None = None, *, adapter: str | None = None) -> None:
+        self.paths: PathSet = path_set(model, adapter)
+        self._model = weakref.ref(model)
+        self._optimizer = weakref.ref(optimizer) if optimizer is not None else None
+        self.step = 0
+        self.begun = False
+
+    @classmethod
+    def of(cls, model: nn.Module, adapter: str, training: Training) -> Listener:
+        """Make one for an adapter, with what the training loop knows."""
+        return cls(model, adapter=adapter)
+
+    def listen(self) -> None:
+        """Take the path set over."""
+        self.paths.session.listener = self
+        self.paths.session.recorder = None
+        self.paths.session.detached = False
+        self.paths.session.tied = world_size() > 1
+        _allow_recompiling(self.planned_changes)
+        driver().listen(self.paths)
+
+    @property
+    def knows_epochs(self) -> bool:
+        """Whether it was told the length of training, as a callback tells it."""
+        return False
+
+    @property
+    def planned_changes(self) -> int:
+        """How often what is on may change, as far as that is known."""
+        return 0
+
+    @property
+    def config(self) -> Any:
+        """The adapter's config."""
+        return self.paths.config
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        model = self._model()
+        assert model is not None
+        return model
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer that owns the paths' parameters, once known."""
+        return self._optimizer() if self._optimizer is not None else None
+
+    def owns(self, optimizer: Optimizer) -> bool:
+        """Tell whether an optimizer is the one whose steps count: it holds the first path's ``A``.
+
+        Sharding replaces parameters, so the model's current one is looked for at each step.
+        """
+        if not self.paths.present:
+            self.close()
+            return False
+        first = self.paths.resident[0].lora_A
+        return any(parameter is first for group in optimizer.param_groups for parameter in group["params"])
+
+    def begin(self) -> None:
+        """Begin. The first training forward does it, unless it was done before."""
+        self.begun = True
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """See to it that the optimizer moves enabled paths only.
+
+        Where gradients are reduced over processes, a path that is off may have got one, and a gradient of zeros would
+        still let momentum and weight decay move it.
+        """
+        self._optimizer = weakref.ref(optimizer)
+        for parameter in self.paths.idle_parameters():
+            parameter.grad = None
+        self.fold()
+
+    def fold(self) -> None:
+        """Take what the step that is being made tells."""
+
+    def after_step(self) -> None:
+        """Count the step."""
+        self.step += 1
+
+    def idleness(self) -> str | None:
+        """Return what to warn of if training ended now: that something asked for never happened."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs that is not in the adapter's tensors."""
+        return {
+            "step": self.step,
+            "tap_seconds": 0.0,
+            "history": [record.to_dict() for record in self.paths.history],
+            "sums": {},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken."""
+        self.step = state["step"]
+        self.paths.history[:] = map(record_of, state["history"])
+        self.begun = True
+
+    def close(self) -> None:
+        """Stop listening; what is on stays."""
+        self.paths.session.recorder = None
+        self.paths.session.listener = None
+        driver().forget(self.paths)
+
+
+def _allow_recompiling(changes: int) -> None:
+    """Let ``torch.compile``, where it is in use, compile anew for each change of what is on.
+
+    At its limit of 8 it would run the model uncompiled for the rest of the training, after a single warning.
+    """
+    if "torch._dynamo" in sys.modules:
+        dynamo: Any = sys.modules["torch._dynamo"].config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * changes + 8)  # training and evaluation
+
+
+def warn_if_idle(paths: PathSet) -> None:
+    """Warn if a search or edits were asked for and training began, but they never happened."""
+    listener = paths.session.listener
+    reason = listener.idleness() if listener is not None else None
+    if reason is not None:
+        warnings.warn(reason, stacklevel=2)

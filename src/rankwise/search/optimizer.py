@@ -1,0 +1,102 @@
+"""Drives searches from the optimizer: torch calls these hooks around every optimizer step, in any training loop."""
+
+from __future__ import annotations
+
+import atexit
+import weakref
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from rankwise.paths.driver import install
+from rankwise.paths.path_set import PathSet, path_sets
+from rankwise.search.listener import warn_if_idle
+from rankwise.search.listeners import make_listener
+
+
+class OptimizerDriver:
+    """Listens to all optimizers while some model is being searched, and acts on the one that owns its paths.
+
+    Path sets are held weakly: a model that is dropped takes its search with it.
+    """
+
+    def __init__(self) -> None:
+        self._listening: weakref.WeakSet[PathSet] = weakref.WeakSet()
+        self._handles: list[Any] = []
+        self._depth = 0
+        self._stepped: weakref.WeakSet[PathSet] = weakref.WeakSet()
+
+    def listen(self, paths: PathSet) -> None:
+        """Start listening for a path set."""
+        if not self._handles:
+            self._handles = [
+                register_optimizer_step_pre_hook(self._before),
+                register_optimizer_step_post_hook(self._after),
+            ]
+        self._listening.add(paths)
+        self._depth = 0  # a step that raised left its mark
+
+    def wake(self, model: nn.Module, paths: PathSet) -> None:
+        """Begin a path set's search, making its allocator if it has none."""
+        listener = paths.session.listener or make_listener(model, paths)
+        if not listener.begun:
+            listener.begin()
+
+    def forget(self, paths: PathSet) -> None:
+        """Stop listening for a path set; the last one takes the hooks along."""
+        self._listening.discard(paths)
+        if not self._listening:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
+
+    def update_and_allocate(self, paths: PathSet) -> None:
+        """Count a step that the hooks did not see, from an optimizer that is not torch's."""
+        if paths.session.listener is not None and paths not in self._stepped:
+            paths.session.listener.fold()
+            paths.session.listener.after_step()
+        self._stepped.discard(paths)
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth += 1
+        if self._depth > 1:  # a step that calls super().step() comes here twice
+            return
+        for paths in list(self._listening):
+            if paths.session.listener is not None and paths.session.listener.owns(optimizer):
+                paths.session.listener.before_step(optimizer)
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth -= 1
+        if self._depth > 0:
+            return
+        self._depth = 0
+        for paths in list(self._listening):
+            if paths.session.listener is not None and paths.session.listener.owns(optimizer):
+                self._stepped.add(paths)
+                paths.session.listener.after_step()
+
+    def warn_of_idle_searches(self) -> None:
+        """Warn of every model that was trained, asked for a search, and never got one."""
+        for paths in list(self._listening):
+            warn_if_idle(paths)
+
+
+DRIVER = OptimizerDriver()
+install(DRIVER)
+atexit.register(DRIVER.warn_of_idle_searches)
+
+
+def detach(model: nn.Module) -> None:
+    """End all searches and scheduled edits of a model and remove the hooks that drove them; what is on stays.
+
+    They stay ended until an ``Allocator`` or ``Editor`` is made for the model, as Trainer's callback does.
+
+    Raises:
+        ValueError: The model has no rankwise paths.
+    """
+    for paths in path_sets(model).values():
+        paths.session.detached = True
+        if paths.session.listener is not None:
+            paths.session.listener.close()

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+from rankwise.runs.building.job import SAME, build, check_extra, training_arguments
+from rankwise.runs.progress import quiet
+from rankwise.runs.recipes.recipe import Recipe, Training
+
+Make = Callable[..., Recipe]
+
+
+def test_every_recipe_key_has_a_field_of_the_trainer() -> None:
+    assert set(SAME) <= set(Training.model_fields)
+    assert set(SAME.values()) <= {field.name for field in fields(TrainingArguments)}
+
+
+def test_the_recipe_reaches_the_trainer(make: Make, tmp_path: Path) -> None:
+    recipe = make(
+        seed=7,
+        training={
+            "warmup": 0.25,
+            "accumulation": 3,
+            "max_grad_norm": 0,
+            "schedule": "cosine",
+            "extra": {"adam_beta2": 0.95},
+        },
+    )
+    with quiet():
+        arguments = training_arguments(recipe, build(recipe).data, tmp_path)
+    assert (arguments.seed, arguments.gradient_accumulation_steps, arguments.max_grad_norm) == (7, 3, 0)
+    assert arguments.get_warmup_steps(8) == 2
+    assert arguments.lr_scheduler_type == "cosine"
+    assert arguments.adam_beta2 == 0.95
+    assert (arguments.eval_strategy, arguments.save_strategy, arguments.eval_steps) == ("steps", "steps", 2)
+    assert (arguments.metric_for_best_model, arguments.greater_is_better) == ("eval_accuracy", True)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("adam_bta2", "no such field, did you mean 'adam_beta2'"),
+        ("learning_rate", "say it as training.learning_rate instead"),
+        ("seed", "say it as seed instead"),
+        ("save_strategy", "say it as training.evaluate instead"),
+        ("save_total_limit", "say it as training.keep_checkpoints instead"),
+        ("output_dir", "is set by the run itself"),
+        ("load_best_model_at_end", "has no effect here: .*`select` says which to save"),
+        ("label_smoothing_factor", "has no effect here"),
+    ],
+)
+def test_extra_is_checked(key: str, words: str) -> None:
+    given = {**dict.fromkeys(SAME.values()), "seed": 0, "save_strategy": "epoch", "output_dir": "x"}
+    with pytest.raises(ValueError, match=words):
+        check_extra({key: 1}, given)
+
+
+def test_the_head_does_not_depend_on_who_loaded_the_data(make: Make) -> None:
+    recipe = make()
+    with quiet():
+        first = build(recipe)
+        second = build(recipe, data=first.data)
+    assert all(a.equal(b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rankwise.rules.records import SearchRecord
+from rankwise.runs.results.tables import plan_table, result_table, score_table
+from rankwise.runs.score import ScoreTable
+
+
+def shown(table: Table) -> str:
+    console = Console(record=True, width=160, quiet=False, file=io.StringIO())
+    console.print(table)
+    return " ".join(console.export_text().split())
+
+
+def test_results() -> None:
+    last = {"step": 4, "epoch": 2.0, "dev": {}, "validation": {"loss": 0.5, "accuracy": 0.75}}
+    metrics: dict[str, Any] = {
+        "method": "lora",
+        "task": "mrpc",
+        "seed": 3,
+        "metrics": {"last": last, "dev_selected": {**last, "epoch": 1.0}, "per_epoch": []},
+        "parameters": {"trainable": 73728, "head": 770, "total": 22000000},
+        "seconds": {"train": 60.0, "search": 1.5, "search_share": 0.025},
+    }
+    text = shown(result_table(metrics))
+    assert "lora on mrpc, seed 3" in text
+    assert "0.7500" in text
+    assert "73,728 trainable parameters" in text
+    assert "1.5 s of them searching (2.5%)" in text
+
+
+def test_scores_fall_and_say_what_is_missing() -> None:
+    record = SearchRecord(step=0, search=0, proxy="snip", score_on="weight", unscored=["b"], seconds=0.5)
+    text = shown(score_table(ScoreTable({"a": None, "b": 0.25, "c": 0.5}, dict.fromkeys("abc", 100), ["c"], record)))
+    assert text.index("0.5") < text.index("0.25 (unscored)") < text.index("not finite")
+    assert "100 of 300 parameters chosen" in text
+
+
+def test_plans() -> None:
+    assert "73,728" in shown(plan_table({"method": "lora", "enabled": 73728}))

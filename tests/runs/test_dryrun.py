@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwise.runs.dryrun import dry_run, stand_in, tiny_config, tiny_tokenizer
+from rankwise.runs.recipes.recipe import ModelSpec, parse_recipe
+
+LORA = {"name": "lora", "r": 2, "target_modules": ["q_proj", "v_proj"]}
+
+
+def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = parse_recipe({"model": {"name": "facebook/opt-125m"}, "data": {"task": "cola"}, "method": LORA})
+    assert dry_run(recipe).metrics["metrics"]["last"]["step"] == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "fields"),
+    [
+        ("facebook/opt-350m", "opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+        ("facebook/opt-125m", "opt", {"do_layer_norm_before": True, "word_embed_proj_dim": 32}),
+        ("FacebookAI/roberta-large", "roberta", {"layer_norm_eps": 1e-5}),
+        ("google/gemma-2b", "gemma", {"num_key_value_heads": 1}),
+    ],
+)
+def test_a_stand_in_is_of_the_family(name: str, kind: str, fields: dict[str, Any]) -> None:
+    config = tiny_config(ModelSpec(name=name))
+    assert config.model_type == kind
+    assert {key: config.to_dict()[key] for key in fields} == fields
+
+
+def test_a_local_model_is_shrunk(tmp_path: Path) -> None:
+    tiny = tiny_config(ModelSpec(name="facebook/opt-350m"))
+    tiny.update({"hidden_size": 64, "word_embed_proj_dim": 24})
+    tiny.save_pretrained(tmp_path)
+    again = tiny_config(ModelSpec(name=str(tmp_path)))
+    assert (again.hidden_size, again.word_embed_proj_dim, again.do_layer_norm_before) == (32, 16, False)
+
+
+def test_a_model_nobody_knows_is_named() -> None:
+    with pytest.raises(ValueError, match="nobody/nothing"):
+        tiny_config(ModelSpec(name="nobody/nothing"))
+
+
+def test_local_data_is_used_and_missing_data_is_made_up(tmp_path: Path) -> None:
+    base = {"model": {"name": "facebook/opt-125m"}, "method": LORA}
+    made = stand_in(parse_recipe({**base, "data": {"task": "rte", "data_dir": "not-there"}}), tmp_path / "a")
+    assert made.data.data_dir == tmp_path / "a" / "data"
+    table = tmp_path / "own.csv"
+    table.write_text("words,kind\n" + "".join(f"ban bar bas,{k % 2}\n" for k in range(40)))
+    own = {"train_file": str(table), "text_columns": ["words"], "label_column": "kind"}
+    assert stand_in(parse_recipe({**base, "data": own}), tmp_path / "b").data.train_file == table
+    with pytest.raises(ValueError, match="its columns can't be guessed"):
+        stand_in(parse_recipe({**base, "data": {**own, "train_file": "gone.csv"}}), tmp_path / "c")
+
+
+def test_words_of_the_made_up_rows_are_known() -> None:
+    ids = tiny_tokenizer()("ban bar", "bas")["input_ids"]
+    assert ids[0] == 2
+    assert ids[-1] == 3
+    assert 1 not in ids
