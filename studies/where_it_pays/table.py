@@ -1,0 +1,247 @@
+"""The tables of docs/where-it-pays.md from the studies' JSON files, as Markdown.
+
+Run: python -m studies.where_it_pays.table [--results FOLDER]
+Per arm: parameters, the better of the rates that were run, mean, standard deviation and number of seeds, and the paired
+difference to the baseline with its 95 % bootstrap interval over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from studies.where_it_pays.layout import overlap
+from studies.where_it_pays.stats import better_rate, paired, rank_correlation, summarise
+
+Run = Mapping[str, Any]
+BASELINE = "all-linear"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def arms_of(runs: Iterable[Run]) -> dict[str, dict[float, dict[int, Run]]]:
+    """Return runs by arm, rate and seed, arms in the order of their first run."""
+    found: dict[str, dict[float, dict[int, Run]]] = {}
+    for run in runs:
+        found.setdefault(run["arm"], {}).setdefault(run["rate"], {})[run["seed"]] = run
+    return found
+
+
+def at_better_rate(rates: Mapping[float, Mapping[int, Run]], metric: str) -> tuple[float, Mapping[int, Run]]:
+    """Return an arm's better rate and its runs by seed."""
+    rate = better_rate({rate: {seed: run[metric] for seed, run in runs.items()} for rate, runs in rates.items()})
+    return rate, rates[rate]
+
+
+def comparison(runs: Iterable[Run], *, metric: str, also: Sequence[str] = (), baseline: str = BASELINE) -> str:
+    """Return the table of one budget.
+
+    Args:
+        runs: Its runs.
+        metric: The loss that rates are chosen by and that is compared.
+        also: Further figures of which the mean is shown.
+        baseline: The arm that the others are paired with.
+    """
+    arms = {arm: at_better_rate(rates, metric) for arm, rates in arms_of(runs).items()}
+    against = {seed: run[metric] for seed, run in arms[baseline][1].items()} if baseline in arms else {}
+    rows = [_row(arm, rate, own, metric, also, against, arm == baseline) for arm, (rate, own) in arms.items()]
+    rows.sort(key=lambda row: float(row[3]))
+    paired_with = f"minus {baseline}, paired"
+    return markdown(
+        ["arm", "parameters", "rate", metric.replace("_", " "), "sd", "n", paired_with, "detectable"]
+        + [name.replace("_", " ") for name in also],
+        rows,
+    )
+
+
+def _row(
+    arm: str,
+    rate: float,
+    own: Mapping[int, Run],
+    metric: str,
+    also: Sequence[str],
+    against: Mapping[int, float],
+    is_baseline: bool,
+) -> list[str]:
+    values = {seed: run[metric] for seed, run in own.items()}
+    summary = summarise(list(values.values()))
+    sizes = sorted({run["parameters"] for run in own.values()})
+    size = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+    difference, seen = "", ""
+    if not is_baseline and set(values) & set(against):
+        found = paired(values, against)
+        difference = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        seen = _number(found.detectable)
+    means = [f"{summarise([run[name] for run in own.values()]).mean:.3f}" for name in also]
+    return [
+        arm,
+        size,
+        f"{rate:g}",
+        f"{summary.mean:.3f}",
+        _number(summary.sd),
+        str(summary.n),
+        difference,
+        seen,
+        *means,
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if value == value else ""
+
+
+def rates_table(runs: Iterable[Run], *, metric: str, by: Sequence[str]) -> str:
+    """Return every arm's mean at every rate, so that the reader sees what the choice of the rate does."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run[name] for name in by), []).append(run)
+    rates = sorted({run["rate"] for own in groups.values() for run in own})
+    rows = []
+    for group, own in sorted(groups.items()):
+        for arm, found in arms_of(own).items():
+            cells = [
+                f"{summarise([run[metric] for run in found[rate].values()]).mean:.3f} ({len(found[rate])})"
+                if rate in found
+                else ""
+                for rate in rates
+            ]
+            rows.append([*map(str, group), arm, *cells])
+    return markdown([*by, "arm", *(f"rate {rate:g} (n)" for rate in rates)], rows)
+
+
+def correlations(runs: Sequence[Run]) -> str:
+    """Return the rank correlation of every score with every path's worth, all paths and linear ones."""
+    base = next(run["test_loss"] for run in runs if run.get("path") == "base")
+    losses: dict[str, list[float]] = {}
+    for run in runs:
+        if "path" in run and run["path"] != "base":
+            losses.setdefault(run["path"], []).append(run["test_loss"])
+    worth = {name: base - summarise(values).mean for name, values in losses.items()}
+    linear = {name: value for name, value in worth.items() if name.endswith("_proj")}
+    rows = [
+        [run["proxy"], str(run["seed"])]
+        + [f"{rank_correlation(run['values'], own):.2f}" for own in (worth, linear)]
+        + [f"{run['seconds']:.1f}"]
+        for run in sorted((run for run in runs if "proxy" in run), key=lambda run: (run["proxy"], run["seed"]))
+    ]
+    return markdown(["score", "seed", f"all {len(worth)}", f"{len(linear)} linear", "seconds"], rows)
+
+
+def worths(runs: Sequence[Run]) -> str:
+    """Return the test loss of every path trained alone, by block and kind."""
+    losses: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        if "path" in run and run["path"] != "base":
+            _, block, leaf = run["path"].split(".")
+            losses.setdefault((leaf, block), []).append(run["test_loss"])
+    blocks = sorted({block for _, block in losses})
+    leaves = list(dict.fromkeys(leaf for leaf, _ in losses))
+    rows = [
+        [leaf, *(f"{summarise(losses[leaf, block]).mean:.3f}" if (leaf, block) in losses else "" for block in blocks)]
+        for leaf in leaves
+    ]
+    return markdown(["path", *(f"block {block}" for block in blocks)], rows)
+
+
+def ablations(changed: Sequence[Run], plain: Sequence[Run]) -> dict[str, str]:
+    """Return a table for each task and budget: every variant of a plan, paired with the plan as it is.
+
+    Args:
+        changed: Runs of variants.
+        plain: Runs of the studies, the plans as they are among them.
+    """
+    tables = {}
+    places = sorted({_place(run) for run in changed if "arm" in run and run["arm"] != "base"})
+    for place in places:
+        task, arm, budget, rate = place
+        own = {run["seed"]: run for run in plain if _place(run) == place}
+        rows = [_variant("as it is", own, own)]
+        for variant in dict.fromkeys(run["variant"] for run in changed if _place(run) == place):
+            runs = {run["seed"]: run for run in changed if _place(run) == place and run["variant"] == variant}
+            rows.append(_variant(variant, runs, own))
+        header = [
+            "variant",
+            "parameters",
+            "loss",
+            "n",
+            "minus as it is, paired",
+            "same ranks",
+            "predicted gain",
+            "kept",
+        ]
+        tables[f"{arm}, {task}, {budget:,} parameters, rate {rate:g}"] = markdown(header, rows)
+    return tables
+
+
+def _place(run: Run) -> tuple[Any, ...]:
+    return tuple(run.get(name, "WikiText-2") for name in ("task", "arm", "budget", "rate"))
+
+
+def _loss(run: Run) -> float:
+    return float(run["held_out_loss"] if "held_out_loss" in run else run["test_loss"])
+
+
+def _variant(name: str, runs: Mapping[int, Run], own: Mapping[int, Run]) -> list[str]:
+    common = sorted(set(runs) & set(own))
+    difference = ""
+    if runs is not own and common:
+        found = paired({seed: _loss(run) for seed, run in runs.items()}, {s: _loss(run) for s, run in own.items()})
+        difference = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    same = [overlap(runs[seed]["ranks"], own[seed]["ranks"]) for seed in common]
+    gains = [run["about"]["predicted_gain"] for run in runs.values()]
+    kept = [run["about"]["kept"] for run in runs.values() if run["about"].get("kept") is not None]
+    sizes = sorted(run["parameters"] for run in runs.values())
+    return [
+        name,
+        f"{sizes[0]:,}" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,}",
+        f"{summarise([_loss(run) for run in runs.values()]).mean:.3f}",
+        str(len(runs)),
+        difference,
+        f"{summarise(same).mean:.2f}" if same and runs is not own else "",
+        f"{summarise(gains).mean:.3f}",
+        f"{summarise(kept).mean:.2f}" if kept else "",
+    ]
+
+
+def _read(file: Path) -> list[Run]:
+    return json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else []
+
+
+def main() -> None:
+    """Print every table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("results/where-it-pays"))
+    folder = parser.parse_args().results
+    tables: dict[str, str] = {}
+    worth = _read(folder / "worth.json")
+    if worth:
+        tables |= {"Every path alone": worths(worth), "Scores": correlations(worth)}
+    curve = [run for run in _read(folder / "curve.json") if "budget" in run]
+    for budget in sorted({run["budget"] for run in curve}):
+        own = [run for run in curve if run["budget"] == budget]
+        tables[f"WikiText-2, {budget:,} parameters"] = comparison(own, metric="test_loss")
+    if curve:
+        tables["WikiText-2, rates"] = rates_table(curve, metric="test_loss", by=["budget"])
+    classify = _read(folder / "classify.json")
+    for task, budget in sorted({(run["task"], run["budget"]) for run in classify}, reverse=True):
+        own = [run for run in classify if (run["task"], run["budget"]) == (task, budget)]
+        title = f"{task.upper()}, {budget:,} parameters"
+        tables[title] = comparison(own, metric="held_out_loss", also=["test_loss", "test_accuracy"])
+    if classify:
+        tables["Classification, rates"] = rates_table(classify, metric="held_out_loss", by=["task", "budget"])
+    tables |= ablations(
+        [run for file in sorted(folder.glob("ablation*.json")) for run in _read(file)], [*curve, *classify]
+    )
+    for title, table in tables.items():
+        print(f"### {title}\n\n{table}\n")
+
+
+if __name__ == "__main__":
+    main()

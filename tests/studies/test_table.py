@@ -1,0 +1,49 @@
+"""The tables: the better rate per arm, paired with the baseline, and worth against scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from studies.where_it_pays.table import ablations, comparison, correlations, rates_table
+
+
+def run(arm: str, rate: float, seed: int, loss: float) -> dict[str, Any]:
+    return {"arm": arm, "budget": 10, "rate": rate, "seed": seed, "test_loss": loss, "parameters": 9}
+
+
+RUNS = [
+    *(run("all-linear", 0.01, seed, 2.0 + seed) for seed in range(3)),
+    *(run("all-linear", 0.03, seed, 3.0 + seed) for seed in range(3)),
+    *(run("layer", 0.03, seed, 1.5 + seed) for seed in range(3)),
+    run("layer", 0.01, 0, 0.1),  # the other seeds have not run yet
+]
+
+
+def test_comparison_pairs_each_arm_at_its_better_rate() -> None:
+    lines = comparison(RUNS, metric="test_loss").splitlines()
+    assert lines[2].startswith("| layer | 9 | 0.03 | 2.500 | 1.000 | 3 | -0.500 [-0.500, -0.500] | 0.000 |")
+    assert lines[3].startswith("| all-linear | 9 | 0.01 | 3.000 | 1.000 | 3 |")
+
+
+def test_rates_are_all_shown_with_their_number_of_runs() -> None:
+    table = rates_table(RUNS, metric="test_loss", by=["budget"])
+    assert "| 10 | layer | 0.100 (1) | 2.500 (3) |" in table
+
+
+def test_correlations_are_of_the_fall_of_the_loss() -> None:
+    losses = {"layers.0.q_proj": 4.0, "layers.0.v_proj": 3.0, "layers.1.q_proj": 3.5, "layers.0.res1": 1.0}
+    values = {"layers.0.q_proj": 1.0, "layers.0.v_proj": 3.0, "layers.1.q_proj": 2.0, "layers.0.res1": 0.0}
+    runs: list[dict[str, Any]] = [{"path": "base", "test_loss": 5.0}]
+    runs += [{"path": name, "test_loss": loss} for name, loss in losses.items()]
+    runs += [{"proxy": "grad_norm", "seed": 0, "seconds": 1.25, "values": values}]
+    assert "| grad_norm | 0 | -0.20 | 1.00 | 1.2 |" in correlations(runs)
+
+
+def test_ablations_are_paired_with_the_plan_as_it_is() -> None:
+    about = {"predicted_gain": 0.5, "kept": 0.9}
+    plain = [{**run("joint-linear", 0.03, s, 2.0 + s), "ranks": {"a": 1, "b": 1}, "about": about} for s in range(2)]
+    changed = [{**row, "test_loss": row["test_loss"] + 0.1, "ranks": {"a": 1}, "variant": "less"} for row in plain]
+    ((title, table),) = ablations([{"arm": "base", "test_loss": 5.0}, *changed], plain).items()
+    assert title == "joint-linear, WikiText-2, 10 parameters, rate 0.03"
+    assert table.splitlines()[2].startswith("| as it is | 9 | 2.500 | 2 |  |  | 0.500 | 0.90 |")
+    assert "| less | 9 | 2.600 | 2 | +0.100 [+0.100, +0.100] | 0.50 | 0.500 | 0.90 |" in table
