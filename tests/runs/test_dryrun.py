@@ -54,7 +54,7 @@ def test_local_data_is_used_and_missing_data_is_made_up(tmp_path: Path) -> None:
     table.write_text("words,kind\n" + "".join(f"ban bar bas,{k % 2}\n" for k in range(40)))
     own = {"train_file": str(table), "text_columns": ["words"], "label_column": "kind"}
     assert stand_in(parse_recipe({**base, "data": own}), tmp_path / "b").data.train_file == table
-    with pytest.raises(ValueError, match="its columns can't be guessed"):
+    with pytest.raises(ValueError, match="what its columns hold can't be guessed"):
         stand_in(parse_recipe({**base, "data": {**own, "train_file": "gone.csv"}}), tmp_path / "c")
 
 
