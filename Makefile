@@ -10,7 +10,10 @@ WORKERS ?= 2
 # Nothing below the install needs a network. One thread a process: the test workers share the cores.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: help install demo test lint format bench lock clean
+PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+.PHONY: help install demo test slow lint format bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -27,9 +30,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: install  ## Dynamic HeteroLoRA against uniform LoRA: no network, no GPU, a few minutes
 	$(OFFLINE) $(BIN)/rankwise demo --out demo-run --overwrite
 
-test: lint  ## Lint, types and every test that needs no accelerator
-	$(OFFLINE) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
-		$(BIN)/python -m pytest -n $(WORKERS) -m "not gpu" $(ARGS)
+test: lint  ## Lint, types and every test that is quick and needs no accelerator
+	$(PYTEST) -m "not gpu and not slow" $(ARGS)
+
+slow: install  ## The tests that take long
+	$(PYTEST) -m "slow and not gpu" $(ARGS)
 
 lint: install  ## Formatting, lint and types, nothing changed
 	$(BIN)/ruff format --check $(CODE)
