@@ -169,7 +169,8 @@ def test_an_evaluation_runs_the_model_once_a_batch_and_gives_the_same_loss(make:
 def test_text_is_left_to_the_plain_trainer(make: Make, tmp_path: Path) -> None:
     recipe = make("lora", "text")
     trainer, _ = trained_one_step(recipe, tmp_path / "run")
-    assert type(trainer) is Trainer
+    assert not isinstance(trainer, SFTTrainer)
+    assert isinstance(trainer, Trainer)
 
 
 def test_no_card_names_a_checkpoint_folder_as_a_model(make: Make, tmp_path: Path) -> None:
@@ -177,6 +178,7 @@ def test_no_card_names_a_checkpoint_folder_as_a_model(make: Make, tmp_path: Path
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["checkpoint-1"]
 
 
+@pytest.mark.filterwarnings("ignore:split")  # a tokenizer of 512 words cuts most answers
 def test_lor2c_is_tuned_on_instructions_edited_and_resumed(shared: Path, tmp_path: Path) -> None:
     content: dict[str, Any] = {
         "model": {"name": str(shared / "models" / "stories260k")},
@@ -184,6 +186,7 @@ def test_lor2c_is_tuned_on_instructions_edited_and_resumed(shared: Path, tmp_pat
             "task": "instruction",
             "train_file": str(shared / "data" / "alpaca" / "train.jsonl"),
             "max_length": 128,
+            "allow_cut_answers": True,
             "max_train_samples": 64,
             "max_eval_samples": 16,
         },

@@ -206,6 +206,11 @@ def written(recipe: Recipe, tmp_path: Path) -> Path:
     return file
 
 
+def hears_signals() -> None:
+    """What a shell starts in the background ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
@@ -213,7 +218,8 @@ def written(recipe: Recipe, tmp_path: Path) -> Path:
 def test_a_signal_is_one_line_and_loses_nothing(make: Make, tmp_path: Path, number: int, code: int, word: str) -> None:
     recipe = make("heterolora", training={"max_steps": 400, "every": 2, **CONSTANT})
     out, file = tmp_path / "run", written(recipe, tmp_path)
-    process = subprocess.Popen([*COMMAND, str(file), "--out", str(out)], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    command = [*COMMAND, str(file), "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=hears_signals)
     for _ in range(1200):
         if (out / "checkpoints" / "checkpoint-4" / "rankwise_run.json").exists():
             break
