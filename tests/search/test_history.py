@@ -199,7 +199,17 @@ def test_a_history_as_a_table_has_a_row_for_each_record_and_path() -> None:
 def test_a_history_is_a_data_frame() -> None:
     history = rankwise.history(searched())
     frame = history.to_pandas()
-    assert list(frame.columns) == ["record", "step", "how", "score_name", "path", "kind", "score", "enabled"]
+    assert list(frame.columns) == [
+        "record",
+        "step",
+        "how",
+        "score_name",
+        "path",
+        "kind",
+        "score",
+        "unscored",
+        "enabled",
+    ]
     assert frame.to_dict("records") == history.rows()
     assert frame[frame.enabled].groupby("record").size().tolist() == [2, 2, 2]
     assert (frame.score.dtype, frame.enabled.dtype) == (float, bool)
@@ -239,6 +249,9 @@ def test_a_damaged_history_is_refused_with_its_place(tmp_path: Path) -> None:
     file = tmp_path / HISTORY_FILE
     first, *others = file.read_text(encoding="utf-8").splitlines()
     file.write_text("\n".join([first, "{}", *others]), encoding="utf-8")
+    allocation = json.loads((tmp_path / ALLOCATION).read_text(encoding="utf-8"))
+    del allocation["sha256"]  # as it was changed on purpose
+    (tmp_path / ALLOCATION).write_text(json.dumps(allocation), encoding="utf-8")
     with pytest.raises(ValueError, match=rf"{HISTORY_FILE}, line 2 is not a search or an edit.*lacks a field.*'step'"):
         PeftModel.from_pretrained(tiny_bert(), str(tmp_path))
 

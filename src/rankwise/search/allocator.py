@@ -97,10 +97,8 @@ class Allocator(Listener):
             )
         if config.undecided:
             self._choose_ranks(optimizer)
-        elif not config.acts:
-            raise ValueError("mode='off' has no search, so there is nothing for an Allocator to do: leave it out")
         self.policy = config.switching()
-        if self._wants_probe and config.scoring == "probe" and batches is None:
+        if config.acts and self._wants_probe and config.scoring == "probe" and batches is None:
             online = "" if config.proxy == "newton" else ", or set scoring='online'"
             raise ValueError(
                 f"scoring='probe' with proxy={config.proxy!r} needs training batches: train with transformers' "
@@ -264,7 +262,7 @@ class Allocator(Listener):
 
     def idleness(self) -> str | None:
         """Say that a search was asked for and none ever ran."""
-        if self.searches:
+        if not self.config.acts or max(self.seen, self.searches):
             return None
         return (
             f"mode={self.config.mode!r} asked for a search of adapter {self.paths.adapter!r}, but none ran in "
@@ -297,6 +295,7 @@ class Allocator(Listener):
         apply_to_paths_(self.paths, switches(before, chosen), self.optimizer)
         record = self._record(how, scores, names, before, time.perf_counter() - began)
         self.paths.history.append(record)
+        self.seen = self.searches
         logger.info("search %d at step %d: %d paths on", record.search, self.step, len(names))
         if record.unspent:
             logger.info("search %d: %s", record.search, record.unspent)

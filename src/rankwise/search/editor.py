@@ -181,6 +181,7 @@ class Editor(Listener):
             measured=measured,
         )
         self.paths.history.append(record)
+        self.seen = self.edits_due
         logger.info("step %d: %s", self.step, ", ".join(map(repr, made)) or f"no candidate for a {kind}: skipped")
         return record
 
@@ -242,7 +243,7 @@ class Editor(Listener):
 
     def idleness(self) -> str | None:
         """Say that edits were asked for and some never came."""
-        due = self.config.edits - self.edits_due
+        due = self.config.edits - max(self.seen, self.edits_due)
         if due <= 0:
             return None
         return (

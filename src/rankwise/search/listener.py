@@ -72,6 +72,7 @@ class Listener:
         self._optimizer = weakref.ref(optimizer) if optimizer is not None else None
         self.step = 0
         self.earlier = len(self.paths.history)
+        self.seen = 0  # searches or edits; loading the best checkpoint at the end takes later ones out of the history
         self.begun = False
 
     @classmethod
