@@ -24,6 +24,7 @@ from transformers import (
 )
 
 import rankwise
+from rankwise.method.folders import ALLOCATION
 from rankwise.wiring.anatomy import FAMILIES as DESCRIBED
 from rankwise.wiring.anatomy import Anatomy
 
@@ -352,6 +353,9 @@ def test_a_config_and_weights_that_disagree_are_refused(tmp_path: Path) -> None:
     made("llama", shortcuts=["res1"]).save_pretrained(str(tmp_path))
     file = tmp_path / "adapter_config.json"
     config = json.loads(file.read_text())
+    allocation = json.loads((tmp_path / ALLOCATION).read_text())
+    del allocation["sha256"]  # what follows is changed on purpose
+    (tmp_path / ALLOCATION).write_text(json.dumps(allocation))
     file.write_text(json.dumps({**config, "shortcuts": ["res1", "res2"]}))
     with pytest.raises(ValueError, match=r"lacks 3 of this model's paths.*path_res2"):
         PeftModel.from_pretrained(FAMILIES["llama"](), tmp_path)
