@@ -19,7 +19,6 @@ ADALORA_FILLED_IN = {"total_step", "rank_pattern", "r"}  # the length of trainin
 UNTYPED = {"eval_rank", "init_lora_weights"}  # no field of a config; PEFT takes more than its annotation says
 WIDER = {"lora_alpha": float}  # PEFT says int and takes any number
 WITH_PATHS = ("heterolora", "lor2c")
-PLAIN_LORA = ("lora", "dylora")
 
 
 class Method(BaseModel):
