@@ -79,6 +79,7 @@ def test_the_config_file_tells_of_the_shortcuts(tmp_path: Path) -> None:
     assert found == {
         "shortcuts": ["res1", "cut"],  # in one order, however they were given
         "shortcut_r": None,
+        "shortcut_ranks": None,
         "shortcut_alpha": 3,
         "shortcut_dropout": 0.25,
         "shortcut_norm": "reapply",
