@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from rankwise_cli_study import TUNE_EXAMPLES, study_commands, tune
 from rankwise_exits import explained, show_version, show_warning
+from rankwise_options import Debug, Overrides, Overwrite, RecipeFile, Seed, console
 
 app = typer.Typer(
     name="rankwise",
@@ -27,17 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console()
-
-RecipeFile = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe (YAML), or the name of one that ships.", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be given again.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder already holds.")]
-Seed = Annotated[int, typer.Option(help="Seeds everything that is drawn.", min=0)]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+app.add_typer(study_commands)
+app.command(epilog=TUNE_EXAMPLES)(tune)
 
 
 @app.callback()
