@@ -15,7 +15,7 @@ from rankwise.errors import check_choice
 from rankwise.files import read_json_object, write_json_atomic, write_text_atomic
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.reading import flat
-from rankwise.study.plan import Cell, Plan, Planner, Study
+from rankwise.study.plan import Cell, Group, Plan, Planner, Study
 from rankwise.study.race import Race
 
 KINDS: dict[str, type[Study] | type[Race]] = {"study": Study, "race": Race}
@@ -66,17 +66,20 @@ class StudyFolder:
         write_json_atomic(self.plan_file, {"queue": queue, "command": command, "plan": content})
 
     def _check_same(self, there: dict[str, Any], now: dict[str, Any]) -> None:
-        for name, group in {_name(group): group for group in now["groups"]}.items():
-            other = next((each for each in there["groups"] if _name(each) == name), None)
-            before, after = flat(other["content"] if other else group["content"]), flat(group["content"])
-            differing = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-            if differing:
-                key = differing[0]
-                raise ValueError(
-                    f"{self.root} was started with other recipes: {name} has {key}={before.get(key)!r} there and "
-                    f"{after.get(key)!r} now. Arms, axes, rates and seeds may be added; for other recipes give another "
-                    "--out"
-                )
+        """Refuse another recipe for a group of which a run has begun; what never ran may change."""
+        before = {group.name: group for group in map(Group.model_validate, there["groups"])}
+        for group in map(Group.model_validate, now["groups"]):
+            other = before.get(group.name)
+            if other is None or not any(self.root.glob(f"**/{group.name}/*/config.yaml")):
+                continue
+            old, new = flat(other.content), flat(group.content)
+            for key in sorted(old.keys() | new.keys()):
+                if old.get(key) != new.get(key):
+                    raise ValueError(
+                        f"{self.root} has runs of {group.name} with {key}={old.get(key)!r}, and it is "
+                        f"{new.get(key)!r} now. Arms, axes, rates and seeds may be added; for other recipes give "
+                        "another --out"
+                    )
 
     def _read(self) -> dict[str, Any]:
         if not self.plan_file.is_file():
@@ -147,7 +150,3 @@ def selected(figures: dict[str, Any], cell: Cell) -> dict[str, Any]:
     """Return the figures of the checkpoint that a cell's recipe selects."""
     which = "last" if cell.content.get("select") == "last" else "dev_selected"
     return dict(figures["metrics"][which])
-
-
-def _name(group: dict[str, Any]) -> str:
-    return " ".join([group["arm"], *(f"{axis}={label}" for axis, label in group["point"].items())])

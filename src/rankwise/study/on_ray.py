@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -39,7 +40,7 @@ def run_on_ray(task: Work, console: Console) -> None:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("--engine ray needs Ray: pip install 'rankwise[ray]'") from error
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     folder = StudyFolder(task.root.absolute())
     planner = folder.planner()
     remote = ray.remote(num_cpus=task.cpus, num_gpus=task.gpus, max_retries=DEATHS - 1)(train_cell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -169,16 +170,23 @@ def rungs(candidates: int, *, full: int, cost: float) -> list[Rung]:
     counts = [candidates]
     while counts[-1] > FINALISTS + 1:
         counts.append(math.ceil((counts[-1] - (len(counts) > 1)) / KEEP) + 1)
-    shares = [KEEP ** (place - len(counts) + 1) for place in range(len(counts))]
-    weight = sum(count * share for count, share in zip(counts, shares, strict=True))
-    longest = min(full, int(cost * full / weight))
-    steps = [int(longest * share) for share in shares]
-    if steps[0] < LEAST_STEPS:
-        enough = math.ceil(10 * LEAST_STEPS / shares[0] * weight / full) / 10
+    last = len(counts) - 1
+
+    def lengths(longest: int) -> list[int]:
+        return [min(full, max(LEAST_STEPS, longest // KEEP ** (last - place))) for place in range(len(counts))]
+
+    def price(longest: int) -> float:
+        return sum(count * steps for count, steps in zip(counts, lengths(longest), strict=True)) / full
+
+    allowed = range(min(full, LEAST_STEPS * KEEP**last), full + 1)
+    fitting = bisect_right(allowed, cost + 1e-9, key=price)
+    if not fitting:
         raise ValueError(
-            f"--cost {cost:g} gives {candidates} candidates {steps[0]} steps each in the first round, and fewer than "
-            f"{LEAST_STEPS} say nothing: --cost {enough:g} is enough, or leave arms or rates out"
+            f"--cost {cost:g} is too little for {candidates} candidates and whole runs of {full} steps, the first "
+            f"round of {LEAST_STEPS} steps: --cost {math.ceil(100 * price(allowed[0])) / 100:g} is enough, or leave arms or "
+            "rates out"
         )
+    steps = lengths(allowed[fitting - 1])
     return [Rung(candidates=count, steps=each) for count, each in zip(counts, steps, strict=True)]
 
 
