@@ -74,8 +74,11 @@ def arms_of(recipe: Recipe, data: TaskData, *, budget: int | None = None) -> Arm
     except ValueError as error:
         left_out.append(f"q,v, MLP, LoR2C and residual paths need to know the model's blocks: {error}")
     methods = {name: _sized(recipe, options, budget) for name, options in methods.items()}
-    planned = plan_ranks(recipe, budget=budget, data=data, scale=scale)
-    methods[PLANNED] = _planned(planned.plan.to_lora_config())
+    try:
+        planned = plan_ranks(recipe, budget=budget, data=data, scale=scale)
+        methods[PLANNED] = _planned(planned.plan.to_lora_config())
+    except ValueError as error:
+        left_out.append(f"the rank plan can't be made: {error}")
     methods[YOURS] = recipe.method.model_dump()
     return Arms(methods, budget, left_out)
 

@@ -183,8 +183,8 @@ def rungs(candidates: int, *, full: int, cost: float) -> list[Rung]:
     if not fitting:
         raise ValueError(
             f"--cost {cost:g} is too little for {candidates} candidates and whole runs of {full} steps, the first "
-            f"round of {LEAST_STEPS} steps: --cost {math.ceil(100 * price(allowed[0])) / 100:g} is enough, or leave arms or "
-            "rates out"
+            f"round of {LEAST_STEPS} steps: --cost {math.ceil(100 * price(allowed[0])) / 100:g} is enough, or leave "
+            "arms or rates out"
         )
     steps = lengths(allowed[fitting - 1])
     return [Rung(candidates=count, steps=each) for count, each in zip(counts, steps, strict=True)]
