@@ -147,13 +147,13 @@ def kill_one_of_two(study: Path, out: Path, storage: str) -> None:
                 process.kill()
                 process.wait()
     folder = StudyFolder(out)
-    queue = Queue(storage, folder.queue)
-    names = [cell.name for cell in folder.plan(folder.planner()).cells]
-    assert len(names) == 4
-    assert Counter(queue.names("COMPLETE")) == Counter(names)
-    assert queue.names("FAIL") == [held.relative_to(out).as_posix()]
-    assert queue.names("WAITING", "RUNNING") == []
-    cell = next(cell for cell in folder.plan(folder.planner()).cells if cell.name == queue.names("FAIL")[0])
+    cells = {cell.name: cell for cell in folder.plan(folder.planner()).cells}
+    assert len(cells) == 4
+    with Queue(storage, folder.queue) as queue:
+        assert Counter(queue.names("COMPLETE")) == Counter(cells)
+        assert queue.names("FAIL") == [held.relative_to(out).as_posix()]
+        assert queue.names("WAITING", "RUNNING") == []
+        cell = cells[queue.names("FAIL")[0]]
     recipe = parse_recipe(cell.content)
     whole = train(recipe, out.with_name("whole"), data=load_data(recipe)).metrics
     assert folder.run(cell).figures()["metrics"] == whole["metrics"]  # bit for bit as if nobody had been killed
@@ -208,9 +208,9 @@ def test_two_workers_of_one_command_share_the_cells(write: Write, tmp_path: Path
     done = call("study", "run", write(**{**ONE_ARM, "seeds": {"report": [1, 2, 3, 4]}}), "--out", out, "--workers", 2)
     assert done.exit_code == 0, done.output
     folder = StudyFolder(out)
-    assert Counter(Queue(default_storage(out), folder.queue).names("COMPLETE")) == Counter(
-        cell.name for cell in folder.plan(folder.planner()).cells
-    )
+    names = Counter(cell.name for cell in folder.plan(folder.planner()).cells)
+    with Queue(default_storage(out), folder.queue) as queue:
+        assert Counter(queue.names("COMPLETE")) == names
 
 
 def test_a_stopped_worker_puts_its_cell_back(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,9 +221,9 @@ def test_a_stopped_worker_puts_its_cell_back(write: Write, tmp_path: Path, monke
     done = call("study", "run", study, "--out", out, "--set", "training.max_steps=4000")
     stop()
     assert done.exit_code == 130, done.output
-    queue = Queue(default_storage(out), StudyFolder(out).queue)
-    assert queue.names("WAITING") == ["four/rate-own-seed-1"]
-    assert queue.names("RUNNING", "FAIL", "COMPLETE") == []
+    with Queue(default_storage(out), StudyFolder(out).queue) as queue:
+        assert queue.names("WAITING") == ["four/rate-own-seed-1"]
+        assert queue.names("RUNNING", "FAIL", "COMPLETE") == []
 
 
 def threading_interrupt(out: Path) -> Any:

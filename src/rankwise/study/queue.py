@@ -49,6 +49,14 @@ class Queue:
         self.study = optuna.create_study(storage=self.storage, study_name=name, load_if_exists=True)
         self.id = self.storage.get_study_id_from_name(name)
 
+    def __enter__(self) -> Queue:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the connections."""
+        self.storage.remove_session()
+        self.storage.engine.dispose()
+
     def trials(self, *states: str) -> list[FrozenTrial]:
         """Return the trials in these states (``WAITING``, ``RUNNING``, ``COMPLETE``, ``FAIL``)."""
         from optuna.trial import TrialState

@@ -54,10 +54,10 @@ def run_study(
         folder.start(planner, command)
         failed = folder.forget_errors(planner) if retry_failed else []
         if engine == "local":
-            queue = task.queue(folder)
-            for name in failed:
-                queue.forgive(name)
-            refresh(folder, planner, queue)
+            with task.queue(folder) as queue:
+                for name in failed:
+                    queue.forgive(name)
+                refresh(folder, planner, queue)
     plan = folder.plan(planner)
     done = sum(folder.loss(cell) is not None for cell in plan.cells)
     console.print(
@@ -126,6 +126,6 @@ def study_status(root: Path, storage: str | None = None) -> Table:
     running: list[str] = []
     if storage is not None or (root / "queue.db").is_file():
         check_installed()
-        with folder.lock():
-            running = task.queue(folder).names("RUNNING")
+        with folder.lock(), task.queue(folder) as queue:
+            running = queue.names("RUNNING")
     return status_table(folder, folder.plan(planner), running=running)

@@ -88,20 +88,21 @@ def work(task: Work, console: Console | None = None) -> None:
     planner = folder.planner()
     with folder.lock():
         queue = task.queue(folder)
-    while True:
-        with folder.lock():
-            plan = refresh(folder, planner, queue)
-        claim = queue.claim()
-        if claim is not None:
-            cell = next((cell for cell in plan.cells if cell.name == claim.name), None)
-            _take(folder, queue, claim, cell)
-            if console is not None and cell is not None and folder.loss(cell) is not None:
-                workers = len(queue.names("RUNNING")) + 1
-                console.print(outcome(folder, folder.plan(planner), cell, workers=workers), highlight=False)
-        elif all(folder.loss(cell) is not None for cell in plan.cells):
-            return
-        else:
-            time.sleep(min(PATIENCE, task.heartbeat))
+    with queue:
+        while True:
+            with folder.lock():
+                plan = refresh(folder, planner, queue)
+            claim = queue.claim()
+            if claim is not None:
+                cell = next((cell for cell in plan.cells if cell.name == claim.name), None)
+                _take(folder, queue, claim, cell)
+                if console is not None and cell is not None and folder.loss(cell) is not None:
+                    workers = len(queue.names("RUNNING")) + 1
+                    console.print(outcome(folder, folder.plan(planner), cell, workers=workers), highlight=False)
+            elif all(folder.loss(cell) is not None for cell in plan.cells):
+                return
+            else:
+                time.sleep(min(PATIENCE, task.heartbeat))
 
 
 def _take(folder: StudyFolder, queue: Queue, claim: Claim, cell: Cell | None) -> None:
