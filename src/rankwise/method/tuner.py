@@ -171,7 +171,7 @@ class PathModel(LoraModel):
             waits = path.kind == "linear" and config.linear_waits
             if "lora_allocation" not in path.host._modules:
                 path.host.lora_allocation = AllocationState()
-            # PEFT copies the first adapter's module for a second path set; see _structure_of.
+            # A second adapter made from the very config of a present one takes its structure over; see _structure_of.
             status = copied_from.get(path.own_name, Status(False, False, *_span(path), not waits))
             path.state.put(adapter, status, path.lora_B.device)
             # PEFT asks a layer's variant instead of adding B A x itself: the one place where a path can be switched.
