@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from rankwise.tasks import TaskData
 from rankwise.wiring.anatomy import anatomy_of, find_blocks
 
 DEFAULT, YOURS, PLANNED = "all-linear", "yours", "rank plan"
+NAMES = (DEFAULT, "q,v", "MLP", "LoR2C", "all-linear + residual", PLANNED, YOURS)
 SCALE = 2.0  # alpha / r where the recipe's method has none
 RANK = 8  # of all-linear, where the recipe's method sets no price
 LAYER_KINDS = ["res1", "res2", "layer"]
@@ -39,13 +40,14 @@ class Arms(NamedTuple):
     left_out: list[str]
 
 
-def arms_of(recipe: Recipe, data: TaskData, *, budget: int | None = None) -> Arms:
+def arms_of(recipe: Recipe, data: TaskData, *, budget: int | None = None, without: Collection[str] = ()) -> Arms:
     """Return the arms for a recipe, each at the highest rank that fits the budget.
 
     Args:
         recipe: What the user has; its method's parameters are the budget (of a full fine-tuning: all-linear at rank 8).
         data: Its data, which the rank plan is made on.
         budget: Parameters of each arm.
+        without: Arms that stay out.
 
     Raises:
         ValueError: The model can't be had.
@@ -73,13 +75,15 @@ def arms_of(recipe: Recipe, data: TaskData, *, budget: int | None = None) -> Arm
         }
     except ValueError as error:
         left_out.append(f"q,v, MLP, LoR2C and residual paths need to know the model's blocks: {error}")
-    methods = {name: _sized(recipe, options, budget) for name, options in methods.items()}
-    try:
-        planned = plan_ranks(recipe, budget=budget, data=data, scale=scale)
-        methods[PLANNED] = _planned(planned.plan.to_lora_config())
-    except ValueError as error:
-        left_out.append(f"the rank plan can't be made: {error}")
-    methods[YOURS] = recipe.method.model_dump()
+    methods = {name: _sized(recipe, options, budget) for name, options in methods.items() if name not in without}
+    if PLANNED not in without:
+        try:
+            planned = plan_ranks(recipe, budget=budget, data=data, scale=scale)
+            methods[PLANNED] = _planned(planned.plan.to_lora_config())
+        except ValueError as error:
+            left_out.append(f"the rank plan can't be made: {error}")
+    if YOURS not in without:
+        methods[YOURS] = recipe.method.model_dump()
     return Arms(methods, budget, left_out)
 
 

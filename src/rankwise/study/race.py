@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from rankwise.runs.recipes.reading import Section, merged
-from rankwise.study.grid import at_edge, lowest
+from rankwise.study.grid import at_edge
 from rankwise.study.plan import Cell, Found, Group, Plan
 
 KEEP = 3  # one in three goes on, three times as long
@@ -165,7 +165,8 @@ def rungs(candidates: int, *, full: int, cost: float) -> list[Rung]:
         cost: The price, in whole runs.
 
     Raises:
-        ValueError: The first round would be shorter than ``LEAST_STEPS``; says which price is enough.
+        ValueError: The price allows no round of ``LEAST_STEPS`` steps and a last one three times as long; says which
+            price does.
     """
     counts = [candidates]
     while counts[-1] > FINALISTS + 1:
@@ -178,7 +179,7 @@ def rungs(candidates: int, *, full: int, cost: float) -> list[Rung]:
     def price(longest: int) -> float:
         return sum(count * steps for count, steps in zip(counts, lengths(longest), strict=True)) / full
 
-    allowed = range(min(full, LEAST_STEPS * KEEP**last), full + 1)
+    allowed = range(min(full, LEAST_STEPS * KEEP), full + 1)
     fitting = bisect_right(allowed, cost + 1e-9, key=price)
     if not fitting:
         raise ValueError(
@@ -188,15 +189,3 @@ def rungs(candidates: int, *, full: int, cost: float) -> list[Rung]:
         )
     steps = lengths(allowed[fitting - 1])
     return [Rung(candidates=count, steps=each) for count, each in zip(counts, steps, strict=True)]
-
-
-def best_rates(standing: Standing, found: Found) -> dict[int, float]:
-    """Return each arm's best rate in the last round that it ran in."""
-    best: dict[int, float] = {}
-    for own in reversed(standing.rounds):
-        for place in dict.fromkeys(candidate[0] for candidate in own):
-            losses = {rate: found[cell.name] for (at, rate), cell in own.items() if at == place and cell.name in found}
-            rate = lowest(losses)
-            if place not in best and rate is not None:
-                best[place] = rate
-    return best

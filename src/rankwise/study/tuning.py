@@ -12,9 +12,10 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.markup import escape
 
+from rankwise.errors import check_choice
 from rankwise.files import write_text_atomic
 from rankwise.runs.recipes.recipe import Recipe, parse_recipe
-from rankwise.study.arms import DEFAULT, PLANNED, YOURS, Arms, arms_of
+from rankwise.study.arms import DEFAULT, NAMES, PLANNED, YOURS, Arms, arms_of
 from rankwise.study.folder import StudyFolder
 from rankwise.study.formats import markdown, terminal
 from rankwise.study.grid import Rates
@@ -57,13 +58,12 @@ def make_race(recipe: Recipe, wish: Wish) -> tuple[Race, Arms]:
     """
     if recipe.data.dev_fraction == 0:
         raise ValueError("a race goes by the dev split's loss, and data.dev_fraction=0 leaves none")
+    for name in wish.without:
+        check_choice("--without", name, [name for name in NAMES if name != DEFAULT])  # the default always runs
     data = load_data(recipe)
     full = full_steps(recipe, len(data.train))
-    arms = arms_of(recipe, data, budget=wish.budget)
-    unknown = [name for name in wish.without if name not in arms.methods or name == DEFAULT]
-    if unknown:
-        allowed = ", ".join(repr(name) for name in arms.methods if name != DEFAULT)
-        raise ValueError(f"--without {unknown[0]!r} is not one of {allowed} (the default always runs)")
+    rungs((len(NAMES) - len(set(wish.without))) * wish.rates, full=full, cost=wish.cost)  # before anything is spent
+    arms = arms_of(recipe, data, budget=wish.budget, without=wish.without)
     rate, side = recipe.training.learning_rate, (wish.rates - 1) // 2
     rates = Rates.model_validate(
         {"from": rate / FACTOR**side, "to": rate * FACTOR ** (wish.rates - 1 - side), "factor": FACTOR}
@@ -72,7 +72,6 @@ def make_race(recipe: Recipe, wish: Wish) -> tuple[Race, Arms]:
     groups = [
         Group(arm=name, point={}, content={**content, "method": method}, rates=rates)
         for name, method in arms.methods.items()
-        if name not in wish.without
     ]
     for group in groups:
         parse_recipe(group.content)
@@ -136,6 +135,10 @@ def tune(recipe: Recipe, task: Work, wish: Wish, *, console: Console, command: s
             raise ValueError(f"{task.root} holds a study and no race: give another --out")
         console.print(f"going on with the race in {task.root}", highlight=False)
     else:
+        if PLANNED not in wish.without:
+            console.print(
+                f"planning ranks for one of the arms first: at most {PLANNING} passes over a batch", highlight=False
+            )
         race, arms = make_race(recipe, wish)
         console.print(f"{len(race.groups)} arms of about {arms.budget:,} parameters", highlight=False)
         for reason in arms.left_out:
