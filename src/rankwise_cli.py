@@ -43,14 +43,14 @@ def _options(
 
 @app.command(epilog="Example: [bold]rankwise demo --out demo-run[/]")
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the two runs and the pictures go.")] = Path("demo-run"),
+    out: Annotated[Path, typer.Option(help="The folder of the race.")] = Path("demo-run"),
     seed: Seed = 0,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Search against uniform LoRA on a small model that comes with its package: no network, no GPU, minutes."""
+    """Race five configurations on a small model that comes with its package: no network, no GPU, minutes."""
     with explained(debug):
-        from rankwise.runs.demo import run_demo
+        from rankwise.study.demo import run_demo
 
         run_demo(out, seed=seed, overwrite=overwrite, console=console)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 from rich.console import Console
@@ -63,5 +62,7 @@ def run_on_ray(task: Work, console: Console) -> None:
             if folder.loss(cell) is None:
                 folder.fail(cell, "its task ended without a result")
             console.print(
-                outcome(folder, folder.plan(planner), cell, workers=math.ceil(len(running)) + 1), highlight=False
+                outcome(folder, folder.plan(planner), cell, workers=len(running) + 1),
+                highlight=False,
+                soft_wrap=True,
             )

@@ -98,7 +98,9 @@ def work(task: Work, console: Console | None = None) -> None:
                 _take(folder, queue, claim, cell)
                 if console is not None and cell is not None and folder.loss(cell) is not None:
                     workers = len(queue.names("RUNNING")) + 1
-                    console.print(outcome(folder, folder.plan(planner), cell, workers=workers), highlight=False)
+                    console.print(
+                        outcome(folder, folder.plan(planner), cell, workers=workers), highlight=False, soft_wrap=True
+                    )
             elif all(folder.loss(cell) is not None for cell in plan.cells):
                 return
             else:
