@@ -48,7 +48,7 @@ def demo(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Race five configurations on a small model that comes with its package: no network, no GPU, minutes."""
+    """Race four configurations on a small model that comes with its package: no network, no GPU, minutes."""
     with explained(debug):
         from rankwise.study.demo import run_demo
 

@@ -19,7 +19,7 @@ def console() -> Console:
 
 
 def test_the_default_race_is_within_its_price() -> None:
-    found = rungs(5 * WISH.rates, full=STEPS, cost=WISH.cost)
+    found = rungs(4 * WISH.rates, full=STEPS, cost=WISH.cost)
     assert sum(rung.candidates * rung.steps for rung in found) <= WISH.cost * STEPS
     assert demo_recipe(seed=3).seed == 3
 
