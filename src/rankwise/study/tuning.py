@@ -185,16 +185,17 @@ def write_report(folder: StudyFolder, race: Race, console: Console) -> Path:
 def tried_table(race: Race, standing: Standing, found: Found) -> Table:
     """Return every candidate with its dev loss in each round that it ran in, those that came furthest first."""
     header = ["arm", "rate", *(f"{rung.steps} steps" for rung in race.rungs)]
-    rows: list[list[Value]] = []
+    rows: list[tuple[int, float, list[Value]]] = []
     for candidate in standing.rounds[0]:
         cells = [own[candidate].name for own in standing.rounds if candidate in own]
         losses = [found[name] for name in cells if name in found]
         texts = ["failed" if math.isinf(loss) else f"{loss:.4f}" for loss in losses]
         place, rate = candidate
-        rows.append([race.groups[place].arm, rate, *texts, *[None] * (len(race.rungs) - len(texts))])
-    rows.sort(key=lambda row: (row.count(None), [str(value) for value in row[:1:-1] if value is not None]))
+        row = [race.groups[place].arm, rate, *texts, *[None] * (len(race.rungs) - len(texts))]
+        rows.append((-len(losses), losses[-1], row))
+    rows.sort(key=lambda row: row[:2])  # those that came furthest first, by their last loss
     note = "Dev loss after each round, all with one seed and the same batches; the rounds' schedules have their length."
-    return Table("What was tried", header, rows, note)
+    return Table("What was tried", header, [row for *_, row in rows], note)
 
 
 def confirmed(folder: StudyFolder, race: Race, standing: Standing) -> list[Run]:
