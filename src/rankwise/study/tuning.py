@@ -191,7 +191,7 @@ def tried_table(race: Race, standing: Standing, found: Found) -> Table:
         losses = [found[name] for name in cells if name in found]
         texts = ["failed" if math.isinf(loss) else f"{loss:.4f}" for loss in losses]
         place, rate = candidate
-        row = [race.groups[place].arm, rate, *texts, *[None] * (len(race.rungs) - len(texts))]
+        row: list[Value] = [race.groups[place].arm, rate, *texts, *[None] * (len(race.rungs) - len(texts))]
         rows.append((-len(losses), losses[-1], row))
     rows.sort(key=lambda row: row[:2])  # those that came furthest first, by their last loss
     note = "Dev loss after each round, all with one seed and the same batches; the rounds' schedules have their length."
