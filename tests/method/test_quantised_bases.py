@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from peft.utils.integrations import dequantize_module_weight
 from scipy.stats import spearmanr
 from tests.models import adapted, fill_, logits, text_batches, tiny_llama
-from torch import Tensor, nn
+from torch import nn
 
 import rankwise
+from rankwise.paths.low_rank_path import dequantised_weight
 from rankwise.rules.records import SearchRecord
 
 
@@ -64,14 +64,8 @@ def dense_twin(quantised: Any) -> Any:
     with torch.no_grad():
         for name, module in twin.model.layers.named_modules():
             if isinstance(module, nn.Linear):
-                module.weight.copy_(dequantize_module_weight(quantised.model.layers.get_submodule(name)))
+                module.weight.copy_(dequantised_weight(quantised.model.layers.get_submodule(name)))
     return twin
-
-
-def raw(module: Any) -> Tensor:
-    """The stored numbers; bitsandbytes' layers don't compute on after PEFT has dequantised them between two passes."""
-    weight: Tensor = module.weight.detach()
-    return weight.dequantize() if type(weight).__name__ == "Int8Tensor" else weight.data
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -109,8 +103,10 @@ def test_a_search_trains_saves_and_comes_back(base: str, tmp_path: Path) -> None
     model = get_peft_model(quantised, config)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     rankwise.Allocator(model, optimizer, batches=text_batches(2))
-    logits(model)  # bitsandbytes finishes its 8-bit weights in the first forward pass
-    frozen = {name: raw(m.base_layer).clone() for name, m in model.named_modules() if hasattr(m, "base_layer")}
+    logits(model)  # bitsandbytes finishes its 8-bit weights in the first forward pass; a look at them changes nothing
+    frozen = {
+        name: dequantised_weight(m.base_layer).clone() for name, m in model.named_modules() if hasattr(m, "base_layer")
+    }
     for batch in text_batches(4):
         model.train()(**batch).loss.backward()
         optimizer.step()
@@ -118,7 +114,7 @@ def test_a_search_trains_saves_and_comes_back(base: str, tmp_path: Path) -> None
     assert [record.step for record in rankwise.history(model) if isinstance(record, SearchRecord)] == [0, 2, 4]
     for name, module in model.named_modules():
         if name in frozen:
-            assert torch.equal(raw(module.base_layer), frozen[name])
+            assert torch.equal(dequantised_weight(module.base_layer), frozen[name])
     fill_(model)
     expected = logits(model)
     model.save_pretrained(str(tmp_path))
