@@ -17,13 +17,14 @@ from torch import Tensor, nn
 import rankwise
 from rankwise.paths.fused import LowRankSum, plain_paths
 from rankwise.paths.path_set import path_set
+from rankwise.rules.records import searches
 from rankwise.scores.probe import score_paths
 from rankwise.scores.recorder import StatisticRecorder
 from rankwise.scores.statistics import SketchedGradient, Statistic, WeightGradient
 
 WIDE = torch.float64
 QUERY: dict[str, Any] = {"task_type": "SEQ_CLS", "target_modules": ["query"]}
-STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+STILL: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def drawn(*shape: int, seed: int, dtype: torch.dtype = WIDE) -> Tensor:
@@ -169,7 +170,7 @@ def mixed(model: Any) -> None:
         path.host.lora_B.float()
 
 
-CHANGES = {several: 4, heard: 1, thawed: 2, mixed: 0}
+CHANGES: dict[Callable[[Any], None], int] = {several: 4, heard: 1, thawed: 2, mixed: 0}
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -216,7 +217,8 @@ def test_under_autocast_it_is_no_further_from_the_truth_than_the_formula() -> No
 def test_a_compiled_model_is_one_graph_without_it() -> None:
     model = adapted(tiny_bert(**STILL), **QUERY)
     fill_(model)
-    model.train().get_base_model().config.problem_type = "single_label_classification"
+    base: Any = model.train().get_base_model()
+    base.config.problem_type = "single_label_classification"
     (batch,) = class_batches(1)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -275,7 +277,7 @@ def test_searches_choose_the_same() -> None:
                 model(**batch).loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
-        chosen.append([(record.switched_on, record.switched_off) for record in rankwise.history(model)])
+        chosen.append([(record.switched_on, record.switched_off) for record in searches(rankwise.history(model))])
         rankwise.detach(model)
     assert chosen[0] == chosen[1]
     assert any(on for on, _ in chosen[0])
