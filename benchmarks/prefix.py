@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,11 @@ def stepper(shape: Shape, device: str, config: Any) -> tuple[Any, Step]:
     return model, trained(model, shape, device)
 
 
-def kept(model: Any, step: Step, rows: Rows, *, again: bool) -> Step:
-    """Return the step with the cache on; ``again`` empties it before each step, as in the first epoch."""
-    attached = PrefixCache(prefix_of(model), rows).attached()
-    attached.__enter__()
-    if not again:
-        step()
+def emptied(step: Step, rows: Rows) -> Step:
+    """Return the step of a first epoch: nothing is known."""
 
     def run() -> None:
-        if again:
-            rows.clear()
+        rows.clear()
         step()
 
     return run
@@ -68,14 +64,18 @@ def main() -> None:
         "rankwise everywhere": stepper(shape, device, rankwise.HeteroLoraConfig(**sizes, mode="off"))[1],
     }
     steps["rankwise, upper half"] = stepper(shape, device, rankwise.HeteroLoraConfig(**sizes, **upper))[1]
-    with tempfile.TemporaryDirectory() as folder:
-        for name, rows, again in (
-            ("first epoch", Rows(2**31, None), True),
-            ("later epochs, memory", Rows(2**31, None), False),
-            ("later epochs, file", Rows(0, Path(folder) / "rows"), False),
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        for name, rows in (
+            ("first epoch", Rows(2**31, None)),
+            ("later epochs, memory", Rows(2**31, None)),
+            ("later epochs, file", Rows(0, Path(folder) / "rows")),
         ):
             model, step = stepper(shape, device, rankwise.HeteroLoraConfig(**sizes, **upper))
-            steps[f"rankwise, upper half, cache, {name}"] = kept(model, step, rows, again=again)
+            stack.enter_context(PrefixCache(prefix_of(model), rows).attached())
+            step()
+            if rows.pending:
+                rows.flush()
+            steps[f"rankwise, upper half, cache, {name}"] = emptied(step, rows) if "first" in name else step
         found = interleaved(steps, given.rounds, device)
     first, later = (found[f"rankwise, upper half, cache, {name}"] for name in ("first epoch", "later epochs, memory"))
     found["rankwise, upper half, cache, a run of 3 epochs"] = [

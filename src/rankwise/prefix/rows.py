@@ -55,7 +55,7 @@ class Rows:
             self.pending[key] = kept
             self.waiting += kept.nbytes
             if self.waiting >= SHARD_BYTES:
-                self._write()
+                self.flush()
 
     def get(self, key: str) -> Tensor:
         """Return a row."""
@@ -65,7 +65,8 @@ class Rows:
         row: Tensor = self.files[key].get_tensor(key)
         return row
 
-    def _write(self) -> None:
+    def flush(self) -> None:
+        """Write the rows that wait for their file."""
         assert self.folder is not None
         path, rows = self.folder / f"rows-{self.written:05}.safetensors", self.pending
         write_atomic(path, lambda temporary: save_file(rows, temporary))
