@@ -186,8 +186,9 @@ class PathModel(LoraModel):
             # PEFT asks a layer's variant instead of adding B A x itself: the one place where a path can be switched.
             path.host.lora_variant[adapter] = Gate(path, paths)
         config.check_waiting({path.built_block for path in linear})
+        named = paths.paths
         for name in [] if copied_from else first_allocation(paths):
-            paths.paths[name].set_(enabled=True, contributing=True)
+            named[name].set_(enabled=True, contributing=True)
         model.rankwise_paths[adapter] = paths
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
