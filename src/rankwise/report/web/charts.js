@@ -1,4 +1,5 @@
 const MARKS = ["circle", "square", "triangle", "diamond", "cross", "ring", "down", "bar"];
+const HINT = "Point at the picture, or use the arrow keys on it, to read values.";
 const colour = (place) => `var(--c${place % 8})`;
 
 function mark(shape, x, y, size, paint) {
@@ -56,7 +57,7 @@ function range(numbers, log, room = 0.06) {
 function frame(svg, width, height, { x, y, xlabel, ylabel, xlog, ylog, small, yformat = short, xformat = short }) {
   const left = small ? 44 : 56, right = 12, top = small ? 20 : 12, bottom = small ? 22 : 38;
   const sx = scale(x[0], x[1], left, width - right, xlog), sy = scale(y[0], y[1], height - bottom, top, ylog);
-  const across = Math.max(2, Math.floor((width - left) / (small ? 70 : 90)));
+  const across = Math.max(3, Math.floor((width - left) / (small ? 70 : 90)));
   for (const value of ticks(y[0], y[1], small ? 3 : 5, ylog)) {
     svg.append(s("line", { x1: left, x2: width - right, y1: sy(value), y2: sy(value), stroke: "var(--grid)" }),
       s("text", { x: left - 6, y: sy(value) + 4, "text-anchor": "end" }, yformat(value)));
@@ -81,7 +82,7 @@ const legend = (items) => h("ul", { class: "legend" }, items.map(({ name, paint,
 function lines(label, { series, end, xlabel = "optimizer step", ylabel, marks = [], ylog = false, small = false, title,
   height = small ? 130 : 260, floor = null, ceiling = null, format = short, axis = short }) {
   const shown = series.filter((each) => each.y.some(isNumber));
-  const readout = h("div", { class: "readout", "aria-live": "polite" });
+  const readout = h("div", { class: "readout", "aria-live": "polite" }, HINT);
   const holder = h("div");
   const all = [...new Set(shown.flatMap((each) => each.x))].sort((a, b) => a - b);
   let place = -1;
@@ -141,7 +142,7 @@ function lines(label, { series, end, xlabel = "optimizer step", ylabel, marks = 
 
 /** Points, one a run; arrow keys or the pointer read them off. A point is {x, y, name, group}. */
 function scatter(label, { points, groups, xlabel, ylabel, xlog = false, height = 300 }) {
-  const readout = h("div", { class: "readout", "aria-live": "polite" });
+  const readout = h("div", { class: "readout", "aria-live": "polite" }, HINT);
   const holder = h("div");
   const shown = points.filter((each) => isNumber(each.x) && isNumber(each.y) && (!xlog || each.x > 0)).sort((a, b) => a.x - b.x || a.y - b.y);
   let place = -1;

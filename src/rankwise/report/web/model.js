@@ -13,15 +13,15 @@ function drawModel(holder, run, moment, width) {
   const kinds = Object.keys(ARCS).filter((kind) => paths.some((path) => path.kind === kind));
   const blocks = 1 + Math.max(-1, ...paths.flatMap((path) => path.blocks));
   const most = Math.max(1, ...paths.map((path) => path.r || 1));
-  const left = 34, narrow = kinds.length ? 44 + 30 * kinds.length : 30;
-  const cell = Math.max(15, Math.min(58, (width - left - narrow) / Math.max(rows.length, 1)));
+  const left = 44, narrow = kinds.length ? 44 + 30 * kinds.length : 30;
+  const cell = Math.max(15, Math.min(64, (width - left - narrow) / Math.max(rows.length, 1)));
   const lane = Math.max(30, Math.min(64, (width - left - cell * rows.length - 60) / Math.max(kinds.length, 1)));
   const beside = kinds.length ? 44 + lane * kinds.length : 30;
   const names = rows.map(shortRow);
   const tilted = names.some((name) => name.length * 6.5 > cell);
   const top = rows.length ? (tilted ? 18 + Math.min(14, Math.max(...names.map((name) => name.length))) * 4.6 : 26) : 16;
   const band = blocks <= 12 ? 46 : blocks <= 24 ? 36 : 28;
-  const total = Math.max(width, left + cell * rows.length + beside);
+  const total = left + cell * rows.length + beside;
   const stream = left + cell * rows.length + 20, height = top + band * blocks + 22;
   const svg = s("svg", { width: total, height, role: "img", class: "model",
     "aria-label": `${blocks} blocks; after step ${moment.step} ${on.size} of ${paths.length} paths are on` });
@@ -55,8 +55,7 @@ function drawModel(holder, run, moment, width) {
         s("rect", { x, y, width: cell - 3, height: tall, rx: 3, fill: lit ? "var(--linear)" : frozen.has(i) ? `url(#${hatch})` : "none",
           "fill-opacity": lit ? strength : null, stroke: gained.has(path.name) ? "var(--ink)" : lit ? "none" : "var(--line)",
           "stroke-width": gained.has(path.name) ? 2 : 1 }),
-        lit && path.r && cell >= 15 ? s("text", { x: x + (cell - 3) / 2, y: y + tall / 2 + 4, "text-anchor": "middle",
-          style: null, class: strength > 0.6 ? "onpaint" : "strong" }, String(path.r)) : null, tip(path, i)));
+        lit && path.r && cell >= 15 ? s("text", { x: x + (cell - 3) / 2, y: y + tall / 2 + 4, "text-anchor": "middle", class: strength > 0.75 ? "onpaint" : "strong" }, String(path.r)) : null, tip(path, i)));
     }
   });
   const order = paths.map((path, i) => [path, i]).filter(([path, i]) => path.kind in ARCS && path.blocks.length &&

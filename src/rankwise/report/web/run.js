@@ -1,4 +1,4 @@
-const facts = (pairs) => h("dl", {}, pairs.filter(([, value]) => value !== null && value !== undefined && value !== "")
+const facts = (pairs, kind) => h("dl", { class: kind }, pairs.filter(([, value]) => value !== null && value !== undefined && value !== "")
   .map(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]));
 
 function figureTable(run) {
@@ -24,7 +24,7 @@ function overview(run) {
         ["learning rate", run.learning_rate], ["steps", run.steps ? `${whole(run.step)} of ${whole(run.steps)}` : whole(run.step)],
         ["training", isNumber(run.seconds) ? `${seconds(run.seconds)} s` : null],
         ["of that searching", spent.search ? `${seconds(spent.search)} s (${(100 * spent.search_share).toFixed(1)}%)` : null]]),
-      facts(run.sizes.map(([name, count]) => [name, whole(count)]))),
+      facts(run.sizes.map(([name, count]) => [name, whole(count)]), "sizes")),
     h("h3", {}, "Figures"), figureTable(run),
     run.data ? h("details", {}, h("summary", {}, "Data"), facts(Object.entries(run.data).map(([name, split]) =>
       [name, `${whole(split.rows)} rows of ${whole(split.tokens && split.tokens.median)} tokens (median), ${whole(split.tokens && split.tokens.longest)} the longest`]))) : null);

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from rankwise.method.folders import ALLOCATION
 from rankwise.runs.checkpoints import MANIFEST, STATE, checkpoints, step_of
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.reading import read_yaml
+from rankwise.runs.training.metrics import dev_by_epoch
 
 FINISHED, UNFINISHED, DAMAGED = "finished", "unfinished", "damaged"
 CHOSEN = ("last", "dev_selected")
@@ -170,10 +169,11 @@ def _unfinished(run: RunFolder) -> dict[str, Any]:
     state = read_json_object(newest / STATE, REMEDY)
     steps = state.get("max_steps") or None
     known: dict[str, Any] = {"state": UNFINISHED, "step": step_of(newest), "steps": steps}
-    known["note"] = f"step {step_of(newest)}" + (f" of {steps}" if steps else "")
-    evaluated = [entry for entry in state["log_history"] if "eval_loss" in entry]
-    if evaluated:
-        known["figures"] = {"last": {"dev": dev_figures(evaluated[-1])}}
+    known["note"] = f"at step {step_of(newest)}" + (f" of {steps}" if steps else "")
+    measured = dev_by_epoch(state["log_history"])
+    if measured:
+        dev = {name: value for name, value in measured[-1].items() if name not in ("epoch", "step")}
+        known["figures"] = {"last": {"dev": dev}}
     if (newest / MANIFEST).is_file():
         known["seconds"] = float(read_json_object(newest / MANIFEST, REMEDY)["seconds"])
     if (newest / ALLOCATION).is_file():
@@ -185,32 +185,3 @@ def newest_checkpoint(run: RunFolder) -> Path | None:
     """Return the newest checkpoint that has Trainer's state, if there is one."""
     found = [each for each in checkpoints(run.checkpoints) if (each / STATE).is_file()]
     return found[-1] if found else None
-
-
-TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-
-
-def dev_figures(entry: dict[str, Any]) -> dict[str, float]:
-    """Return the metrics of one dev evaluation in Trainer's log."""
-    named = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
-    return {key: value for key, value in named.items() if key not in TIMINGS and isinstance(value, (int, float))}
-
-
-def figure(summary: Summary, which: str, split: str, metric: str) -> float | None:
-    """Return one figure of a run, where it has that."""
-    return summary.figures.get(which, {}).get(split, {}).get(metric)
-
-
-def shown_split(summaries: Sequence[Summary]) -> str:
-    """Return the split that most runs were measured on beside dev, or ``dev``: what a table shows by default."""
-    counts: dict[str, int] = {}
-    for summary in summaries:
-        for split, values in summary.figures.get("last", {}).items():
-            counts[split] = counts.get(split, 0) + bool(values)
-    beside = {split: count for split, count in counts.items() if split != "dev" and count}
-    return max(beside, key=lambda split: beside[split]) if beside else "dev"
-
-
-def to_json(summaries: Sequence[Summary]) -> str:
-    """Return summaries as JSON text."""
-    return json.dumps([summary.to_dict() for summary in summaries], indent=2)

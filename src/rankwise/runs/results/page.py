@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from rankwise.report.page import save_page
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.results.detail import detail
-from rankwise.runs.results.found import DAMAGED, Summary, find_runs, summarise
+from rankwise.runs.results.found import DAMAGED, find_runs, summarise
 
 MOST_DETAILED = 12  # of more runs only the table and the pictures that compare them are in the page
 
@@ -38,36 +38,28 @@ def write_page(places: Sequence[str | Path], out: str | Path) -> Page:
 
     Raises:
         FileNotFoundError: One of the places holds no run.
-        ValueError: The only run is damaged, or ``out`` ends otherwise.
+        ValueError: A run's records are damaged, or every run is, or ``out`` ends otherwise.
     """
     runs = _runs(places)
     summaries = [summarise(run, root) for run, root in runs]
     left_out = [f"{each.folder} is damaged, {each.note}" for each in summaries if each.state == DAMAGED]
-    if len(runs) == 1 and left_out:
+    if len(runs) == len(left_out):
         raise ValueError(left_out[0])
     if len(runs) > MOST_DETAILED:
         left_out.append(
             f"{len(runs)} runs: the page compares them; for what one run did, its own page: rankwise report RUN"
         )
-    shown = [] if len(runs) > MOST_DETAILED else [
-        _detail(run, summary, left_out) for (run, _), summary in zip(runs, summaries, strict=True)
-    ]  # fmt: skip
+    whole = [(run, each) for (run, _), each in zip(runs, summaries, strict=True) if each.state != DAMAGED]
+    shown = whole if len(runs) <= MOST_DETAILED else []
     title = summaries[0].name if len(runs) == 1 else f"{len(runs)} runs in {', '.join(str(place) for place in places)}"
     data: dict[str, Any] = {
         "title": title,
         "version": version("rankwise"),
-        "comparison": [summary.to_dict() for summary in summaries] if len(runs) > 1 else None,
-        "runs": [each for each in shown if each is not None],
+        "comparison": [each.to_dict() for each in summaries if each.state != DAMAGED] if len(runs) > 1 else None,
+        "runs": [detail(run, each) for run, each in shown],
         "left_out": left_out,
     }
     return Page(save_page(data, out, title=f"{title} - rankwise report"), len(runs), left_out)
-
-
-def _detail(run: RunFolder, summary: Summary, left_out: list[str]) -> dict[str, Any] | None:
-    """Return a run's detail; in a comparison a damaged file costs that run's detail only."""
-    if summary.state == DAMAGED:
-        return None
-    return detail(run, summary)
 
 
 def _runs(places: Sequence[str | Path]) -> list[tuple[RunFolder, Path]]:
