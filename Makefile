@@ -13,7 +13,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help install demo test slow lint format bench lock clean
+.PHONY: help install demo test slow browser lint format bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -31,10 +31,13 @@ demo: install  ## Dynamic HeteroLoRA against uniform LoRA: no network, no GPU, a
 	$(OFFLINE) $(BIN)/rankwise demo --out demo-run --overwrite
 
 test: lint  ## Lint, types and every test that is quick and needs no accelerator
-	$(PYTEST) -m "not gpu and not slow" $(ARGS)
+	$(PYTEST) -m "not gpu and not slow and not browser" $(ARGS)
 
 slow: install  ## The tests that take long
 	$(PYTEST) -m "slow and not gpu" $(ARGS)
+
+browser: install  ## The report in a headless Chromium (Debian: chromium chromium-driver); skipped where there is none
+	$(PYTEST) -n 0 -m browser $(ARGS)
 
 lint: install  ## Formatting, lint and types, nothing changed
 	$(BIN)/ruff format --check $(CODE)

@@ -75,6 +75,9 @@ def report(
 ) -> None:
     """Show what runs were asked, what they did and what came out, in one HTML page that loads nothing."""
     with explained(debug):
+        from rankwise.errors import check_choice
+
+        check_choice("format", report_format, ("html", "png", "svg"))
         if report_format == "html":
             from rankwise.runs.results.page import write_page
 

@@ -16,7 +16,16 @@ from rankwise.runs.results.found import DAMAGED, FINISHED, UNFINISHED, Summary, 
 
 FIELDS = ("name", "state", "method", "model", "task", "seed", "learning_rate", "budget", "parameters", "seconds")
 NUMBERS = ("seed", "rate", "budget", "parameters", "seconds")
-SPARE = ("model", "rate", "seed", "task", "budget", "state")  # what goes first where a line is too narrow
+SPARE = (
+    "model",
+    "rate",
+    "seed",
+    "task",
+    "budget",
+    "seconds",
+    "state",
+    "method",
+)  # what goes first where a line is too narrow
 STYLES = {FINISHED: "green", DAMAGED: "red"}
 
 
@@ -107,7 +116,13 @@ def runs_table(runs: Sequence[Summary], *, split: str | None = None, width: int 
     title = f"metrics of the last checkpoint on {chosen}"
     table = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     for name in kept:
-        table.add_column(name, justify="right" if name in (*NUMBERS, *named) else "left", no_wrap=name != "run")
+        table.add_column(
+            name,
+            justify="right" if name in (*NUMBERS, *named) else "left",
+            no_wrap=name != "run",
+            overflow="fold",
+            min_width=8 if name == "run" else None,
+        )
     for number, run in enumerate(runs):
         style = STYLES.get(run.state, "yellow")
         table.add_row(*(Text(cells[number], style=style if name == "state" else "") for name, cells in kept.items()))
