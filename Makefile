@@ -13,7 +13,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help install demo test slow browser lint format bench lock clean
+.PHONY: help install demo test slow browser docs lint format bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -38,6 +38,9 @@ slow: install  ## The tests that take long
 
 browser: install  ## The report in a headless Chromium (Debian: chromium chromium-driver); skipped where there is none
 	$(PYTEST) -n 0 -m browser $(ARGS)
+
+docs: install  ## The documentation site into build/site; a warning, such as a link that leads nowhere, is an error
+	$(BIN)/mkdocs build --strict
 
 lint: install  ## Formatting, lint and types, nothing changed
 	$(BIN)/ruff format --check $(CODE)

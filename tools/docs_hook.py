@@ -14,23 +14,23 @@ from typing import Any
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
-ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<to>(?:\.\./)+[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
     """Rewrite the links of a page that leave the folder of the documentation."""
-    folder = (Path(config["docs_dir"]) / page.file.src_uri).parent
+    root, docs = Path(config["config_file_path"]).parent, Path(config["docs_dir"])
+    folder = (docs / page.file.src_uri).parent
 
     def replaced(match: re.Match[str]) -> str:
-        target = (folder / match["to"]).resolve()
-        if target.is_relative_to(config["docs_dir"]):
+        target = Path(posixpath.normpath((folder / match["to"]).as_posix()))
+        if target.is_relative_to(docs):
             return match[0]
-        if not target.is_relative_to(ROOT) or not target.exists():
+        if not target.is_relative_to(root) or not target.exists():
             raise PluginError(f"{page.file.src_uri}: {match['to']} is not in the repository")
         if target.is_dir():
             return f"{match['text']} (in the repository)"
-        inside = target.relative_to(ROOT).as_posix()
+        inside = target.relative_to(root).as_posix()
         shown = f"repository/{inside}{'.txt' if target.suffix in ('.md', '.py', '.yaml') else ''}"
         if files.get_file_from_path(shown) is None:
             files.append(File.generated(config, shown, abs_src_path=str(target)))
