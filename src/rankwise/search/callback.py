@@ -175,8 +175,9 @@ class AutomaticAllocationCallback(AllocationCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Draw for TensorBoard, whose writer is closed by the callbacks that come after this one."""
         run = current_run()
-        for paths in _claimed_by_any(model) if run is not None else []:
-            draw_at_the_end(run.trainer, paths, state.global_step)
+        if run is not None:
+            for paths in _claimed_by_any(model):
+                draw_at_the_end(run.trainer, paths, state.global_step)
         super().on_train_end(args, state, control, model, **kwargs)
 
 
