@@ -115,6 +115,19 @@ def adapted(base: nn.Module, **fields: Any) -> PeftModel:
     return model.eval()
 
 
+TRIO: dict[str, tuple[Any, str, list[str]]] = {
+    "bert": (tiny_bert, "SEQ_CLS", ["query", "value"]),
+    "llama": (tiny_llama, "CAUSAL_LM", ["q_proj", "v_proj", "down_proj"]),
+    "opt": (tiny_opt, "CAUSAL_LM", ["q_proj", "v_proj", "fc1"]),
+}
+
+
+def one_of_trio(family: str, **fields: Any) -> PeftModel:
+    """Wrap an encoder or one of two decoders, with paths on attention and, in decoders, the feed-forward part."""
+    make, task, targets = TRIO[family]
+    return adapted(make(), task_type=task, target_modules=targets, **fields)
+
+
 def fill_(model: nn.Module, seed: int = 0) -> None:
     """Give every path's ``B`` values, so that each contributes something of its own."""
     generator = torch.Generator().manual_seed(seed)
@@ -128,6 +141,11 @@ def keep_only_(model: nn.Module, *kept: str) -> None:
     names = rankwise.named_paths(model)
     edits = [rankwise.Enable(name) if name in kept else rankwise.Disable(name) for name in names]
     rankwise.apply_(model, edits)
+
+
+def half_on_(model: nn.Module) -> None:
+    """Enable every other path."""
+    keep_only_(model, *list(rankwise.named_paths(model))[::2])
 
 
 @torch.no_grad()

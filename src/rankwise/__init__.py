@@ -8,6 +8,7 @@ What importing it does, each once, and how to undo it:
   allocation beside the tensors; ``PeftModel.from_pretrained``, which leaves nothing behind where it refuses; and
   ``PeftModel.__init__`` and ``PeftMixedModel.__init__``, which refuse to build over paths. For other adapters they do
   what they did. The originals are their ``__wrapped__``.
+- It wraps transformers' own ``model.load_adapter``, which reads the history, too (again ``__wrapped__``).
 - It wraps ``transformers.Trainer.train`` (again ``__wrapped__``), which notes for as long as it lasts which Trainer
   trains: callbacks are not told, and a probe has to know whose loss it is.
 - It adds a callback to the defaults of transformers' Trainer, which leaves models without paths alone:
@@ -20,7 +21,12 @@ torch's optimizer step hooks come with the first training forward of a model wit
 
 from __future__ import annotations
 
-from rankwise.method.registration import extend_peft_type, register_with_peft, wrap_peft_model
+from rankwise.method.registration import (
+    extend_peft_type,
+    register_with_peft,
+    wrap_peft_model,
+    wrap_transformers_loading,
+)
 
 extend_peft_type("HETEROLORA", "LOR2C")  # before the config, whose class needs the new member
 
@@ -49,6 +55,7 @@ from rankwise.wiring.anatomy import Anatomy, register_anatomy  # noqa: E402
 register_with_peft("HETEROLORA", HeteroLoraConfig, HeteroLoraModel)
 register_with_peft("LOR2C", Lor2cConfig, Lor2cModel)
 wrap_peft_model(before_saving, after_saving, after_loading)
+wrap_transformers_loading(after_loading)
 register_with_trainer()
 
 __all__ = [

@@ -40,6 +40,7 @@ def apply_to_paths_(paths: PathSet, edits: list[Edit], optimizer: Optimizer | No
     before = [(path, path.state.status[path.adapter]) for path in paths.resident]
     names = set(paths.paths)
     try:
+        # One after the other, as a later edit may name what an earlier one made; an error takes all of them back.
         switched = [path for edit in edits for path in _switch(paths, edit)]
         if optimizer is not None:
             _check_owned(paths, optimizer)
@@ -47,8 +48,10 @@ def apply_to_paths_(paths: PathSet, edits: list[Edit], optimizer: Optimizer | No
         for path, status in before:
             path.set_(**status._asdict())
         raise
+    # An open window goes on, but what it saw of a path that is no more would be scored under the new one's name.
     if paths.session.recorder is not None:
         paths.session.recorder.keep(names & set(paths.paths))
+    # Moments of what went off would push it again when it comes back.
     _clear_(paths, [path for path in switched if not path.enabled], optimizer)
 
 

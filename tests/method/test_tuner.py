@@ -12,15 +12,16 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tests.models import (
+    TRIO,
     adapted,
     class_batches,
     fill_,
+    half_on_,
     keep_only_,
     logits,
+    one_of_trio,
     text_batches,
-    tiny_bert,
     tiny_llama,
-    tiny_opt,
     tokens,
 )
 from torch import nn
@@ -28,99 +29,26 @@ from torch import nn
 import rankwise
 from rankwise.paths.path_set import path_set
 
-FAMILIES: dict[str, tuple[Any, str, list[str]]] = {
-    "bert": (tiny_bert, "SEQ_CLS", ["query", "value"]),
-    "llama": (tiny_llama, "CAUSAL_LM", ["q_proj", "v_proj", "down_proj"]),
-    "opt": (tiny_opt, "CAUSAL_LM", ["q_proj", "v_proj", "fc1"]),
-}
-
-
-def made(family: str, **fields: Any) -> PeftModel:
-    build, task, targets = FAMILIES[family]
-    return adapted(build(), task_type=task, target_modules=targets, **fields)
-
 
 def status(model: nn.Module) -> dict[str, tuple[bool, bool]]:
     return {name: (path.enabled, path.contributing) for name, path in rankwise.named_paths(model).items()}
 
 
-def half_on(model: nn.Module) -> None:
-    keep_only_(model, *list(rankwise.named_paths(model))[::2])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TRIO)
 def test_the_model_starts_as_the_base_model(family: str) -> None:
-    build = FAMILIES[family][0]
-    assert torch.equal(logits(made(family)), logits(build()))
+    build = TRIO[family][0]
+    assert torch.equal(logits(one_of_trio(family)), logits(build()))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_path_that_is_off_is_not_there(family: str) -> None:
-    """Against PEFT itself: zeroing B of the paths that are off gives the same logits, to the bit."""
-    model, twin = made(family), made(family)
-    for each in (model, twin):
-        fill_(each)
-    half_on(model)
-    with torch.no_grad():
-        for name, path in rankwise.named_paths(twin).items():
-            if not rankwise.named_paths(model)[name].enabled:
-                path.lora_B.zero_()
-    assert torch.equal(logits(model), logits(twin))
-    keep_only_(model)
-    assert torch.equal(logits(model), logits(FAMILIES[family][0]()))
-
-
-def test_gradients_equal_those_of_peft() -> None:
-    model = made("bert")
-    fill_(model)
-    half_on(model)
-    (batch,) = class_batches(1)
-    model(**batch).loss.backward()
-    for path in rankwise.named_paths(model).values():
-        assert (path.lora_A.grad is not None) == path.enabled
-        assert (path.lora_B.grad is not None) == path.enabled
-        assert path.lora_A.requires_grad
-
-
-def test_initial_values_depend_on_seed_and_name_alone() -> None:
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    first = rankwise.named_paths(made("bert", seed=5))
-    assert torch.equal(torch.get_rng_state(), state), "the global generator is not ours"
-    torch.manual_seed(2)
-    fewer = rankwise.named_paths(adapted(tiny_bert(), task_type="SEQ_CLS", target_modules=["value"], seed=5))
-    other = rankwise.named_paths(made("bert", seed=6))
-    for name, path in fewer.items():
-        assert torch.equal(path.lora_A, first[name].lora_A)
-        assert not torch.equal(path.lora_A, other[name].lora_A)
-        assert not path.lora_B.any()
-        bound = 1 / path.lora_A.shape[1] ** 0.5  # kaiming-uniform with a = sqrt 5
-        assert 0.5 * bound < path.lora_A.abs().max() <= bound
-
-
-@pytest.mark.parametrize("budget", [0, 0.0, 0.3, 1.0, 100])
-@pytest.mark.parametrize("mode", ["dynamic", "static"])
-def test_the_first_allocation_obeys_the_budget(mode: str, budget: float) -> None:
-    model = made("llama", mode=mode, budget=budget)
-    counts, plan = path_set(model).counts(), rankwise.plan(model)
-    assert counts["enabled"] <= plan.budget
-    if budget == 1.0:
-        assert counts["enabled"] == counts["resident"]
-    first = status(model)
-    assert status(made("llama", mode=mode, budget=budget)) == first
-    differ = [status(made("llama", mode=mode, budget=budget, seed=seed)) != first for seed in range(1, 5)]
-    assert any(differ) == (budget in (0.3, 100))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TRIO)
 @pytest.mark.parametrize("enabled_only", [False, True])
 def test_saved_and_loaded_it_is_the_same(family: str, enabled_only: bool, tmp_path: Path) -> None:
-    model = made(family)
+    model = one_of_trio(family)
     fill_(model)
-    half_on(model)
+    half_on_(model)
     expected = logits(model)
     model.save_pretrained(str(tmp_path), enabled_only=enabled_only)
-    build = FAMILIES[family][0]
+    build = TRIO[family][0]
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         loaded = PeftModel.from_pretrained(build(), tmp_path)
@@ -136,9 +64,9 @@ def test_saved_and_loaded_it_is_the_same(family: str, enabled_only: bool, tmp_pa
 
 
 def test_low_memory_loading_restores_the_allocation(tmp_path: Path) -> None:
-    model = made("llama")
+    model = one_of_trio("llama")
     fill_(model)
-    half_on(model)
+    half_on_(model)
     model.save_pretrained(str(tmp_path))
     loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path, low_cpu_mem_usage=True)
     assert status(loaded) == status(model)
@@ -146,9 +74,9 @@ def test_low_memory_loading_restores_the_allocation(tmp_path: Path) -> None:
 
 
 def test_the_allocation_survives_what_peft_users_do(tmp_path: Path) -> None:
-    model = made("llama")
+    model = one_of_trio("llama")
     fill_(model)
-    half_on(model)
+    half_on_(model)
     expected, on = logits(model), status(model)
     with model.disable_adapter():
         assert torch.equal(logits(model), logits(tiny_llama()))
@@ -180,47 +108,16 @@ def test_the_allocation_survives_what_peft_users_do(tmp_path: Path) -> None:
 
 def test_an_adapter_from_the_same_config_object_takes_over_the_structure() -> None:
     """DPO makes its reference adapter this way and copies parameters only."""
-    model = made("bert", mode="dynamic", budget=0.5)
-    half_on(model)
+    model = one_of_trio("bert", mode="dynamic", budget=0.5)
+    half_on_(model)
     model.add_adapter("reference", model.peft_config["default"])
     assert status(model) == {
         name: (path.enabled, path.contributing) for name, path in rankwise.named_paths(model, "reference").items()
     }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_merging_merges_what_contributes(family: str) -> None:
-    model = made(family)
-    fill_(model)
-    half_on(model)
-    expected = logits(model)
-    model.merge_adapter()
-    torch.testing.assert_close(logits(model), expected)
-    model.unmerge_adapter()
-    torch.testing.assert_close(logits(model), expected)
-    merged = model.merge_and_unload(safe_merge=True)
-    torch.testing.assert_close(logits(merged), expected)
-    assert "rankwise_paths" not in merged.__dict__
-    assert not merged._forward_pre_hooks
-
-
-def test_a_frozen_path_contributes_without_training() -> None:
-    model = made("bert", on_disable="freeze")
-    fill_(model)
-    expected = logits(model)
-    half_on(model)
-    assert torch.equal(logits(model), expected)
-    (batch,) = class_batches(1)
-    model(**batch).loss.backward()
-    for path in rankwise.named_paths(model).values():
-        assert path.contributing
-        assert (path.lora_B.grad is not None) == path.enabled
-    counts = path_set(model).counts()
-    assert counts["frozen"] == counts["contributing"] - counts["enabled"] > 0
-
-
 def test_only_enabled_paths_and_the_head_move() -> None:
-    model = made("bert", mode="dynamic", budget=0.5, search_every=2, score_batches=2).train()
+    model = one_of_trio("bert", mode="dynamic", budget=0.5, search_every=2, score_batches=2).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
     for batch in class_batches(8):
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -241,9 +138,9 @@ def test_only_enabled_paths_and_the_head_move() -> None:
 
 
 def test_generation_token_by_token_equals_all_at_once() -> None:
-    model = made("llama")
+    model = one_of_trio("llama")
     fill_(model)
-    half_on(model)
+    half_on_(model)
     ids = tokens(1)
     whole = logits(model, ids)
     cached = model(input_ids=ids[:, :3], use_cache=True)
@@ -259,9 +156,9 @@ def test_generation_token_by_token_equals_all_at_once() -> None:
 def test_gradient_checkpointing_gives_the_same_gradients_and_scores(reentrant: bool) -> None:
     found: list[tuple[list[torch.Tensor | None], dict[str, float]]] = []
     for checkpointing in (False, True):
-        model = made("llama", mode="dynamic", budget=0.5, search_every=1, score_batches=1).double().train()
+        model = one_of_trio("llama", mode="dynamic", budget=0.5, search_every=1, score_batches=1).double().train()
         fill_(model)
-        half_on(model)
+        half_on_(model)
         if checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": reentrant})
         model.enable_input_require_grads()
@@ -278,13 +175,13 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_scores(reentrant: b
 
 
 def test_bfloat16_and_autocast() -> None:
-    exact = made("llama")
+    exact = one_of_trio("llama")
     fill_(exact)
-    half_on(exact)
+    half_on_(exact)
     expected = logits(exact)
-    half = adapted(tiny_llama().bfloat16(), task_type="CAUSAL_LM", target_modules=FAMILIES["llama"][2])
+    half = adapted(tiny_llama().bfloat16(), task_type="CAUSAL_LM", target_modules=TRIO["llama"][2])
     fill_(half)
-    half_on(half)
+    half_on_(half)
     assert logits(half).dtype == torch.bfloat16
     torch.testing.assert_close(logits(half).float(), expected, rtol=0.1, atol=0.5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -293,7 +190,7 @@ def test_bfloat16_and_autocast() -> None:
 
 @torch._dynamo.config.patch(recompile_limit=8)  # torch's own, which the search raises
 def test_a_compiled_model_follows_twelve_reallocations() -> None:
-    model = made("bert", mode="dynamic", budget=0.5, proxy="constant", search_every=1, scoring="online")
+    model = one_of_trio("bert", mode="dynamic", budget=0.5, proxy="constant", search_every=1, scoring="online")
     fill_(model)
     compiled: Any = torch.compile(model, backend="aot_eager")
     model.train()

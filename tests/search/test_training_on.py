@@ -64,6 +64,27 @@ def test_a_static_adapter_does_not_search_again(scoring: str, tmp_path: Path) ->
     assert (searched_at(alone), on(alone)) == (before, chosen)
 
 
+def test_nor_when_transformers_itself_has_loaded_it(tmp_path: Path) -> None:
+    model = searching(mode="static", scoring="online")
+    trainer(model, tmp_path).train()
+    model.save_pretrained(str(tmp_path / "adapter"))
+    alone = tiny_bert()
+    alone.load_adapter(str(tmp_path / "adapter"), is_trainable=True)
+    assert rankwise.history(alone) == rankwise.history(model)
+    in_a_bare_loop(alone, 4)
+    assert (searched_at(alone), on(alone)) == (searched_at(model), on(model))
+
+
+def test_a_damaged_folder_leaves_transformers_model_as_it_was(tmp_path: Path) -> None:
+    adapted(tiny_bert(), task_type="SEQ_CLS", target_modules=["query"]).save_pretrained(str(tmp_path))
+    (tmp_path / "search_history.jsonl").write_text("not a record\n")
+    plain = tiny_bert()
+    names = [name for name, _ in plain.named_modules()]
+    with pytest.raises(ValueError, match="search_history.jsonl"):
+        plain.load_adapter(str(tmp_path))
+    assert [name for name, _ in plain.named_modules()] == names
+
+
 def test_a_dynamic_adapter_goes_on_searching_and_counting(tmp_path: Path) -> None:
     model = searching(search_every=4, warmup_searches=1)
     run = trainer(model, tmp_path)

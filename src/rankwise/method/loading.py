@@ -101,6 +101,7 @@ def completed(loaded: dict[str, Tensor], model: nn.Module, paths: PathSet) -> di
     check_same_names(own, given)
     check_same_shapes(present, given if _OTHER_HEADS.get() else loaded)
     check_structure(model, paths, given)
+    # PEFT would report these as missing; they are known, so they are filled in.
     off = {key for key in own if key not in given and not key.endswith(f"lora_allocation.{adapter}")}
     filled = {key: initial_value(key, paths) if own[key].is_meta else own[key] for key in off}
     if config.block_paths().share and shared_downs(given):

@@ -14,6 +14,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 from safetensors import SafetensorError
 from torch import nn
+from transformers.integrations.peft import PeftAdapterMixin
 
 from rankwise.configs.path import PathConfig
 from rankwise.method.folders import check_folder
@@ -102,6 +103,35 @@ def wrap_peft_model(before_saving: Any, after_saving: Any, after_loading: Any) -
     PeftModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[method-assign, assignment]
     for wrapper in (PeftModel, PeftMixedModel):
         wrapper.__init__ = _checked_first(wrapper.__init__)  # type: ignore[method-assign]
+
+
+def wrap_transformers_loading(after_loading: Any) -> None:
+    """Let transformers' own ``model.load_adapter`` read what lies beside an adapter's tensors, too, once.
+
+    It reads config and tensors by itself; without the history a static adapter would search again when trained on.
+
+    Args:
+        after_loading: As in ``wrap_peft_model``.
+    """
+    load = PeftAdapterMixin.load_adapter
+    if "rankwise" in load.__dict__:
+        return
+
+    @functools.wraps(load)
+    def load_adapter(
+        self: Any, peft_model_id: Any = None, adapter_name: str | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if peft_model_id is None:  # config and tensors were given, there is no folder
+            return load(self, peft_model_id, adapter_name, *args, **kwargs)
+        folder = Path(peft_model_id, (kwargs.get("adapter_kwargs") or {}).get("subfolder") or "")
+        vouched = check_folder(folder)
+        with unwound(self, always=False):
+            result = load(self, peft_model_id, adapter_name, *args, **kwargs)
+            after_loading(self, folder, adapter_name or "default", vouched)
+        return result
+
+    load_adapter.__dict__["rankwise"] = True
+    PeftAdapterMixin.load_adapter = load_adapter  # type: ignore[method-assign]
 
 
 def _checked_first(init: Any) -> Any:

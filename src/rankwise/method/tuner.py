@@ -68,15 +68,20 @@ class PathModel(LoraModel):
         assert isinstance(config, PathConfig)
         wiring = _wiring_for(model, config)
         with _linear_targets(config, wiring):
+            # PEFT's order: names of the family first, so that the checks see what PEFT will look for; then the checks,
+            # as long as nothing is built; then PEFT builds.
             self._prepare_adapter_config(config, self.get_model_config(model))
             check_targets(model, config)
             check_layers(model, config, self._check_target_module_exists)
             check_linear(model, partial(self._check_target_module_exists, config))
             resolve_ranks(config, partial(self._projections, model, config), wiring)
+            # PEFT refuses an empty list but knows a dummy that matches nothing; None means block paths decide, and
+            # stays.
             config.target_modules = config.target_modules or (
                 DUMMY_TARGET_MODULES if config.target_modules is not None else None
             )
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+        # PEFT's own injection makes its layers empty inside; ours come after it and need the same.
         context = init_empty_weights if low_cpu_mem_usage else nullcontext
         with context():
             block_paths = self._build_block_paths(model, adapter_name, config, wiring)
@@ -153,6 +158,7 @@ class PathModel(LoraModel):
             if isinstance(module, LoraLayer) and not isinstance(module, BlockHost) and adapter in module.lora_A
         }
         check_gated(hosts)
+        # Names are given as in the base model, whatever an earlier adapter has wrapped.
         bare = (name.replace(".base_layer", "") for name, _ in model.named_modules() if ".lora_" not in name)
         names = path_names(hosts, bare)
         linear = [LowRankPath(names[module], "linear", module, host, adapter) for module, host in hosts.items()]
@@ -165,8 +171,10 @@ class PathModel(LoraModel):
             waits = path.kind == "linear" and config.linear_waits
             if "lora_allocation" not in path.host._modules:
                 path.host.lora_allocation = AllocationState()
+            # A second adapter made from the very config of a present one takes its structure over; see _structure_of.
             status = copied_from.get(path.own_name, Status(False, False, *_span(path), not waits))
             path.state.put(adapter, status, path.lora_B.device)
+            # PEFT asks a layer's variant instead of adding B A x itself: the one place where a path can be switched.
             path.host.lora_variant[adapter] = Gate(path, paths)
         config.check_waiting({path.built_block for path in linear})
         for name in [] if copied_from else first_allocation(paths):
@@ -256,6 +264,7 @@ class PathModel(LoraModel):
         with self._merging(kwargs.get("adapter_names")):
             if merge:
                 self._check_merge_allowed()
+            # PEFT puts a layer's base in its place, and a block path has none: its hosts must be gone by then.
             with sets.wiring.removed(self.model) if sets.wiring is not None else nullcontext():
                 model: Any = super()._unload_and_optionally_merge(merge, *args, **kwargs)
         del model.__dict__["rankwise_paths"]

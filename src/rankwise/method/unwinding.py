@@ -27,6 +27,7 @@ def unwound(model: nn.Module, *, always: bool = True) -> Iterator[None]:
         own = module.__dict__
         noted.append((own, dict(own)))
         noted += [(value, _copy(value)) for value in own.values() if isinstance(value, (dict, list, set))]
+    # Hooks find block paths through these, and they are no modules' attributes.
     noted += [(hosts, dict(hosts)) for holder in holders(model).values() for hosts in _hosts(holder)]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:

@@ -18,9 +18,11 @@ def before_forward(module: Any, args: Any) -> None:
         return
     for paths in module.rankwise_paths.values():
         session = paths.session
+        # Gradients in evaluation mode: a loop that forgot model.train() would search nothing and never know.
         if not module.training:
             session.unheard = session.unheard or not (session.probing or torch.compiler.is_compiling())
             continue
+        # Here and not once: the process group is often made after the model.
         session.tied = world_size() > 1
         if session.recorder is not None and not session.probing and not torch.compiler.is_compiling():
             _drop_skipped_step(paths)

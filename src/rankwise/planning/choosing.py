@@ -101,6 +101,7 @@ def plan_paths(
     """
     began = time.perf_counter()
     choice.check_batches(batches)
+    # What one rank costs; candidates lie on the model at rank 1, but a user's own may not.
     costs = {
         name: cost // path.r for (name, cost), path in zip(paths.costs().items(), paths.paths.values(), strict=True)
     }
@@ -123,6 +124,7 @@ def plan_paths(
     picks = chooser.choose(signals["all"], guarded.breadth)
     ranks = chooser.ranks(signals["all"], picks)
     device = next(model.parameters()).device
+    # Sums over processes may differ in the last bit, and one bit may turn a choice.
     check_same_everywhere([f"{name}={rank}" for name, rank in ranks.items()], "the rank plan", device)
     for note in guarded.notes:
         if guarded.breadth != choice.breadth:  # something else was done than was asked for

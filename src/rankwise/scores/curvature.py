@@ -79,8 +79,10 @@ class ExampleRecorder:
         along = self.directions[path.name]
         wide = torch.float64 if torch.float64 in (x.dtype, g.dtype) else torch.float32
         with torch.autocast(x.device.type, enabled=False):
+            # Sums over tokens in half precision would lose the small slopes that the choice is about.
             left, right = along.left.to(x.device, wide), along.right.to(x.device, wide)
             seen = ((g.to(wide) @ left) * (x.to(wide) @ right)).view(rows, -1, left.shape[1]).sum(1)
+        # A module may be called more than once in a forward pass (a shared layer): its slopes add up.
         self.found[path.name] = self.found[path.name] + seen if path.name in self.found else seen
 
     def take(self) -> dict[str, Tensor]:
@@ -132,6 +134,7 @@ def gradient_pass(
         with seen_by(paths, recorder):
             loss = loss_of(model, batch)
             torch.autograd.grad(loss, recorder.anchor, allow_unused=True)  # inside: checkpointing runs forward again
+        # One batch is one step: its G is added with the weight of a batch, as an optimizer step would see it.
         recorder.fold()
         losses.append(float(loss.detach()))
     if len(batches) < parts:
@@ -186,6 +189,7 @@ def curvature_pass(
         rows.append(_beside(recorder.take(), directions, recorder.examples))
         terms += drawn.terms
         means.append(drawn.mean)
+    # Every process has its own examples, and the choice needs what components share over all of them.
     together = gather_rows(torch.cat(rows))
     total = torch.tensor([terms], dtype=torch.int64, device=together.device)
     sum_over_processes_([total])

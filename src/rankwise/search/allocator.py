@@ -95,6 +95,8 @@ class Allocator(Listener):
                 f"adapter {self.paths.adapter!r} is a {type(config).__name__}, which has no search: its edits are made "
                 "by rankwise.Editor(model, optimizer, steps_per_epoch=..., total_steps=...)"
             )
+        # Before anything else: choosing makes the paths anew and leaves a config that switches nothing, so what follows
+        # must read it afterwards.
         if config.undecided:
             self._choose_ranks(optimizer)
         self.policy = config.switching()
@@ -120,6 +122,7 @@ class Allocator(Listener):
     def _choose_ranks(self, optimizer: Optimizer | None) -> None:
         """Make the one search of ``granularity="rank"`` at once; afterwards the config searches nothing."""
         batches = self._batches(0) if callable(self._batches) else self._batches
+        # No falling back to the first training steps: by then the optimizer owns the candidates.
         if batches is None:
             raise undecided_error(self.paths.adapter)
         choose_ranks_(
@@ -201,6 +204,7 @@ class Allocator(Listener):
 
     def _first_step(self) -> int:
         """Return the step before which the first search comes: at once, or when enough steps have been seen."""
+        # Counted from what an earlier training left, not from now: a resumed run must come to the same first step.
         config, before = self.config, len(searches(self.paths.history[: self.earlier]))
         if self._batches is not None or not self._needs_batches(self.policy.proxy_of(before)):
             return 0
@@ -227,6 +231,7 @@ class Allocator(Listener):
         self._search_if_due()
 
     def _search_if_due(self) -> None:
+        # The history tells whether this step's search was made, as it survives a checkpoint taken right after it.
         if self._next_search(self.step) == self.step and self._last_search_step() != self.step:
             self.search()
         self._open_window()
@@ -242,11 +247,13 @@ class Allocator(Listener):
     def _open_window(self) -> StatisticRecorder | None:
         """Record the ``score_batches`` steps before the next search, where they are what it scores by."""
         proxy = self.policy.proxy_of(self.searches)
+        # A window opens only as long before a search as it has to be: each recorded step costs time.
         due = self._next_search(self.step + 1 if self._last_search_step() == self.step else self.step)
         online = self.config.scoring == "online" and self._needs_batches(proxy)
         if due is None or not online or due - self.step > self.config.score_batches:
             self.paths.session.recorder = None
             return None
+        # Open already; a new one would lose the steps it has seen.
         if isinstance(self.paths.session.recorder, StatisticRecorder):
             return self.paths.session.recorder
         statistic = gradient_statistic(
@@ -289,8 +296,10 @@ class Allocator(Listener):
                 "look for NaN or overflow in the loss",
                 stacklevel=2,
             )
+            # Keeping what is on beats choosing by nothing; training goes on, the record says that no score was finite.
             chosen = before
         names = [name for name in self.paths.paths if name in chosen]
+        # Before the switch, not after: processes that disagree must stop while all of them are still whole.
         check_same_everywhere(names, f"the allocation at step {self.step}", self.paths.resident[0].lora_A.device)
         apply_to_paths_(self.paths, switches(before, chosen), self.optimizer)
         record = self._record(how, scores, names, before, time.perf_counter() - began)
@@ -304,11 +313,13 @@ class Allocator(Listener):
     def _scores(self) -> tuple[str, Scores]:
         """Return how the scores were had, and the scores."""
         proxy, config = self.policy.proxy_of(self.searches), self.config
+        # Closed before a probe runs: its passes are no training steps and must not be counted among them.
         recorder, self.paths.session.recorder = self.paths.session.recorder, None
         if PROXIES[proxy].needs == "nothing":
             return "random", score_without_data(proxy, list(self.paths.paths), config.seed)
         if isinstance(recorder, StatisticRecorder):
             self.tap_seconds += recorder.seconds
+            # A window with no step in it (training just begun) is none: probe if that can be had.
             if recorder.steps:
                 return "online", score_from_means(proxy, self.paths.paths, recorder.means())
         batches = self._batches(self.searches) if callable(self._batches) else self._batches
@@ -318,6 +329,7 @@ class Allocator(Listener):
                 "there are no batches to probe with: pass rankwise.Allocator(..., batches=...)"
             )
         with ExitStack() as stack:
+            # A search runs without gradients, its probe is the exception.
             stack.enter_context(torch.enable_grad())
             scores = probe(
                 self.model,
@@ -335,6 +347,7 @@ class Allocator(Listener):
         return "probe", scores
 
     def _record(self, how: str, scores: Scores, chosen: list[str], before: set[str], seconds: float) -> SearchRecord:
+        # What taps cost since the last search belongs to this one.
         tap_seconds, self.tap_seconds = self.tap_seconds, 0.0
         return SearchRecord(
             step=self.step,
@@ -373,6 +386,7 @@ class Allocator(Listener):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken."""
         super().load_state_dict(state)
+        # The checkpoint's history was loaded after this object was made.
         self.schedule = replace(self.schedule, first=self._first_step())
         self.tap_seconds = state["tap_seconds"]
         self.paths.session.recorder = None

@@ -161,6 +161,7 @@ class Editor(Listener):
         check_same_everywhere(
             [repr(edit) for edit in made], f"the {kind} at step {self.step}", self.paths.resident[0].lora_B.device
         )
+        # What the user's own measurement takes is not what the edit costs.
         seconds = time.perf_counter() - began
         measured = [self._measured(made)]
         began = time.perf_counter()

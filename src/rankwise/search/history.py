@@ -60,8 +60,8 @@ def history(model: nn.Module, adapter: str | None = None) -> History:
     return History(path_set(model, adapter).history)
 
 
-def _own(model: PeftModel) -> dict[str, PathSet]:
-    base = model.get_base_model()
+def _own(model: nn.Module) -> dict[str, PathSet]:
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     sets: dict[str, PathSet] = base.__dict__.get("rankwise_paths", {})
     return sets
 
@@ -167,7 +167,7 @@ def _structure(paths: PathSet) -> dict[str, Any]:
     }
 
 
-def after_loading(model: PeftModel, folder: str | Path, adapter: str, vouched: bool) -> None:
+def after_loading(model: nn.Module, folder: str | Path, adapter: str, vouched: bool) -> None:
     """Take the history back, and remember where the adapter came from.
 
     Args:

@@ -68,6 +68,7 @@ class Listener:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer | None = None, *, adapter: str | None = None) -> None:
         self.paths: PathSet = path_set(model, adapter)
+        # Weak: the model holds this through its session, and a cycle would keep both in memory after a run.
         self._model = weakref.ref(model)
         self._optimizer = weakref.ref(optimizer) if optimizer is not None else None
         self.step = 0
@@ -85,6 +86,8 @@ class Listener:
         self.paths.session.listener = self
         self.paths.session.recorder = None
         self.paths.session.detached = False
+        # DDP waits for every parameter that requires a gradient, so what is off is tied in; alone, that costs for
+        # nothing.
         self.paths.session.tied = world_size() > 1
         _allow_recompiling(self.planned_changes)
         driver().listen(self.paths)
@@ -145,6 +148,7 @@ class Listener:
             ValueError: The optimizer needs a gradient of every parameter.
         """
         self._optimizer = weakref.ref(optimizer)
+        # None and not zero: optimizers skip what has no gradient, but decay and move by momentum what has zeros.
         idle = self.paths.idle_parameters()
         if idle and any(cls.__name__ in GREEDY for cls in type(optimizer).__mro__):
             raise ValueError(

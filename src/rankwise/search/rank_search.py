@@ -64,6 +64,8 @@ def choose_ranks_(
     given = [batch for _, batch in zip(range(config.score_batches), batches, strict=False)]
     loss_of = loss_in(compute_loss or model_loss, autocast)
     steps = head_steps(model, given, head_warmup)
+    # Candidates are off until they have a rank; probing makes every one of them contribute (B is zero, so nothing
+    # moves).
     before, paths.session.probing = paths.session.probing, True
     try:
         with warmed_head(model, given, loss_of, steps, keep=False), untouched(model), torch.enable_grad():
@@ -90,6 +92,7 @@ def adopt_(model: nn.Module, paths: PathSet, plan: RankPlan, seconds: float) -> 
     gains = dict.fromkeys(plan.ranks, 0.0)
     for pick in plan.picks:
         gains[pick.path] += pick.gain
+    # Before the record: its counts are of what is left in memory.
     resize_(paths, plan.ranks)
     record = SearchRecord(
         step=0,

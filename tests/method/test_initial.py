@@ -1,0 +1,47 @@
+"""The values that paths start with depend on seed, module and adapter, and on nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.models import adapted, one_of_trio, tiny_bert
+
+import rankwise
+from rankwise.method.initial import initial_value, seeded
+from rankwise.paths.path_set import path_set
+
+
+def test_initial_values_depend_on_seed_and_name_alone() -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = rankwise.named_paths(one_of_trio("bert", seed=5))
+    assert torch.equal(torch.get_rng_state(), state), "the global generator is not ours"
+    torch.manual_seed(2)
+    fewer = rankwise.named_paths(adapted(tiny_bert(), task_type="SEQ_CLS", target_modules=["value"], seed=5))
+    other = rankwise.named_paths(one_of_trio("bert", seed=6))
+    for name, path in fewer.items():
+        assert torch.equal(path.lora_A, first[name].lora_A)
+        assert not torch.equal(path.lora_A, other[name].lora_A)
+        assert not path.lora_B.any()
+        bound = 1 / path.lora_A.shape[1] ** 0.5  # kaiming-uniform with a = sqrt 5
+        assert 0.5 * bound < path.lora_A.abs().max() <= bound
+
+
+@pytest.mark.parametrize("init", [True, "gaussian"])
+def test_what_a_file_may_lack_is_what_the_model_drew(init: object) -> None:
+    model = one_of_trio("llama", init_lora_weights=init, seed=3)
+    paths = path_set(model)
+    for path in paths.resident:
+        for factor, value in (("lora_A", path.lora_A), ("lora_B", path.lora_B)):
+            assert torch.equal(initial_value(f"{path.module}.{factor}.default.weight", paths), value)
+
+
+def test_another_adapter_draws_other_values_and_the_global_generator_stays() -> None:
+    before = torch.get_rng_state()
+    drawn = []
+    for adapter in ("default", "other", "default"):
+        with seeded(0, "encoder.query", adapter):
+            drawn.append(torch.rand(3))
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])
+    assert torch.equal(torch.get_rng_state(), before)
