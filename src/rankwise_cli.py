@@ -15,8 +15,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from rankwise_cli_report import results
 from rankwise_exits import explained, show_version, show_warning
-from rankwise_reports import results
 
 app = typer.Typer(
     name="rankwise",

@@ -80,7 +80,7 @@ def test_a_damaged_folder_leaves_transformers_model_as_it_was(tmp_path: Path) ->
     (tmp_path / "search_history.jsonl").write_text("not a record\n")
     plain = tiny_bert()
     names = [name for name, _ in plain.named_modules()]
-    with pytest.raises(ValueError, match="search_history.jsonl"):
+    with pytest.raises(ValueError, match=r"search_history\.jsonl"):
         plain.load_adapter(str(tmp_path))
     assert [name for name, _ in plain.named_modules()] == names
 

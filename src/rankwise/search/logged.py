@@ -6,7 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import Trainer
 from transformers.integrations.integration_utils import TensorBoardCallback
@@ -14,9 +14,6 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from rankwise.paths.path_set import PathSet
 from rankwise.report import overlaps, plot_frequency, plot_structure
 from rankwise.rules.records import edits, searches
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 logger = logging.getLogger("rankwise")
 PREFIX = "rankwise/"
@@ -66,7 +63,7 @@ def draw_at_the_end(trainer: Trainer, paths: PathSet, step: int) -> None:
             writer.add_figure(f"{PREFIX}{name}", figure, step)
 
 
-def _pictures(paths: PathSet) -> Iterator[tuple[str, Figure]]:
+def _pictures(paths: PathSet) -> Iterator[tuple[str, Any]]:
     suffix = "" if paths.adapter == "default" else f" of {paths.adapter}"
     if searches(paths.history):
         yield f"enabled paths{suffix}", plot_frequency(paths.history)

@@ -17,7 +17,7 @@ from rankwise.report.moments import moments
 from rankwise.rules.records import searches
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.results.detail import detail
-from rankwise.runs.results.found import DAMAGED, FINISHED, UNFINISHED, find_runs, summarise
+from rankwise.runs.results.found import DAMAGED, FAILED, FINISHED, UNFINISHED, find_runs, summarise
 from rankwise.runs.results.page import MOST_DETAILED, write_page
 from rankwise.runs.results.path_detail import MOST_MOMENTS, paths_shown
 from rankwise.runs.results.weights import read_weights
@@ -148,14 +148,23 @@ def test_a_folder_of_runs_is_a_comparison_and_a_damaged_one_is_named(tmp_path: P
     (tmp_path / "study" / "broken" / "config.yaml").write_text("model: [")
     (tmp_path / "study" / "notes").mkdir()
     (tmp_path / "study" / "notes" / "config.yaml").write_text("title: no run of ours")
+    (tmp_path / "study" / "failed").mkdir()
+    (tmp_path / "study" / "failed" / "error.txt").write_text("Traceback\nValueError: no such file")
     runs = find_runs(tmp_path / "study")
     states = {run.root.name: summarise(run, tmp_path).state for run in runs}
-    assert states == {"heterolora": FINISHED, "lor2c": FINISHED, "stopped": UNFINISHED, "broken": DAMAGED}
+    assert states == {
+        "heterolora": FINISHED,
+        "lor2c": FINISHED,
+        "stopped": UNFINISHED,
+        "broken": DAMAGED,
+        "failed": FAILED,
+    }
     page = write_page([tmp_path / "study"], tmp_path / "report.html")
     found = data_of(page.file)
     assert [each["name"] for each in found["comparison"]] == ["cells/heterolora", "cells/lor2c", "stopped"]
     assert [each["name"] for each in found["runs"]] == [each["name"] for each in found["comparison"]]
     assert "broken is damaged" in page.left_out[0]
+    assert page.left_out[1].endswith("failed failed, ValueError: no such file")
     again = write_page([tmp_path / "study"], tmp_path / "again.html")
     assert again.file.read_bytes() == page.file.read_bytes()
 

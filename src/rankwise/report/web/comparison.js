@@ -18,6 +18,13 @@ function comparison(runs) {
   return [table, pictures];
 }
 
+/** A table that was made elsewhere, such as a study's statistics; texts that begin with a number sort by it. */
+function givenTable({ title, header, rows, note }) {
+  const leading = (cell) => (typeof cell === "string" && /^[+-]?\d/.test(cell) ? parseFloat(cell.replace(/,/g, "")) : cell);
+  return [h("h3", {}, title), sortable(title, header.map((name, i) => ({ name, value: (row) => leading(row[i]),
+    text: (row) => (isNumber(row[i]) ? short(row[i]) : row[i]), number: i > 0 })), rows), note ? h("p", { class: "note" }, note) : null];
+}
+
 function compared(runs, groups) {
   const splits = [...new Set(runs.flatMap((run) => measured(run.figures.last)))];
   const count = (split) => runs.filter((run) => measured(run.figures.last).includes(split)).length;

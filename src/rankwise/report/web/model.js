@@ -13,9 +13,9 @@ function drawModel(holder, run, moment, width) {
   const kinds = Object.keys(ARCS).filter((kind) => paths.some((path) => path.kind === kind));
   const blocks = 1 + Math.max(-1, ...paths.flatMap((path) => path.blocks));
   const most = Math.max(1, ...paths.map((path) => path.r || 1));
-  const left = 44, narrow = kinds.length ? 44 + 30 * kinds.length : 30;
+  const left = 44, narrow = kinds.length ? 44 + 24 * kinds.length : 30;
   const cell = Math.max(15, Math.min(64, (width - left - narrow) / Math.max(rows.length, 1)));
-  const lane = Math.max(30, Math.min(64, (width - left - cell * rows.length - 60) / Math.max(kinds.length, 1)));
+  const lane = Math.max(24, Math.min(64, (width - left - cell * rows.length - 60) / Math.max(kinds.length, 1)));
   const beside = kinds.length ? 44 + lane * kinds.length : 30;
   const names = rows.map(shortRow);
   const tilted = names.some((name) => name.length * 6.5 > cell);

@@ -58,14 +58,14 @@ function curves(run) {
 
 function heat(run) {
   if (!run.heat) return null;
-  const { rows, columns, ranks, share } = run.heat;
+  const { rows, columns, ranks, share, known } = run.heat;
   const holder = h("div");
   function draw(table, percents) {
     const most = percents ? 1 : Math.max(1, ...table.flat().filter(isNumber));
     const cell = (value) => {
       if (!isNumber(value)) return h("td", { class: "none" }, "");
       if (!value) return h("td", { class: "off" }, percents ? "0" : "·");
-      const td = h("td", { class: value / most > 0.5 ? "deep" : null }, percents ? String(Math.round(100 * value)) : short(value));
+      const td = h("td", { class: value / most > 0.5 ? "deep" : null }, percents ? String(Math.round(100 * value)) : known ? short(value) : "on");
       td.style.background = `color-mix(in srgb, var(--heat) ${Math.round(12 + 88 * (value / most))}%, var(--card))`;
       return td;
     };
@@ -74,8 +74,8 @@ function heat(run) {
       h("tbody", {}, rows.map((row, i) => h("tr", {}, h("th", { scope: "row" }, row), table[i].map(cell)))))));
   }
   draw(ranks, false);
-  const options = [["rank at the end", [ranks, false]], ...(share ? [["how often it was on, % of the searches", [share, true]]] : [])];
-  return section("Ranks by block", h("p", { class: "note" }, "A dot: off. Empty: no such path. A path across several blocks stands in each of them."),
+  const options = [[known ? "rank at the end" : "what is on at the end", [ranks, false]], ...(share ? [["how often it was on, % of the searches", [share, true]]] : [])];
+  return section("Ranks by block", h("p", { class: "note" }, known ? "" : "The files of this run do not say all ranks. ", "A dot: off. Empty: no such path. A path across several blocks stands in each of them."),
     options.length > 1 ? h("div", { class: "controls" }, choose("show", options, ([table, percents]) => draw(table, percents))) : null, holder);
 }
 

@@ -14,7 +14,9 @@ from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.reading import read_yaml
 from rankwise.runs.training.metrics import dev_by_epoch
 
-FINISHED, UNFINISHED, DAMAGED = "finished", "unfinished", "damaged"
+FINISHED, UNFINISHED, FAILED, DAMAGED = "finished", "unfinished", "failed", "damaged"
+UNREADABLE = (FAILED, DAMAGED)  # states without figures
+ERROR = "error.txt"  # what a study leaves in the folder of a run that failed
 CHOSEN = ("last", "dev_selected")
 REMEDY = "delete it, or copy it again"
 
@@ -28,7 +30,7 @@ class Summary:
     Args:
         name: Its folder, relative to the one that was asked about.
         folder: Its folder.
-        state: ``finished``, ``unfinished`` or ``damaged``.
+        state: ``finished``, ``unfinished``, ``failed`` (a study's run that ended in an error) or ``damaged``.
         note: How far it came, or what is wrong.
         method: The method's name.
         model: The base model.
@@ -73,7 +75,8 @@ class Summary:
 def find_runs(place: str | Path) -> list[RunFolder]:
     """Return the runs in a folder and below it, by name; what lies inside a run is part of it.
 
-    A folder is a run if its ``config.yaml`` is a recipe, that is, has a model and a method.
+    A folder is a run if its ``config.yaml`` is a recipe, that is, has a model and a method; or if a study left the
+    error of a run there.
 
     Raises:
         FileNotFoundError: There is no such folder, or no run in it.
@@ -98,7 +101,7 @@ def find_runs(place: str | Path) -> list[RunFolder]:
 
 def _is_run(run: RunFolder) -> bool:
     if not run.config.is_file():
-        return False
+        return (run.root / ERROR).is_file()
     try:
         content = read_yaml(run.config)
     except ValueError:
@@ -118,6 +121,9 @@ def name_of(run: RunFolder, root: Path) -> str:
 def summarise(run: RunFolder, root: Path) -> Summary:
     """Return what a run has to say; what is wrong with a damaged one stands in its note."""
     name = name_of(run, root)
+    if not run.finished and (run.root / ERROR).is_file():
+        said = (run.root / ERROR).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return Summary(name=name, folder=run.root, state=FAILED, note=said[-1] if said else "no error was kept")
     try:
         told = _recipe(run)
         told |= _finished(run) if run.finished else _unfinished(run)

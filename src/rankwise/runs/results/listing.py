@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rankwise.errors import check_choice
-from rankwise.runs.results.found import DAMAGED, FINISHED, UNFINISHED, Summary, find_runs, summarise
+from rankwise.runs.results.found import DAMAGED, FAILED, FINISHED, UNFINISHED, UNREADABLE, Summary, find_runs, summarise
 
 FIELDS = ("name", "state", "method", "model", "task", "seed", "learning_rate", "budget", "parameters", "seconds")
 NUMBERS = ("seed", "rate", "budget", "parameters", "seconds")
@@ -26,7 +26,7 @@ SPARE = (
     "state",
     "method",
 )  # what goes first where a line is too narrow
-STYLES = {FINISHED: "green", DAMAGED: "red"}
+STYLES = {FINISHED: "green", FAILED: "red", DAMAGED: "red"}
 
 
 def list_runs(
@@ -129,7 +129,7 @@ def runs_table(runs: Sequence[Summary], *, split: str | None = None, width: int 
     same = ", ".join(f"{name} {value}" for name, value in told.items() if value)
     under = [f"the same in all: {same}"] if same else []
     under += [f"no room for {', '.join(dropped)}: a wider terminal, or --json"] if dropped else []
-    under += [f"{run.name}: {run.note}" for run in runs if run.state == DAMAGED]
+    under += [f"{run.name}: {run.note}" for run in runs if run.state in UNREADABLE]
     table.caption = Text("\n".join(under)) if under else None
     return table
 
@@ -141,7 +141,7 @@ def _width(columns: Mapping[str, Sequence[str]]) -> int:
 
 def _same(cells: Sequence[str], runs: Sequence[Summary]) -> str:
     """Return what a column says of all runs that can be read, if that is one thing."""
-    said = {cell for cell, run in zip(cells, runs, strict=True) if run.state != DAMAGED}
+    said = {cell for cell, run in zip(cells, runs, strict=True) if run.state not in UNREADABLE}
     return said.pop() if len(said) == 1 else ""
 
 

@@ -75,13 +75,16 @@ def paths_shown(history: Sequence[Record], found: Sequence[Moment], ranks: Mappi
             for each in (found[number] for number in kept)
         ],
         "thinned": len(found) if len(kept) < len(found) else None,
-        "heat": _heat(history, names, {name: rank(name, end) or 1 for name in end.on}),
+        "heat": _heat(history, names, {name: rank(name, end) for name in end.on}),
     }
 
 
-def _heat(history: Sequence[Record], names: Sequence[str], end: dict[str, int]) -> Data:
-    table = rank_table({**_off(names, end), **end})
-    heat: Data = {"rows": table.rows, "columns": table.columns, "ranks": table.values, "share": None}
+def _heat(history: Sequence[Record], names: Sequence[str], end: Mapping[str, int | None]) -> Data:
+    """Return the ranks at the end by row and block, 1 where no file has one, and how often each path was on."""
+    known_ranks = all(end.values())
+    table = rank_table({**_off(names, end), **{name: rank or 1 for name, rank in end.items()}})
+    heat: Data = {"rows": table.rows, "columns": table.columns, "ranks": table.values, "known": known_ranks}
+    heat["share"] = None
     if len(searches(history)) > 1:
         often = frequency(history)
         known = {
@@ -93,7 +96,7 @@ def _heat(history: Sequence[Record], names: Sequence[str], end: dict[str, int]) 
     return heat
 
 
-def _off(names: Sequence[str], end: dict[str, int]) -> dict[str, int]:
+def _off(names: Sequence[str], end: Mapping[str, int | None]) -> dict[str, int]:
     """Return rank 0 for the paths that are off, unless one that is on has the same cell."""
     taken = {cell for name in end for cell in cells(name)}
     return {name: 0 for name in names if name not in end and not any(cell in taken for cell in cells(name))}
