@@ -79,8 +79,9 @@ def test_an_edited_run_starts_as_built_and_has_spectra(make: Make, tmp_path: Pat
     assert found["moments"][0]["title"] == "start"
     assert found["moments"][0]["step"] == 0
     assert found["moments"][1]["title"] == found["edits"][0]["what"] == "merge 0 + 1"
-    assert found["moments"][1]["gained"] == ["layers.0-1.layer"]
-    assert found["moments"][1]["lost"] == ["layers.0.layer", "layers.1.layer"]
+    names = [path["name"] for path in found["paths"]]
+    assert [names[place] for place in found["moments"][1]["gained"]] == ["layers.0-1.layer"]
+    assert [names[place] for place in found["moments"][1]["lost"]] == ["layers.0.layer", "layers.1.layer"]
     merged = next(path for path in found["paths"] if path["name"] == "layers.0-1.layer")
     assert merged["blocks"] == [0, 1]
     assert merged["r"] == 4

@@ -53,8 +53,8 @@ function drawModel(holder, run, moment, width) {
       const lit = on.has(i), strength = 0.35 + (0.65 * (path.r || 1)) / most;
       svg.append(s("g", { class: lit ? "path on" : frozen.has(i) ? "path frozen" : "path off", "data-path": path.name },
         s("rect", { x, y, width: cell - 3, height: tall, rx: 3, fill: lit ? "var(--linear)" : frozen.has(i) ? `url(#${hatch})` : "none",
-          "fill-opacity": lit ? strength : null, stroke: gained.has(path.name) ? "var(--ink)" : lit ? "none" : "var(--line)",
-          "stroke-width": gained.has(path.name) ? 2 : 1 }),
+          "fill-opacity": lit ? strength : null, stroke: gained.has(i) ? "var(--ink)" : lit ? "none" : "var(--line)",
+          "stroke-width": gained.has(i) ? 2 : 1 }),
         lit && path.r && cell >= 15 ? s("text", { x: x + (cell - 3) / 2, y: y + tall / 2 + 4, "text-anchor": "middle", class: strength > 0.75 ? "onpaint" : "strong" }, String(path.r)) : null, tip(path, i)));
     }
   });
@@ -70,7 +70,7 @@ function drawModel(holder, run, moment, width) {
       s("path", { d, fill: "none", stroke: paint, "stroke-width": lit ? 1.6 + (2.4 * (path.r || 1)) / most : 1,
         "stroke-dasharray": lit ? null : frozen.has(i) ? "5 3" : "1 3" }),
       lit || frozen.has(i) ? s("path", { d: `M${x},${y2}l7,-3.5v7z`, fill: paint }) : null,
-      lit && path.r ? s("text", { x: stream + reach - 1, y: (y1 + y2) / 2 + 4, "text-anchor": "middle", class: gained.has(path.name) ? "arc title" : "arc strong" }, String(path.r)) : null,
+      lit && path.r ? s("text", { x: stream + reach - 1, y: (y1 + y2) / 2 + 4, "text-anchor": "middle", class: gained.has(i) ? "arc title" : "arc strong" }, String(path.r)) : null,
       tip(path, i)));
   }
   holder.replaceChildren(svg);
@@ -87,7 +87,7 @@ function modelSection(run) {
   const id = fresh("moment");
   const slider = h("input", { id, type: "range", min: 0, max: last, step: 1, value: last, oninput: () => show(Number(slider.value)) });
   const redraw = responsive(holder, (width) => drawModel(holder, run, run.moments[place], width));
-  const list = (names) => names.slice(0, 8).join(", ") + (names.length > 8 ? ` and ${names.length - 8} more` : "");
+  const list = (places) => places.slice(0, 8).map((i) => run.paths[i].name).join(", ") + (places.length > 8 ? ` and ${places.length - 8} more` : "");
 
   function show(to) {
     place = Math.max(0, Math.min(last, to));

@@ -69,8 +69,8 @@ def paths_shown(history: Sequence[Record], found: Sequence[Moment], ranks: Mappi
                 "enabled": each.enabled,
                 "on": sorted(place[name] for name in each.on),
                 "frozen": sorted(place[name] for name in each.frozen),
-                "gained": _sorted(each.gained),
-                "lost": _sorted(each.lost),
+                "gained": sorted(place[name] for name in each.gained),
+                "lost": sorted(place[name] for name in each.lost),
             }
             for each in (found[number] for number in kept)
         ],
