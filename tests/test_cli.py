@@ -114,6 +114,7 @@ def test_mistakes_give_one_line_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_report_names_its_pictures_and_what_it_left_out(recipe: Path, tmp_path: Path) -> None:
     for name, options in {"moving": ["method.search_every=1"], "fixed": ["method.mode=static"]}.items():
         options = [word for option in options for word in ("--set", option)]

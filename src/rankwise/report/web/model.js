@@ -13,10 +13,10 @@ function drawModel(holder, run, moment, width) {
   const kinds = Object.keys(ARCS).filter((kind) => paths.some((path) => path.kind === kind));
   const blocks = 1 + Math.max(-1, ...paths.flatMap((path) => path.blocks));
   const most = Math.max(1, ...paths.map((path) => path.r || 1));
-  const left = 44, narrow = kinds.length ? 44 + 24 * kinds.length : 30;
+  const left = 44, narrow = kinds.length ? 44 + 24 * kinds.length : 52;
   const cell = Math.max(15, Math.min(64, (width - left - narrow) / Math.max(rows.length, 1)));
   const lane = Math.max(24, Math.min(64, (width - left - cell * rows.length - 60) / Math.max(kinds.length, 1)));
-  const beside = kinds.length ? 44 + lane * kinds.length : 30;
+  const beside = kinds.length ? 44 + lane * kinds.length : 52;
   const names = rows.map(shortRow);
   const tilted = names.some((name) => name.length * 6.5 > cell);
   const top = rows.length ? (tilted ? 18 + Math.min(14, Math.max(...names.map((name) => name.length))) * 4.6 : 26) : 16;
@@ -110,7 +110,7 @@ function modelSection(run) {
     h("p", { class: "note" }, "Blocks downwards, as the data flows. A filled cell is a projection with a path, an arc a path beside the residual stream ",
       "(vertical line, dot: the point between attention and feed-forward); numbers are ranks, faint what is off",
       run.moments.some((moment) => moment.frozen.length) ? ", hatched or dashed what acts without being trained" : "",
-      last ? ", outlined what was just switched on." : "."),
+      last ? ", outlined (an arc: its number bold) what was just switched on." : "."),
     last ? h("div", { class: "controls" }, h("label", { for: id }, "moment"), button("‹", "one moment back", () => place - 1), slider,
       button("›", "one moment on", () => place + 1)) : null,
     told, change, holder, outside,

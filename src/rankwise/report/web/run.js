@@ -155,9 +155,10 @@ function spectra(run) {
       { name: "all, largest first", value: (row) => row.effective, cell: (row) => bars(row.sigma) },
     ], rows, { tall: true }) : h("p", { class: "note" }, "All singular values are zero."));
   }
-  show(moments.length - 1);
-  const id = fresh("epoch"), told = h("span", { class: "note", "aria-live": "polite" }, moments[moments.length - 1].label);
-  const slider = h("input", { id, type: "range", min: 0, max: moments.length - 1, value: moments.length - 1, oninput: () => {
+  const first = Math.max(0, moments.length - 2); // the newest one of the training, before the adapter as it was saved
+  show(first);
+  const id = fresh("epoch"), told = h("span", { class: "note", "aria-live": "polite" }, moments[first].label);
+  const slider = h("input", { id, type: "range", min: 0, max: moments.length - 1, value: first, oninput: () => {
     told.textContent = moments[Number(slider.value)].label; slider.setAttribute("aria-valuetext", told.textContent); show(Number(slider.value)); } });
   return section("Singular values",
     h("p", { class: "note" }, "Of each path's B A (without its scale), at most 32. Bars are relative to the path's own largest; the effective number is (sum)² / sum of squares: 1 when one direction carries it all."),
