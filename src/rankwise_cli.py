@@ -29,8 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(study_commands)
-app.command(epilog=TUNE_EXAMPLES)(tune)
 
 
 @app.callback()
@@ -357,6 +355,8 @@ def evaluate(
         console.print(f"figures: [bold]{escape(str(file))}[/]", soft_wrap=True, highlight=False)
 
 
+app.command(epilog=TUNE_EXAMPLES)(tune)
+app.add_typer(study_commands)
 app.add_typer(results)
 
 
