@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from rankwise_cli_report import results
 from rankwise_cli_study import TUNE_EXAMPLES, study_commands, tune
 from rankwise_exits import explained, show_version, show_warning
 from rankwise_options import Debug, Overrides, Overwrite, RecipeFile, Seed, console
@@ -28,8 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(study_commands)
-app.command(epilog=TUNE_EXAMPLES)(tune)
 
 
 @app.callback()
@@ -356,29 +355,9 @@ def evaluate(
         console.print(f"figures: [bold]{escape(str(file))}[/]", soft_wrap=True, highlight=False)
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "[bold]rankwise report demo-run/heterolora[/]\n\n"
-    "[bold]rankwise report runs/mrpc-combined-seed0 runs/mrpc-separated-seed0 --out pictures --format svg[/]"
-)
-def report(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN", help="Run folders, adapter folders or history files.", show_default=False),
-    ],
-    out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("report"),
-    picture_format: Annotated[str, typer.Option("--format", metavar="png|svg", help="Of the pictures.")] = "png",
-    debug: Debug = False,
-) -> None:
-    """Draw what searches and edits did: which paths were on, scores over time, structures, singular values."""
-    with explained(debug):
-        from rankwise.runs.results.pictures import write_report
-
-        drawn = write_report(runs, out, picture_format=picture_format)
-        for reason in drawn.left_out:
-            console.print(f"[yellow]{escape(reason)}[/]", soft_wrap=True, highlight=False)
-        for picture in drawn.written:
-            console.print(f"{picture.stem}: [bold]{escape(str(picture))}[/]", soft_wrap=True, highlight=False)
+app.command(epilog=TUNE_EXAMPLES)(tune)
+app.add_typer(study_commands)
+app.add_typer(results)
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path
     return save_runs(tmp_path_factory.mktemp("runs"))
 
 
+@pytest.mark.slow
 @FEW
 @given(data=st.data(), name=st.sampled_from(["heterolora", "lor2c", "heterolora-0.1", "lor2c-0.1"]))
 def test_a_damaged_adapter_is_the_same_or_refused(

@@ -28,10 +28,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_there_are_recipes() -> None:
+def test_there_are_recipes_and_all_are_valid() -> None:
     assert len(RECIPES) >= 38
+    for recipe in RECIPES:
+        assert load_recipe(recipe).method.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=name)
 def test_a_recipe_loads_and_trains_a_tiny_model_of_its_family(recipe: Path, llama: Path) -> None:
     if recipe.parent.name.startswith("minilm"):

@@ -95,6 +95,7 @@ def edits_of(model: Any) -> list[tuple[int, str]]:
     return [(r.step, type(edit).__name__) for r in edits(rankwise.history(model)) for edit in r.edits]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("same", [True, False], ids=["same trainer", "new trainer"])
 def test_an_interrupted_run_leaves_no_stale_listener(same: bool, tmp_path: Path) -> None:
     model = lor2c(merges=1, injections=1)
@@ -109,6 +110,7 @@ def test_an_interrupted_run_leaves_no_stale_listener(same: bool, tmp_path: Path)
     assert (Path(str(again.args.output_dir)) / "checkpoint-16" / "rankwise_search.json").is_file()
 
 
+@pytest.mark.slow
 def test_an_editor_made_by_hand_is_resumed_with_trainer(tmp_path: Path) -> None:
     whole = lor2c(merges=1, injections=1)
     trainer_of(tmp_path, whole).train()

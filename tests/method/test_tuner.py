@@ -188,6 +188,7 @@ def test_bfloat16_and_autocast() -> None:
         torch.testing.assert_close(logits(exact).float(), expected, rtol=0.1, atol=0.5)
 
 
+@pytest.mark.slow
 @torch._dynamo.config.patch(recompile_limit=8)  # torch's own, which the search raises
 def test_a_compiled_model_follows_twelve_reallocations() -> None:
     model = one_of_trio("bert", mode="dynamic", budget=0.5, proxy="constant", search_every=1, scoring="online")

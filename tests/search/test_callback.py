@@ -134,8 +134,8 @@ def test_searching_does_not_change_what_the_run_draws(tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw_torch", pytest.param("adamw_torch_fused", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "fields",
     [

@@ -127,6 +127,7 @@ def test_sums_that_were_changed_or_are_gone_are_told(checkpoint: Path) -> None:
         resume(checkpoint)
 
 
+@pytest.mark.slow
 def test_sums_without_a_digest_as_version_0_1_wrote_them(checkpoint: Path) -> None:
     state = json.loads((checkpoint / STATE).read_text())
     del state["sums_sha256"]

@@ -245,7 +245,7 @@ def same_state(one: Any, other: Any) -> None:
         assert torch.equal(tensor, value), name
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_resumed_run_with_a_merge_and_an_injection_is_bit_identical(tmp_path: Path, checkpointing: bool) -> None:
     """Eight epochs of two steps: a merge after epoch 2, an injection after 3; resumed before, between and after."""
     whole = by_epochs()

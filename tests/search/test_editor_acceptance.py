@@ -109,6 +109,7 @@ save_file({"logits": model(input_ids=ids).logits.detach()}, root + "/logits.safe
 """
 
 
+@pytest.mark.slow
 def test_with_every_path_injected_the_export_needs_no_rankwise(tmp_path: Path) -> None:
     model = made("llama", blocks=2, merges=0, injections=2)
     with pytest.raises(ValueError, match=r"2 live block paths"):
@@ -127,6 +128,7 @@ def test_with_every_path_injected_the_export_needs_no_rankwise(tmp_path: Path) -
 # 2. Resumed.
 
 
+@pytest.mark.slow
 def test_a_shared_down_projection_resumes_between_the_edits(tmp_path: Path) -> None:
     models = [by_epochs(share=True) for _ in range(2)]
     trainer_of(tmp_path, models[0]).train()
@@ -248,6 +250,7 @@ def test_saving_says_that_edits_are_outstanding(tmp_path: Path) -> None:
     rankwise.detach(model)
 
 
+@pytest.mark.slow
 def test_edits_that_never_came_are_said_when_python_ends(repo_root: Path) -> None:
     code = "from tests.search.test_editor_acceptance import made, train; model = train(made(), count=1)"
     command = [sys.executable, "-W", "ignore::FutureWarning", "-c", code]

@@ -147,6 +147,7 @@ def test_a_model_told_to_return_tuples(tmp_path: Path) -> None:
     assert scores == score_paths(model, proxy="synflow")
 
 
+@pytest.mark.slow
 def test_a_probe_has_batches_of_the_size_that_fits(tmp_path: Path) -> None:
     model = searching(scoring="probe", search_every=4)
     Limited(model, largest=5)

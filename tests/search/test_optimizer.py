@@ -282,6 +282,7 @@ def test_a_search_that_never_ran_says_so_at_the_end(tmp_path: Any) -> None:
     rankwise.detach(model)
 
 
+@pytest.mark.slow
 def test_a_search_that_never_ran_says_so_when_python_ends() -> None:
     code = """
 import torch

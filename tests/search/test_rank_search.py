@@ -101,6 +101,7 @@ def test_the_adapter_is_saved_and_loaded_with_its_ranks(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_trained_on_it_does_not_choose_again(tmp_path: Path) -> None:
     model = undecided()
     trainer_of(model, tmp_path / "run").train()
@@ -110,7 +111,7 @@ def test_trained_on_it_does_not_choose_again(tmp_path: Path) -> None:
     assert len(rankwise.history(again)) == 1
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_resumed_is_the_same_as_never_stopped(tmp_path: Path, checkpointing: bool) -> None:
     options: dict[str, Any] = {"activation_checkpointing": checkpointing}
     whole = undecided()

@@ -80,14 +80,18 @@ def searched_kinds(model: nn.Module) -> set[str]:
 # Resumed.
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
         ("bert", {"search_every": 2, "proxy": "constant", "shortcut_norm": "reapply"}),
-        ("opt-pre", {"search_every": 3, "score_batches": 3}),
+        pytest.param("opt-pre", {"search_every": 3, "score_batches": 3}, marks=pytest.mark.slow),
         ("llama", {"search_every": 3, "score_batches": 3, "sketch": 4, "on_disable": "reset", "shortcut_dropout": 0.1}),
-        ("gemma2", {"search_every": 3, "proxy": "snip", "score_on": "factors", "on_disable": "freeze"}),
+        pytest.param(
+            "gemma2",
+            {"search_every": 3, "proxy": "snip", "score_on": "factors", "on_disable": "freeze"},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_resumed_is_the_same_as_never_stopped(

@@ -28,6 +28,7 @@ def test_every_group_is_large_enough_and_no_text_is_there_twice() -> None:
     assert all((Path(sysconfig.get_path("stdlib")) / each.file).is_file() for each in FOUND[::50])
 
 
+@pytest.mark.slow
 def test_reading_imports_no_module() -> None:
     before = set(sys.modules)
     assert find_docstrings() == FOUND
@@ -62,6 +63,7 @@ def test_a_group_that_is_too_small_is_named() -> None:
         split_docstrings(one_file, held_out_files=True)
 
 
+@pytest.mark.slow
 def test_they_load_as_a_task(bert_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rankwise.tasks.load.find_docstrings", lambda: FOUND)
     data = load_docstrings(bert_tokenizer, max_length=64)

@@ -30,6 +30,7 @@ def hidden(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row | {"label": HIDDEN} for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_loads_from_a_folder(
     name: str, write_task: Any, bert_tokenizer: PreTrainedTokenizerBase
@@ -106,6 +107,7 @@ def test_instructions_of_the_real_data(shared: Path, llama_tokenizer: PreTrained
     assert max(map(len, data.train["input_ids"])) == 256
 
 
+@pytest.mark.slow
 def test_text_of_the_real_data(shared: Path, llama_tokenizer: PreTrainedTokenizerBase) -> None:
     folder = shared / "data/wikitext2"
     spec = DataSpec(

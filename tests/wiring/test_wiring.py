@@ -111,7 +111,9 @@ def compiler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize(("name", "norm"), [("bert", "reapply"), ("opt-pre", "inside")])
+@pytest.mark.parametrize(
+    ("name", "norm"), [("bert", "reapply"), pytest.param("opt-pre", "inside", marks=pytest.mark.slow)]
+)
 def test_compiled_it_is_one_graph_and_the_same_before_and_after_a_reallocation(name: str, norm: str) -> None:
     model = made(name, FAMILIES[name](2), shortcut_norm=norm)
     compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -128,6 +130,7 @@ def test_compiled_it_is_one_graph_and_the_same_before_and_after_a_reallocation(n
         assert_same_gradients(found, gradients(model))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # dynamo looks
 @pytest.mark.usefixtures("compiler")
 def test_compiled_with_checkpointing_the_gradients_are_the_same() -> None:

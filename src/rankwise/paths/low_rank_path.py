@@ -15,7 +15,11 @@ from rankwise.rules.kinds import BLOCK_KINDS
 
 def dequantised_weight(module: nn.Module) -> Tensor:
     """Return a module's weight, dequantised where it is quantised."""
+    own = module._parameters.get("weight")
     weight: Tensor = dequantize_module_weight(module)
+    # On the CPU PEFT puts a copy in its place, in which bitsandbytes' 8 bits have lost the scales they compute by.
+    if own is not None:
+        module._parameters["weight"] = own
     return weight
 
 
@@ -52,7 +56,8 @@ class LowRankPath:
     @property
     def state(self) -> AllocationState:
         """The record of what is on, beside the weights."""
-        return self.host.lora_allocation
+        state: AllocationState = self.host._modules["lora_allocation"]  # asked for all the time; a module's
+        return state  # own attribute lookup takes five times as long
 
     @property
     def enabled(self) -> bool:

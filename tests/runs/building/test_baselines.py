@@ -68,6 +68,7 @@ def test_the_start_is_the_base_model(make: Make, method: str, options: dict[str,
     torch.testing.assert_close(start, states(base_of(recipe, job.data.model_arguments())), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @ALL
 def test_a_resumed_run_is_the_uninterrupted_one(
     make: Make, tmp_path: Path, method: str, options: dict[str, Any], size: int

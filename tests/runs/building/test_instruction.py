@@ -178,6 +178,7 @@ def test_no_card_names_a_checkpoint_folder_as_a_model(make: Make, tmp_path: Path
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["checkpoint-1"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:split")  # a tokenizer of 512 words cuts most answers
 def test_lor2c_is_tuned_on_instructions_edited_and_resumed(shared: Path, tmp_path: Path) -> None:
     content: dict[str, Any] = {

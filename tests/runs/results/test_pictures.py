@@ -114,6 +114,7 @@ def test_runs_are_told_apart_by_what_differs(
     assert [label for label in labels if f" {label} " not in shown] == []
 
 
+@pytest.mark.slow
 def test_runs_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
     runs = [adapter(tmp_path / place / "same") for place in ("a", "b")]
     report = write_report(runs, tmp_path / "out")
@@ -137,6 +138,7 @@ def test_scores_that_all_were_infinite_leave_out_their_picture_only(tmp_path: Pa
     assert "no scores: no path has a finite grad_norm score" in report.left_out[0]
 
 
+@pytest.mark.slow
 def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
     for proxy in ("snip", "constant"):
         write_report([adapter(tmp_path / "run", proxy=proxy)], tmp_path / "out", picture_format="svg")

@@ -126,6 +126,7 @@ def test_the_map_falls_back_on_validation_and_says_where_there_is_no_common_spli
     assert "no merges-injections: the runs were not all measured on one split" in report.left_out[-1]
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_more_than_merges_and_injections_are_not_mixed(tmp_path: Path) -> None:
     runs = [run(tmp_path / f"{r}-{m}", m, 0, score=0.5, r=r) for r in (8, 16) for m in (0, 1)]
     stems = {path.stem for path in write_report(runs, tmp_path / "out").written}
@@ -207,6 +208,7 @@ def test_a_trained_run_is_drawn(make: Make, tmp_path: Path) -> None:
     assert "2 paths" in words(report.written[0])
 
 
+@pytest.mark.slow
 def test_trained_lor2cs_are_drawn_alone_and_as_a_map(make: Make, tmp_path: Path) -> None:
     shape = {"max_steps": -1, "epochs": 4, "evaluate": "epoch", "every": None}
     base = make("lora", training=shape).to_dict()

@@ -54,6 +54,7 @@ def test_too_few_texts_and_a_file_that_is_not_there_are_said(make: Make, tmp_pat
         predict(tmp_path / "run", ["new.csv"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["heterolora", "lora", "dylora", "adalora", "full"])
 def test_a_merged_model_is_the_trained_one(make: Make, tmp_path: Path, method: str) -> None:
     train(make(method), tmp_path / "run")

@@ -68,7 +68,13 @@ def same(one: Path, other: Path) -> bool:
 
 @pytest.mark.parametrize(
     ("method", "task"),
-    [("heterolora", "mrpc"), ("heterolora", "instruction"), ("lor2c", "mrpc"), ("adalora", "mrpc"), ("full", "mrpc")],
+    [
+        ("heterolora", "mrpc"),
+        pytest.param("heterolora", "instruction", marks=pytest.mark.slow),
+        pytest.param("lor2c", "mrpc", marks=pytest.mark.slow),
+        pytest.param("adalora", "mrpc", marks=pytest.mark.slow),
+        pytest.param("full", "mrpc", marks=pytest.mark.slow),
+    ],
 )
 def test_a_damaged_checkpoint_is_passed_over_aloud(make: Make, tmp_path: Path, method: str, task: str) -> None:
     recipe = make(method, task)
@@ -135,7 +141,10 @@ def test_a_damaged_recipe_names_its_file(make: Make, tmp_path: Path, content: st
         train(make("lora"), tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("method", ["heterolora", "lor2c", "lora", "full", "dylora"])
+@pytest.mark.parametrize(
+    "method",
+    ["heterolora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lor2c", "lora", "full", "dylora"))],
+)
 def test_a_finished_run_trained_longer_is_the_longer_run(make: Make, tmp_path: Path, method: str) -> None:
     def recipe(steps: int) -> Recipe:
         edits = {"method": {"merges": 0}} if method == "lor2c" else {}  # their schedule spreads over the length

@@ -94,7 +94,7 @@ def test_parameters_of_lora_and_full(make: Make, tmp_path: Path) -> None:
 
 
 @ALL
-@pytest.mark.parametrize("stop", [3, 5])
+@pytest.mark.parametrize("stop", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_resumed_run_is_the_uninterrupted_one(make: Make, tmp_path: Path, method: str, stop: int) -> None:
     recipe = make(method, model={"dropout": 0.1})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
