@@ -13,7 +13,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help install demo test slow quantised lint format bench lock clean
+.PHONY: help install demo test slow quantised browser docs lint format bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -27,11 +27,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-demo: install  ## Dynamic HeteroLoRA against uniform LoRA: no network, no GPU, a few minutes
+demo: install  ## A race of four configurations on a small task: no network, no GPU, a few minutes
 	$(OFFLINE) $(BIN)/rankwise demo --out demo-run --overwrite
 
 test: lint  ## Lint, types and every test that is quick and needs no accelerator
-	$(PYTEST) -m "not gpu and not slow and not distributed" $(ARGS)
+	$(PYTEST) -m "not gpu and not slow and not distributed and not browser" $(ARGS)
 
 slow: install  ## The tests that take long or start several processes
 	$(PYTEST) -m "(slow or distributed) and not gpu" $(ARGS)
@@ -40,6 +40,12 @@ quantised: install  ## Paths beside weights in 4 and 8 bits: installs the librar
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps bitsandbytes==0.50.2 torchao==0.18.0
 	$(PYTEST) -m "not gpu" tests/method/test_quantised_bases.py tests/runs/building/test_quantised.py \
 		tests/test_recipes.py -k "quantised or qlora"
+
+browser: install  ## The report in a headless Chromium (Debian: chromium chromium-driver); skipped where there is none
+	$(PYTEST) -n 0 -m browser $(ARGS)
+
+docs: install  ## The documentation site into build/site; a warning, such as a link that leads nowhere, is an error
+	$(BIN)/mkdocs build --strict
 
 lint: install  ## Formatting, lint and types, nothing changed
 	$(BIN)/ruff format --check $(CODE)

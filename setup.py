@@ -5,5 +5,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages("src"), "rankwise_recipes"],
     package_dir={"": "src", "rankwise_recipes": "recipes"},
-    package_data={"rankwise": ["py.typed"], "rankwise_recipes": ["**/*.yaml"]},
+    package_data={"rankwise": ["py.typed", "report/web/*"], "rankwise_recipes": ["**/*.yaml"]},
 )

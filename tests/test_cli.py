@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,10 @@ from rankwise.runs.results.pictures import OVER_TIME
 from rankwise_cli import app
 from rankwise_exits import RUN_FAILED, USER_ERROR
 
-COMMANDS = ("demo", "init", "recipes", "train", "score", "plan", "export", "predict", "evaluate", "report")
+COMMANDS = (
+    *("demo", "init", "recipes", "train", "score", "plan", "export", "predict", "evaluate", "runs", "report"),
+    *("study", "tune"),
+)
 
 
 def call(*arguments: object) -> Result:
@@ -94,9 +98,11 @@ def test_a_dry_run_keeps_nothing(recipe: Path, tmp_path: Path, monkeypatch: pyte
         (("evaluate", "gone"), "nothing to evaluate on: give --task, --task-file or --suite (paper)"),
         (("evaluate", "gone", "--suite", "papers"), "did you mean 'paper'?"),
         (("evaluate", "gone", "--task", "a", "--shots", "1", "--shots", "2"), "2 --shots for 1"),
-        (("report", "gone", "--out", "OUT"), "there is no gone: give a run folder"),
-        (("report", "RECIPE", "--out", "OUT"), "line 1 is not a search"),
-        (("report", "gone", "--out", "OUT", "--format", "jpg"), "format='jpg' is not one of 'png', 'svg'"),
+        (("runs", "gone"), "there is no folder gone: give a run folder, or a folder with runs in it"),
+        (("report", "gone"), "there is no folder gone: give a run folder, or a folder with runs in it"),
+        (("report", "gone", "--out", "OUT", "--format", "png"), "there is no gone: give a run folder"),
+        (("report", "RECIPE", "--out", "OUT", "--format", "svg"), "line 1 is not a search"),
+        (("report", "gone", "--out", "OUT", "--format", "jpg"), "format='jpg' is not one of 'html', 'png', 'svg'"),
     ],
 )
 def test_mistakes_give_one_line_and_exit_code_2(
@@ -124,9 +130,25 @@ def test_report_names_its_pictures_and_what_it_left_out(recipe: Path, tmp_path: 
     assert "fixed searched once" in drawn.output
 
 
+def test_a_run_is_listed_and_reported_in_one_page(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("train", recipe, "--out", tmp_path / "all" / "mine").exit_code == 0
+    listed = call("runs", "all")
+    assert listed.exit_code == 0, listed.output
+    assert "mine" in listed.output
+    assert json.loads(call("runs", "all", "--json").output)[0]["state"] == "finished"
+    assert call("report", "all").output == "report: report.html\n"
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    wrong = call("report", "all", "--out", "pictures")
+    assert wrong.exit_code == USER_ERROR
+    assert "must end in .html" in wrong.output
+
+
 def test_a_missing_library_is_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    result = call("report", tmp_path, "--out", tmp_path / "out")
+    result = call("report", tmp_path, "--out", tmp_path / "out", "--format", "png")
     assert result.exit_code == USER_ERROR
     assert result.output == "Error: a picture needs matplotlib: pip install 'rankwise[report]'\n"
 

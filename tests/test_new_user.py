@@ -68,8 +68,9 @@ def test_from_a_file_to_a_pipeline(tmp_path: Path, model: Path, reviews: Path, m
     assert "finished already" in call("train", "mine.yaml", *settings, "--out", "run", "--resume").output
     longer = call("train", "run/config.yaml", "--out", "run", "--resume", "--set", "training.epochs=3").output
     assert "3.00" in longer
-    call("report", "run", "--out", "pictures")
-    assert any(Path("pictures").iterdir())
+    call("report", "run")
+    assert '"state":"finished"' in Path("report.html").read_text()
+    assert "run" in call("runs", ".").output
 
     call("predict", "run", reviews, "--out", "answers.jsonl")
     answers = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]

@@ -21,6 +21,7 @@ from rankwise.scores.probe import Autocast, ComputeLoss
 from rankwise.search.checkpoint import STATE, load_search, save_search
 from rankwise.search.listener import Training, warn_if_idle
 from rankwise.search.listeners import make_listener
+from rankwise.search.logged import draw_at_the_end, figures
 from rankwise.search.rank_search import choose_ranks_, restore_ranks_, undecided_error
 from rankwise.search.trainer import current_run, obstacle, probe_batches, wrap_trainer
 
@@ -103,11 +104,9 @@ class AllocationCallback(TrainerCallback):
                 listener.begin()
 
     def on_log(self, args: Any, state: Any, control: Any, model: Any = None, logs: Any = None, **kwargs: Any) -> None:
-        """Add the enabled and contributing parameters to the logs."""
-        for paths in self._claimed(model):
-            if logs is not None:
-                counts = paths.counts()
-                logs.update({f"rankwise/{name}": counts[name] for name in ("enabled", "contributing")})
+        """Add what was decided to the logs, whoever claimed the search: the automatic one comes before the loggers."""
+        for paths in _claimed_by_any(model) if logs is not None else []:
+            logs.update(figures(paths))
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Write the search beside the checkpoint's adapter."""
@@ -172,6 +171,19 @@ class AutomaticAllocationCallback(AllocationCallback):
     """The one that every Trainer gets; it leaves models without rankwise paths alone."""
 
     required = False
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Draw for TensorBoard, whose writer is closed by the callbacks that come after this one."""
+        run = current_run()
+        if run is not None:
+            for paths in _claimed_by_any(model):
+                draw_at_the_end(run.trainer, paths, state.global_step)
+        super().on_train_end(args, state, control, model, **kwargs)
+
+
+def _claimed_by_any(model: Any) -> list[PathSet]:
+    present = _folders(model)
+    return [paths for paths in list(CLAIMS) if paths in present]
 
 
 def _folders(model: Any) -> dict[PathSet, Path]:

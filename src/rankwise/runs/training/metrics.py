@@ -39,6 +39,12 @@ def dev_by_epoch(log_history: list[dict[str, Any]]) -> list[Figures]:
     ]
 
 
+def training_log(log_history: list[dict[str, Any]]) -> list[Figures]:
+    """Return the training loss and the learning rate as Trainer logged them, for the curves of a report."""
+    kept = ("step", "epoch", "loss", "learning_rate")
+    return [{key: entry[key] for key in kept if key in entry} for entry in log_history if "loss" in entry]
+
+
 def measure(trainer: Trainer, job: Job, step: int) -> Figures:
     """Evaluate the model as it stands (after ``step`` steps) on validation; dev comes from the log where it is."""
     by_step = {entry["step"]: entry for entry in dev_by_epoch(trainer.state.log_history)}

@@ -159,7 +159,12 @@ def _finish(
     written = {
         **metrics.identity(job, command),
         "data": job.data.counts(),
-        "metrics": {"last": last, "dev_selected": selected, "per_epoch": metrics.dev_by_epoch(log)},
+        "metrics": {
+            "last": last,
+            "dev_selected": selected,
+            "per_epoch": metrics.dev_by_epoch(log),
+            "log": metrics.training_log(log),
+        },
         "parameters": counts,
         "seconds": metrics.seconds(train_seconds, log, history),
         "searches": len(searches(history)),
