@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"paths", "wiring"},
     {"method"},
     {"edits", "scores", "report"},
-    {"search", "planning"},
+    {"search", "planning", "prefix"},
     {""},
     {"baselines", "tasks"},
     {"runs.recipes"},

@@ -38,10 +38,13 @@ def apply_(
 def apply_to_paths_(paths: PathSet, edits: list[Edit], optimizer: Optimizer | None = None) -> None:
     """Apply edits to a path set; see ``apply_``."""
     before = [(path, path.state.status[path.adapter]) for path in paths.resident]
-    names = set(paths.paths)
+    own = paths.paths
+    names, switched = set(own), []
     try:
-        # One after the other, as a later edit may name what an earlier one made; an error takes all of them back.
-        switched = [path for edit in edits for path in _switch(paths, edit)]
+        for edit in edits:  # one after the other, and an error takes all of them back
+            switched += _switch(paths, own, edit)
+            if isinstance(edit, Merge | Inject):
+                own = paths.paths  # a later edit may name what this one made
         if optimizer is not None:
             _check_owned(paths, optimizer)
     except ValueError:
@@ -55,11 +58,11 @@ def apply_to_paths_(paths: PathSet, edits: list[Edit], optimizer: Optimizer | No
     _clear_(paths, [path for path in switched if not path.enabled], optimizer)
 
 
-def _switch(paths: PathSet, edit: Edit) -> list[LowRankPath]:
+def _switch(paths: PathSet, own: dict[str, LowRankPath], edit: Edit) -> list[LowRankPath]:
     """Change what is on as an edit says, and return the paths that went off."""
     if isinstance(edit, Merge):
-        return _merge(paths, edit)
-    path = _find(paths, edit, edit.path)
+        return _merge(paths, own, edit)
+    path = _find(paths, own, edit, edit.path)
     if isinstance(edit, Inject):
         return _inject(paths, edit, path)
     if isinstance(edit, Enable):
@@ -71,8 +74,7 @@ def _switch(paths: PathSet, edit: Edit) -> list[LowRankPath]:
     return [path]
 
 
-def _find(paths: PathSet, edit: Edit, name: str) -> LowRankPath:
-    own = paths.paths
+def _find(paths: PathSet, own: dict[str, LowRankPath], edit: Edit, name: str) -> LowRankPath:
     if name not in own:
         raise ValueError(
             f"{edit!r} names no path of adapter {paths.adapter!r}{nearest(name, own)}; "
@@ -83,8 +85,8 @@ def _find(paths: PathSet, edit: Edit, name: str) -> LowRankPath:
     return own[name]
 
 
-def _merge(paths: PathSet, edit: Merge) -> list[LowRankPath]:
-    first, second = (_find(paths, edit, name) for name in (edit.first, edit.second))
+def _merge(paths: PathSet, own: dict[str, LowRankPath], edit: Merge) -> list[LowRankPath]:
+    first, second = (_find(paths, own, edit, name) for name in (edit.first, edit.second))
     for path in (first, second):
         if path.kind != "layer":
             raise ValueError(f"{edit!r}: {path.name} is a {path.kind!r} path, and only 'layer' paths span blocks")

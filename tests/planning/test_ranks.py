@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 import warnings
@@ -17,6 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tests.families import FAMILIES
 from tests.models import Batch, class_batches, logits, text_batches, tiny_bert, tiny_llama, tiny_opt
 from tests.processes import in_two_processes
+from tests.traces import assert_same, snapshot
 from torch import Tensor, nn
 
 import rankwise
@@ -36,34 +36,6 @@ def plan_of(model: Any = None, batches: Any = None, **fields: Any) -> rankwise.R
 
 def bert_plan(**fields: Any) -> rankwise.RankPlan:
     return plan_of(tiny_bert(**QUIET), class_batches(6), **fields)
-
-
-def snapshot(model: nn.Module) -> dict[str, Any]:
-    return {
-        "state": copy.deepcopy(dict(model.state_dict())),
-        "modules": [(name, type(module).__name__) for name, module in model.named_modules()],
-        "grads": {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()},
-        "flags": {name: (p.requires_grad, p.dtype) for name, p in model.named_parameters()},
-        "modes": [module.training for module in model.modules()],
-        "hooks": [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()],
-        "attributes": sorted(set(model.__dict__)),
-        "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(legacy=False)["state"]["key"],  # noqa: NPY002
-        "python": random.getstate(),
-    }
-
-
-def assert_same(before: Any, after: Any) -> None:
-    if isinstance(before, dict):
-        assert before.keys() == after.keys()
-        for key in before:
-            assert_same(before[key], after[key])
-    elif isinstance(before, Tensor):
-        assert torch.equal(before, after)
-    elif isinstance(before, np.ndarray):
-        assert (before == after).all()
-    else:
-        assert before == after
 
 
 class Broken(RuntimeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
+from tests.traces import assert_same, snapshot
 from transformers import BertConfig, BertForSequenceClassification
 
 import rankwise
@@ -32,35 +32,6 @@ def model() -> Any:
 
 def batch() -> dict[str, torch.Tensor]:
     return {"input_ids": torch.arange(1, 9).reshape(2, 4), "labels": torch.tensor([0, 1])}
-
-
-def snapshot(model: Any) -> dict[str, Any]:
-    """Everything that a pass could touch."""
-    return {
-        "state": copy.deepcopy(dict(model.state_dict())),
-        "grads": {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()},
-        "flags": {name: (p.requires_grad, p.dtype) for name, p in model.named_parameters()},
-        "modes": [module.training for module in model.modules()],
-        "hooks": [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()],
-        "allocation": {name: (path.enabled, path.contributing) for name, path in rankwise.named_paths(model).items()},
-        "search": [path_set(model).session.recorder, path_set(model).session.probing, path_set(model).session.listener],
-        "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(legacy=False)["state"]["key"],  # noqa: NPY002
-        "python": random.getstate(),
-    }
-
-
-def assert_same(before: Any, after: Any) -> None:
-    if isinstance(before, dict):
-        assert before.keys() == after.keys()
-        for key in before:
-            assert_same(before[key], after[key])
-    elif isinstance(before, torch.Tensor):
-        assert torch.equal(before, after)
-    elif isinstance(before, np.ndarray):
-        assert (before == after).all()
-    else:
-        assert before == after
 
 
 class Broken(RuntimeError):

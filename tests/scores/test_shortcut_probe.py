@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import random
 from collections.abc import Iterator
@@ -14,10 +13,10 @@ import pytest
 import torch
 from tests.families import FAMILIES
 from tests.models import Batch, adapted, fill_, tokens
+from tests.traces import assert_same, snapshot
 from torch import Tensor, nn
 
 import rankwise
-from rankwise.paths.path_set import path_set
 from rankwise.wiring.wiring import Wiring
 
 VARIANTS = [("bert", "inside"), ("bert", "reapply"), ("opt-post", "inside"), ("opt-pre", "inside"), ("llama", "inside")]
@@ -46,45 +45,6 @@ def batches(count: int = 3) -> list[Batch]:
 
 def loss_of(model: Any, batch: Batch) -> Tensor:
     return model(**batch).logits.float().pow(2).mean()
-
-
-def snapshot(model: Any) -> dict[str, Any]:
-    """Everything that a pass could touch."""
-    return {
-        "state": copy.deepcopy(dict(model.state_dict())),
-        "buffers": {name: (buffer.clone(), buffer.dtype) for name, buffer in model.named_buffers()},
-        "grads": {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()},
-        "flags": {name: (p.requires_grad, p.dtype) for name, p in model.named_parameters()},
-        "identities": [id(parameter) for parameter in model.parameters()],
-        "modes": [module.training for module in model.modules()],
-        "attributes": [sorted(module.__dict__) for module in model.modules()],
-        "hooks": [
-            [len(hooks) for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)]
-            for module in model.modules()
-        ],
-        "allocation": {name: (path.enabled, path.contributing) for name, path in rankwise.named_paths(model).items()},
-        "search": [path_set(model).session.recorder, path_set(model).session.probing, path_set(model).session.listener],
-        "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(legacy=False)["state"]["key"],  # noqa: NPY002
-        "python": random.getstate(),
-    }
-
-
-def assert_same(before: Any, after: Any) -> None:
-    if isinstance(before, dict):
-        assert before.keys() == after.keys()
-        for key in before:
-            assert_same(before[key], after[key])
-    elif isinstance(before, list | tuple):
-        assert len(before) == len(after)
-        for one, other in zip(before, after, strict=True):
-            assert_same(one, other)
-    elif isinstance(before, torch.Tensor):
-        assert torch.equal(before, after)
-    elif isinstance(before, np.ndarray):
-        assert (before == after).all()
-    else:
-        assert before == after
 
 
 @contextmanager

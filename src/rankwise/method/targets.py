@@ -20,7 +20,7 @@ from rankwise.paths.low_rank_path import LowRankPath
 
 # PEFT's layers that ask a gate in their forward pass; the others would train a path that is off. By name: the
 # quantised ones exist only where their library does.
-GATED_LAYERS = ("Linear", "Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "HqqLoraLinear", "TorchaoLoraLinear")
+GATED_LAYERS = ("PathLinear", "Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "HqqLoraLinear", "TorchaoLoraLinear")
 UNGATED_MERGE = ("GPTQLoraLinear", "TorchaoLoraLinear")
 HEADS = (*SEQ_CLS_HEAD_NAMES, "qa_outputs")
 NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import init_empty_weights
 from peft import PeftConfig
-from peft.tuners.lora import LoraLayer, LoraModel
+from peft.tuners.lora import Linear, LoraLayer, LoraModel
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from rankwise.method.unwinding import unwound
 from rankwise.method.waking import before_forward
 from rankwise.paths.driver import driver
 from rankwise.paths.gate import Gate
+from rankwise.paths.linear import PathLinear
 from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.path_set import PathSet, PathSets, check_mergeable, crossings, live_shortcuts, path_set
 from rankwise.paths.state import AllocationState, Status
@@ -144,6 +145,14 @@ class PathModel(LoraModel):
         with seeded(lora_config.seed, current_key, adapter_name):
             super()._create_and_replace(sized, adapter_name, target, target_name, parent, current_key, **kwargs)
 
+    @staticmethod
+    def _create_new_module(lora_config: Any, adapter_name: str, target: nn.Module, **kwargs: Any) -> nn.Module:
+        """Build what PEFT builds; its layer over a plain projection becomes one that computes both in one go."""
+        module: nn.Module = LoraModel._create_new_module(lora_config, adapter_name, target, **kwargs)
+        if type(module) is Linear:  # PEFT chose it among its layers and drew its values: only its forward changes
+            module.__class__ = PathLinear
+        return module
+
     def _build_paths(
         self,
         model: Any,
@@ -177,8 +186,9 @@ class PathModel(LoraModel):
             # PEFT asks a layer's variant instead of adding B A x itself: the one place where a path can be switched.
             path.host.lora_variant[adapter] = Gate(path, paths)
         config.check_waiting({path.built_block for path in linear})
+        named = paths.paths
         for name in [] if copied_from else first_allocation(paths):
-            paths.paths[name].set_(enabled=True, contributing=True)
+            named[name].set_(enabled=True, contributing=True)
         model.rankwise_paths[adapter] = paths
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:

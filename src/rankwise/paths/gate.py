@@ -10,6 +10,7 @@ from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor
 
 from rankwise.paths.autograd import Tie
+from rankwise.paths.fused import LowRankSum, common_dtype, fuses
 from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.path_set import PathSet
 
@@ -48,17 +49,39 @@ class Gate(LoraVariant):
         self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
         """Return the destination with the path's contribution; ``x`` is (.., i), ``result`` (.., o)."""
-        path, paths = self.path, self.paths
-        if path.enabled or (paths.session.probing and path.available):
-            dropped = module.lora_dropout[active_adapter](x)
-            result = result + module.lora_B[active_adapter](module.lora_A[active_adapter](dropped)) * path.scaling
-        elif path.contributing:
-            result = result + F.linear(F.linear(x, path.lora_A.detach()), path.lora_B.detach()) * path.scaling
+        factors = self.factors()
+        if factors is not None:
+            result = self._add(module, active_adapter, x, result, factors)
+        return self.observe(module, x, result)
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """Return ``A`` and ``B`` where the path contributes to the forward pass under way; a frozen one's detached."""
+        path = self.path
+        if self.trains():
+            return path.lora_A, path.lora_B
+        return (path.lora_A.detach(), path.lora_B.detach()) if path.contributing else None
+
+    def trains(self) -> bool:
+        """Tell whether the path's contribution in the forward pass under way has gradients and dropout."""
+        return self.path.enabled or (self.paths.session.probing and self.path.available)
+
+    def _add(self, module: Any, adapter: str, x: Tensor, result: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
+        path, down, up = self.path, module.lora_A[adapter], module.lora_B[adapter]
+        trains = self.trains()
+        source = module.lora_dropout[adapter](x) if trains else x
+        if fuses(module, down, up) and common_dtype(source, *factors, result) == result.dtype:
+            return LowRankSum.apply(source, *factors, path.scaling, result.dtype, result, None, None)
+        if trains:
+            return result + up(down(source)) * path.scaling
+        return result + F.linear(F.linear(source, factors[0]), factors[1]) * path.scaling
+
+    def observe(self, module: Any, x: Tensor, result: Tensor) -> Tensor:
+        """Return the destination, tied to a path that is off, and with a tap on it while a window is open."""
         if self.ties():
-            result = Tie.apply(result, *path.parameters)
+            result = Tie.apply(result, *self.path.parameters)
         if self._records(module):
-            assert paths.session.recorder is not None
-            result = paths.session.recorder.tap(path, x, result)
+            assert self.paths.session.recorder is not None
+            result = self.paths.session.recorder.tap(self.path, x, result)
         return result
 
     def needs_source(self, module: Any) -> bool:

@@ -98,7 +98,7 @@ def pre_norm(
 
     Args:
         feed_forward_norm: The norm that reads mid.
-        feed_forward_last: Last module before the feed-forward's sum.
+        feed_forward_last: Last module before the feed-forward's sum; empty for the block itself, after it.
         query: The query projection.
         value: The value projection.
         blocks: Name of the list of blocks.
@@ -119,25 +119,12 @@ def pre_norm(
     )
 
 
-def pre_norm_dropping(
-    *, blocks: str, attention: str, attention_norm: str, feed_forward_norm: str, query: str, value: str
-) -> Anatomy:
-    """Describe a family like that of ``pre_norm`` with a dropout between each branch and its sum.
+def dropping(described: Anatomy) -> Anatomy:
+    """Describe a family with a dropout between each branch and its sum.
 
     The same dropout runs in both branches, or none is a module, so the sums themselves have to be met.
     """
-    return Anatomy(
-        blocks=blocks,
-        norm="pre",
-        attention=attention,
-        block_input=(attention_norm, "input"),
-        attention_sum=(feed_forward_norm, "input"),
-        mid=(feed_forward_norm, "input"),
-        feed_forward_sum=("", "output"),
-        carry=True,
-        query=query,
-        value=value,
-    )
+    return replace(described, attention_sum=described.mid, carry=True)
 
 
 BERT = post_norm(
@@ -196,20 +183,24 @@ OPT_POST = post_norm(
     query="self_attn.q_proj",
     value="self_attn.v_proj",
 )
-OPT_PRE = pre_norm_dropping(
-    blocks="decoder.layers",
-    attention="self_attn",
-    attention_norm="self_attn_layer_norm",
-    feed_forward_norm="final_layer_norm",
-    **QV,
+OPT_PRE = dropping(
+    pre_norm(
+        blocks="decoder.layers",
+        attention_norm="self_attn_layer_norm",
+        feed_forward_norm="final_layer_norm",
+        feed_forward_last="",
+        **QV,
+    )
 )
-VIT = pre_norm_dropping(
-    blocks="layers",
-    attention="attention",
-    attention_norm="layernorm_before",
-    feed_forward_norm="layernorm_after",
-    query="attention.q_proj",
-    value="attention.v_proj",
+VIT = dropping(
+    pre_norm(
+        attention="attention",
+        attention_norm="layernorm_before",
+        feed_forward_norm="layernorm_after",
+        feed_forward_last="",
+        query="attention.q_proj",
+        value="attention.v_proj",
+    )
 )
 
 

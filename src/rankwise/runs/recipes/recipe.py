@@ -46,6 +46,20 @@ class ModelSpec(Spec):
     load_in: Literal["4bit", "8bit"] | None = None
 
 
+class KeptPrefix(Spec):
+    """How the blocks below everything that trains are run once per training row; see ``rankwise.prefix.cache``.
+
+    Args:
+        ram_mb: What may be kept in memory, in MiB; the rest goes to files in the run folder, deleted at the end.
+        half: Keep 16 bits of each number.
+        evaluating: Leave dropout out of these blocks; without it, dropout there is refused.
+    """
+
+    ram_mb: int = Field(default=2048, ge=0)
+    half: bool = False
+    evaluating: bool = False
+
+
 class Training(Spec):
     """What the Hugging Face Trainer is told; ``extra`` takes any other field of ``TrainingArguments`` by its name.
 
@@ -62,6 +76,8 @@ class Training(Spec):
         every: Optimizer steps between evaluations for ``evaluate: steps``.
         keep_checkpoints: Checkpoints that stay on disk (the newest and the best always do); none keeps all.
         workers: Processes that load data.
+        prefix_cache: Run the blocks below everything that trains once per training row, not once per epoch; ``{}``
+            takes the defaults of ``KeptPrefix``.
         extra: Further fields of ``TrainingArguments``.
     """
 
@@ -84,6 +100,7 @@ class Training(Spec):
     logging_steps: int = Field(default=10, ge=1)
     report_to: list[str] = ["tensorboard"]
     workers: int = Field(default=0, ge=0)
+    prefix_cache: KeptPrefix | None = None
     extra: dict[str, Any] = {}
 
     @field_validator("schedule")

@@ -27,6 +27,7 @@ from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.training import metrics
 from rankwise.runs.training.announce import Announce
 from rankwise.runs.training.card import describe_run
+from rankwise.runs.training.prefix import kept_prefix
 from rankwise.runs.training.records import HistoryFile, Saved, Settle
 from rankwise.runs.training.resuming import check_length, continued, tell_changes
 from rankwise.runs.training.spectra import watchers
@@ -98,7 +99,7 @@ def train(
         history = [HistoryFile(folder.history)] if job.has_paths else []
         at_start = metrics.parameters(job)["trainable"]
         settles = [Settle(folder)] if process.is_main_process else []
-        with _progress(shown, job) as bars, _withdrawn(settles, resume):
+        with _progress(shown, job) as bars, _withdrawn(settles, resume), kept_prefix(job, folder, shown):
             own = [*settles, *history, *watchers(job.model, folder), *bars]
             trainer = make_trainer(job, arguments, folder, [*own, *callbacks, saved])
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

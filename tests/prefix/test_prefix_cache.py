@@ -1,0 +1,245 @@
+"""The prefix that is kept: the same run as without, what is refused, where rows lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tests.families import FAMILIES
+from tests.models import Batch, adapted, class_batches, fill_, text_batches, tiny_bert, tiny_llama
+from tests.shortcuts import FIVE, checkpointed, kinds
+from torch import Tensor, nn
+
+import rankwise
+from rankwise.prefix.cache import PrefixCache, prefix_cache, rows_of
+from rankwise.prefix.rows import Rows
+from rankwise.prefix.structure import prefix_of
+
+STILL: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def upper(name: str = "bert", **fields: Any) -> Any:
+    """A model of four blocks with every kind of path in the upper two, and no dropout."""
+    family = FAMILIES[name]
+    base = family(4)
+    for module in base.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    options = {"target_modules": list(family.targets), "shortcuts": kinds(name), "layers_to_transform": [2, 3]}
+    model = adapted(base, **{**options, **fields})
+    fill_(model)
+    return model.train()
+
+
+def batches(name: str, count: int = 3) -> list[Batch]:
+    return text_batches(count) if FAMILIES[name].causal else class_batches(count)
+
+
+def train(model: Any, batches: Sequence[Batch], epochs: int = 3) -> list[Tensor]:
+    """Return the losses of AdamW, then the weights that trained."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
+    found = []
+    for _ in range(epochs):
+        for batch in batches:
+            loss = model(**batch).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            found.append(loss.detach())
+    return [*found, *(p.detach() for p in model.parameters() if p.requires_grad)]
+
+
+def equal(runs: Sequence[Sequence[Tensor]], tolerance: float = 0.0) -> None:
+    for one, other in zip(*runs, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "plain", "reentrant"])
+@pytest.mark.parametrize("name", FIVE)
+def test_a_run_with_it_is_the_run_without_bit_for_bit(name: str, checkpointing: str) -> None:
+    found = []
+    fields: dict[str, Any] = {"shortcuts": []} if checkpointing == "reentrant" else {}
+    for keeps in (True, False):
+        model = upper(name, **fields)
+        if checkpointing != "none":
+            checkpointed(model, reentrant=checkpointing == "reentrant")
+        with prefix_cache(model) if keeps else nullcontext() as cache:
+            found.append(train(model, batches(name)))
+        if cache is not None:
+            assert (cache.hits, cache.misses) == (6, 3)
+            assert len(cache.prefix.blocks) == (2 if fields else 1)  # cut of block 2 reads block 1
+    equal(found)
+
+
+def test_the_blocks_are_left_out_and_come_back() -> None:
+    model = upper(shortcuts=[])
+    ran: list[int] = []
+    for number, block in enumerate(model.get_base_model().bert.encoder.layer):
+        block.attention.self.register_forward_hook(lambda *_, number=number: ran.append(number))
+    (batch,) = batches("bert", 1)
+    with prefix_cache(model) as cache:
+        train(model, [batch], 2)
+        assert ran == [0, 1, 2, 3, 2, 3]
+        assert len(cache.rows) == len(batch["input_ids"])
+        wanted = model.eval()(**batch).logits
+        assert ran[6:] == [0, 1, 2, 3]
+    assert len(cache.rows) == 0
+    torch.testing.assert_close(model(**batch).logits, wanted, rtol=0, atol=0)
+    assert all("forward" not in block.__dict__ for block in model.get_base_model().bert.encoder.layer)
+
+
+def padded(ids: Sequence[Sequence[int]], length: int, *, left: bool = False) -> Batch:
+    fill = [[0] * (length - len(row)) for row in ids]
+    rows = [(pad + list(row)) if left else (list(row) + pad) for row, pad in zip(ids, fill, strict=True)]
+    mask = [([0] * len(pad) + [1] * len(row)) if left else ([1] * len(row) + [0] * len(pad))
+            for row, pad in zip(ids, fill, strict=True)]  # fmt: skip
+    return {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask)}
+
+
+def test_rows_come_in_another_order_and_padding() -> None:
+    """In float64, so that what the shape of a batch rounds is far below what a wrong row would change."""
+    rows = [[5, 6, 7], [8, 9, 10, 11, 12], [13, 14], [15, 16, 17, 18]]
+    labels = torch.tensor([0, 1])
+    sets = [
+        [{**padded(rows[:2], 5), "labels": labels}, {**padded(rows[2:], 4), "labels": labels}],
+        [{**padded([rows[3], rows[0]], 6), "labels": labels}, {**padded([rows[1], rows[2]], 8), "labels": labels}],
+    ]
+    found = []
+    for keeps in (True, False):
+        model = upper().double()
+        with prefix_cache(model) if keeps else nullcontext() as cache:
+            found.append([*train(model, sets[0], 1), *train(model, sets[1], 1)])
+        if cache is not None:
+            assert (cache.hits, cache.misses) == (2, 2)
+    equal(found, tolerance=1e-10)
+
+
+def test_a_key_is_of_the_tokens_and_where_they_are() -> None:
+    def keys(**batch: Tensor) -> list[str]:
+        return [row.key for row in rows_of(**batch)]
+
+    short, long = padded([[5, 6]], 2), padded([[5, 6]], 4)
+    assert keys(**short) == keys(**long) == keys(input_ids=short["input_ids"])
+    others = [
+        padded([[5, 7]], 4),
+        padded([[5, 6, 0]], 3),
+        padded([[5, 6]], 4, left=True),
+        {**short, "token_type_ids": torch.ones(1, 2, dtype=torch.long)},
+        {**short, "position_ids": torch.tensor([[0, 1]])},
+        {**short, "position_ids": torch.tensor([[1, 2]])},
+    ]
+    seen = [keys(**short)[0], *(keys(**other)[0] for other in others)]
+    assert len(set(seen)) == len(seen)
+    assert rows_of(**padded([[5, 6]], 4, left=True))[0][1:] == (2, 4)
+
+
+def test_beyond_memory_rows_go_to_files_that_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rankwise.prefix.rows.SHARD_BYTES", 1000)
+    found = []
+    for keeps in (True, False):
+        model = upper()
+        with prefix_cache(model, ram_bytes=800, folder=tmp_path) if keeps else nullcontext() as cache:
+            found.append(train(model, batches("bert")))
+            if cache is not None:
+                assert 0 < cache.rows.ram <= 800
+                assert list((tmp_path / "prefix-0").glob("*.safetensors"))
+                assert cache.hits == 6
+    equal(found)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_folder_what_does_not_fit_runs_again() -> None:
+    model = upper()
+    with prefix_cache(model, ram_bytes=800) as cache:
+        train(model, batches("bert"))
+    assert cache.hits == 0
+    assert cache.misses == 9
+
+
+def test_half_of_each_number() -> None:
+    rows, row = Rows(2**20, None, torch.bfloat16), torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    rows.put("a", row)
+    assert rows.ram == row.nbytes // 2
+    assert torch.equal(rows.get("a"), row.bfloat16())
+    model = upper()
+    with prefix_cache(model, half=True) as cache:
+        assert all(bool(tensor.isfinite().all()) for tensor in train(model, batches("bert")))
+    assert cache.hits == 6
+
+
+def test_new_weights_of_the_prefix_are_noticed() -> None:
+    model = upper()
+    (batch,) = batches("bert", 1)
+    with prefix_cache(model) as cache:
+        train(model, [batch], 2)
+        assert (cache.hits, cache.misses) == (1, 1)
+        with torch.no_grad():
+            model.get_base_model().bert.embeddings.word_embeddings.weight.mul_(2.0)
+        train(model, [batch], 2)
+        assert (cache.hits, cache.misses) == (2, 2)
+
+
+def test_dropout_in_the_prefix_is_refused_or_left_out() -> None:
+    model = adapted(tiny_bert(4), target_modules=["query"], layers_to_transform=[2, 3]).train()
+    (batch,) = batches("bert", 1)
+    with prefix_cache(model), pytest.raises(ValueError, match=r"draws random numbers.*evaluating=True"):
+        model(**batch)
+    with prefix_cache(model, evaluating=True) as cache:
+        train(model, [batch], 2)
+        base: Any = model.get_base_model()
+        assert [block.training for block in base.bert.encoder.layer] == [False, False, True, True]
+    assert cache.hits == 1
+
+
+def test_what_the_cache_can_not_hold_is_refused() -> None:
+    (batch,) = batches("bert", 1)
+    with pytest.raises(ValueError, match=r"something in block 0 trains.*layers_to_transform"):
+        prefix_of(adapted(tiny_bert(), target_modules=["query"]))
+    model = upper()
+    model.get_base_model().bert.embeddings.word_embeddings.weight.requires_grad_()
+    with pytest.raises(ValueError, match="the BertEmbeddings before the blocks trains"):
+        prefix_of(model)
+    model = upper()
+    with prefix_cache(model):
+        with pytest.raises(ValueError, match="output_hidden_states=True"):
+            model(**batch, output_hidden_states=True)
+        with pytest.raises(ValueError, match="called with inputs_embeds"):
+            model(inputs_embeds=torch.zeros(1, 2, 16), labels=torch.tensor([1]))
+        mask = torch.ones(len(batch["input_ids"]), 1, 6, 6)
+        with pytest.raises(ValueError, match="attention_mask of 4 dimensions"):
+            model(**batch, attention_mask=mask)
+
+
+def test_plain_lora_has_a_prefix_too() -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[1, 3])
+    found = []
+    for keeps in (True, False):
+        torch.manual_seed(0)
+        model = get_peft_model(tiny_llama(4), config).train()
+        with prefix_cache(model) if keeps else nullcontext() as cache:
+            found.append(train(model, text_batches(2), 2))
+        if isinstance(cache, PrefixCache):
+            assert len(cache.prefix.blocks) == 1
+            assert cache.hits == 2
+    equal(found)
+
+
+def test_a_search_chooses_the_same() -> None:
+    found = []
+    for keeps in (True, False):
+        model = upper(mode="dynamic", search_every=2, score_batches=1, budget=0.5, total_steps=9)
+        with prefix_cache(model) if keeps else nullcontext():
+            train(model, batches("bert"))
+        found.append([record.to_dict() for record in rankwise.history(model)])
+        rankwise.detach(model)
+    assert len(found[0]) > 1
+    assert [{k: v for k, v in r.items() if "seconds" not in k} for r in found[0]] == [
+        {k: v for k, v in r.items() if "seconds" not in k} for r in found[1]
+    ]
