@@ -29,8 +29,11 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 def runs(
     folder: Annotated[Path, typer.Argument(help="A folder with runs in it, at any depth.", show_default=False)],
     sort: Annotated[
-        str, typer.Option(help="A column: name, state, method, budget, parameters, seconds, or a metric.")
-    ] = "name",
+        str,
+        typer.Option(
+            help="A column: run, state, method, task, model, seed, rate, budget, parameters, seconds, or a metric."
+        ),
+    ] = "run",
     descending: Annotated[bool, typer.Option("--descending", help="The largest first.")] = False,
     split: Annotated[
         str | None, typer.Option(help="The split whose metrics are shown; by default the one most runs have.")
