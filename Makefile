@@ -27,7 +27,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-demo: install  ## Dynamic HeteroLoRA against uniform LoRA: no network, no GPU, a few minutes
+demo: install  ## A race of four configurations on a small task: no network, no GPU, a few minutes
 	$(OFFLINE) $(BIN)/rankwise demo --out demo-run --overwrite
 
 test: lint  ## Lint, types and every test that is quick and needs no accelerator

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from rankwise_cli_report import results
+from rankwise_cli_study import TUNE_EXAMPLES, study_commands, tune
 from rankwise_exits import explained, show_version, show_warning
+from rankwise_options import Debug, Overrides, Overwrite, RecipeFile, Seed, console
 
 app = typer.Typer(
     name="rankwise",
@@ -28,17 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console()
-
-RecipeFile = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe (YAML), or the name of one that ships.", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be given again.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder already holds.")]
-Seed = Annotated[int, typer.Option(help="Seeds everything that is drawn.", min=0)]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @app.callback()
@@ -52,14 +42,14 @@ def _options(
 
 @app.command(epilog="Example: [bold]rankwise demo --out demo-run[/]")
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the two runs and the pictures go.")] = Path("demo-run"),
+    out: Annotated[Path, typer.Option(help="The folder of the race.")] = Path("demo-run"),
     seed: Seed = 0,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Search against uniform LoRA on a small model that comes with its package: no network, no GPU, minutes."""
+    """Race four configurations on a small model that comes with its package: no network, no GPU, minutes."""
     with explained(debug):
-        from rankwise.runs.demo import run_demo
+        from rankwise.study.demo import run_demo
 
         run_demo(out, seed=seed, overwrite=overwrite, console=console)
 
@@ -365,6 +355,8 @@ def evaluate(
         console.print(f"figures: [bold]{escape(str(file))}[/]", soft_wrap=True, highlight=False)
 
 
+app.command(epilog=TUNE_EXAMPLES)(tune)
+app.add_typer(study_commands)
 app.add_typer(results)
 
 

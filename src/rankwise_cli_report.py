@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from rankwise_exits import explained
+from rankwise_options import Debug, console
 
 results = typer.Typer(rich_markup_mode="rich")
-console = Console()
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @results.command(

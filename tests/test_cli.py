@@ -15,7 +15,10 @@ from rankwise.runs.results.pictures import OVER_TIME
 from rankwise_cli import app
 from rankwise_exits import RUN_FAILED, USER_ERROR
 
-COMMANDS = ("demo", "init", "recipes", "train", "score", "plan", "export", "predict", "evaluate", "runs", "report")
+COMMANDS = (
+    *("demo", "init", "recipes", "train", "score", "plan", "export", "predict", "evaluate", "runs", "report"),
+    *("study", "tune"),
+)
 
 
 def call(*arguments: object) -> Result:

@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
     {"runs.building"},
     {"runs.training"},
     {"runs", "evaluation"},
+    {"study"},
     {"cli"},
 ]
 PURE = ("errors", "fields", "files", "seeds", "notebook", "rules")  # free of torch
@@ -39,17 +40,19 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "plotly": ("report",),
     "typer": ("cli",),
     "lm_eval": ("evaluation.harness",),
+    "optuna": ("study.queue",),
+    "ray": ("study.on_ray",),
     "trl": ("runs.building.instruction", "tasks.chat", "tasks.packing"),
 }
 
-CLI = ROOT / "src" / "rankwise_cli.py"
-SOURCES = [*sorted(PACKAGE.rglob("*.py")), CLI]
+CLI = sorted((ROOT / "src").glob("rankwise_*.py"))
+SOURCES = [*sorted(PACKAGE.rglob("*.py")), *CLI]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 
 def module_name(file: Path) -> str:
     """Dotted name below ``rankwise``; the package itself is the empty string, the command line beside it ``cli``."""
-    if file == CLI:
+    if file in CLI:
         return "cli"
     parts = file.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKED_EXTRAS = ("report", "demo", "docs", "dev")  # `eval` and `quantised` are for those who need them
+LOCKED_EXTRAS = ("report", "demo", "docs", "study", "postgres", "dev")  # the others are for those who need them
 
 
 def locked() -> dict[str, Requirement]:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from studies.where_it_pays.layout import overlap
-from studies.where_it_pays.stats import better_rate, paired, rank_correlation, summarise
+from studies.where_it_pays.stats import better_rate, rank_correlation
+
+from rankwise.study.statistics import paired, summarise
 
 Run = Mapping[str, Any]
 BASELINE = "all-linear"

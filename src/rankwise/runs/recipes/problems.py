@@ -20,7 +20,8 @@ def _sentence(problem: Any, model: type[BaseModel]) -> str:
     given = problem["input"]
     match problem["type"]:
         case "extra_forbidden":
-            allowed = list(_inside(model, place[:-1]).model_fields)
+            fields = _inside(model, place[:-1]).model_fields
+            allowed = [field.alias or name for name, field in fields.items()]
             section = f" in {'.'.join(place[:-1])}" if place[:-1] else ""
             return f"{key}: no such key{section}{nearest(place[-1], allowed)} (allowed: {', '.join(sorted(allowed))})"
         case "literal_error":

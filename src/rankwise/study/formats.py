@@ -1,0 +1,100 @@
+"""Tables as Markdown, CSV, LaTeX and on the terminal; numbers are written in one place."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from rankwise.study.statistics import Difference, Summary
+from rankwise.study.tables import Table, Value
+
+TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
+
+
+def text(value: Value) -> str:
+    """Return a value as people read it; ``detectable`` stands in the cell of its difference."""
+    match value:
+        case None:
+            return ""
+        case Summary():
+            spread = "" if math.isnan(value.sd) else f" ± {value.sd:.4f}"
+            return f"{value.mean:.4f}{spread}"
+        case Difference():
+            seen = "" if math.isnan(value.detectable) else f"; detectable {value.detectable:.4f}"
+            return f"{value.mean:+.4f} [{value.low:+.4f}, {value.high:+.4f}]{seen}"
+        case float():
+            return f"{value:g}"
+    return str(value)
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """Return the tables as Markdown."""
+    parts = []
+    for table in tables:
+        rows = [table.header, ["---"] * len(table.header), *([text(value) for value in row] for row in table.rows)]
+        lines = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+        parts.append(f"### {table.title}\n\n{lines}\n\n{table.note}\n")
+    return "\n".join(parts)
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """Return the tables as LaTeX (``booktabs``)."""
+    parts = []
+    for table in tables:
+        rows = [[_tex(text(value)) for value in row] for row in table.rows]
+        head, body = " & ".join(map(_tex, table.header)), "\n".join(" & ".join(row) + r" \\" for row in rows)
+        columns = "l" + "r" * (len(table.header) - 1)
+        parts.append(
+            f"\\begin{{table}}\n\\centering\n\\caption{{{_tex(table.title)}. {_tex(table.note)}}}\n"
+            f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\n\\bottomrule\n"
+            "\\end{tabular}\n\\end{table}\n"
+        )
+    return "\n".join(parts)
+
+
+def _tex(words: str) -> str:
+    return "".join(TEX.get(letter, letter) for letter in words).replace("±", r"$\pm$").replace("`", "")
+
+
+def as_csv(tables: Sequence[Table]) -> str:
+    """Return the tables as one CSV, a number in each cell: means, deviations, interval ends in columns of their own."""
+    out = io.StringIO()
+    rows = [row for table in tables for row in _records(table)]
+    fields = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(out, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _records(table: Table) -> list[dict[str, object]]:
+    records = []
+    for row in table.rows:
+        record: dict[str, object] = {"table": table.title}
+        for name, value in zip(table.header, row, strict=True):
+            if isinstance(value, Summary | Difference):
+                fields = value._asdict().items()
+                record |= {f"{name}, {part}": number for part, number in fields if part != "n"}
+            else:
+                record[name] = "" if value is None else value
+        records.append(record)
+    return records
+
+
+def terminal(table: Table) -> RichTable:
+    """Return a table for the terminal."""
+    shown = RichTable(title=escape(table.title), title_justify="left", caption=escape(table.note))
+    shown.caption_justify = "left"
+    for place, name in enumerate(table.header):
+        shown.add_column(escape(name), justify="right" if place else "left")
+    for row in table.rows:
+        shown.add_row(*(escape(text(value)) for value in row))
+    return shown
+
+
+FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {"markdown": markdown, "csv": as_csv, "latex": latex}

@@ -1,0 +1,131 @@
+"""What the commands do: start a study or go on with it, say how far it is, and write its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rankwise.errors import check_choice
+from rankwise.files import write_text_atomic
+from rankwise.runs.dryrun import dry_run
+from rankwise.runs.recipes.recipe import parse_recipe
+from rankwise.study.folder import StudyFolder
+from rankwise.study.formats import FORMATS
+from rankwise.study.plan import Planner, Study
+from rankwise.study.queue import check_installed
+from rankwise.study.status import status_table
+from rankwise.study.tables import study_tables
+from rankwise.study.working import Work, refresh, run_local
+
+ENGINES = ("local", "ray")
+
+
+def run_study(
+    planner: Planner,
+    task: Work,
+    *,
+    console: Console,
+    command: str,
+    engine: str = "local",
+    retry_failed: bool = False,
+) -> StudyFolder:
+    """Run every cell of a study that has not finished, in any number of processes and on any number of machines.
+
+    Args:
+        planner: What is run.
+        task: Where, by which storage and with how many workers.
+        console: Where the progress goes.
+        command: The command line, for the tables.
+        engine: ``local``, or ``ray`` for the tasks of a Ray cluster.
+        retry_failed: Run cells that failed again.
+
+    Raises:
+        ModuleNotFoundError: Optuna, or Ray, is not installed.
+        ValueError: The folder holds another study, or the storage can't be opened.
+    """
+    check_choice("--engine", engine, ENGINES)
+    check_installed()
+    folder = StudyFolder(task.root)
+    with folder.lock():  # one process makes the storage's tables and fills the queue
+        folder.start(planner, command)
+        failed = folder.forget_errors(planner) if retry_failed else []
+        if engine == "local":
+            with task.queue(folder) as queue:
+                for name in failed:
+                    queue.forgive(name)
+                refresh(folder, planner, queue)
+    plan = folder.plan(planner)
+    done = sum(folder.loss(cell) is not None for cell in plan.cells)
+    console.print(
+        f"{len(plan.cells)} runs known by now, {done} of them done; figures in {folder.root}", highlight=False
+    )
+    _engine(engine)(task, console)
+    for note in folder.plan(planner).notes:
+        console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
+    return folder
+
+
+def _engine(name: str) -> Callable[[Work, Console], None]:
+    if name == "local":
+        return run_local
+    from rankwise.study.on_ray import run_on_ray
+
+    return run_on_ray
+
+
+def dry_run_study(study: Study, console: Console) -> None:
+    """Train every group's recipe for two steps on a tiny stand-in of its model, and say how many runs there are."""
+    for group in study.groups:
+        dry_run(parse_recipe(group.content))
+        console.print(f"[green]{escape(group.name)}: went through[/]", highlight=False)
+    console.print(counted(study), highlight=False)
+
+
+def counted(study: Study) -> str:
+    """Return how many runs a study has."""
+    chooses = len(study.plan({}).cells)
+    fixed = sum(group.rates is None for group in study.groups) * len(study.seeds.report)
+    then = len(study.groups) * len(study.seeds.report)
+    return (
+        f"{len(study.groups)} groups: {chooses - fixed} runs to choose rates (more where a grid has to grow), "
+        f"{then} for the report"
+    )
+
+
+def write_tables(root: Path, *, table_format: str = "markdown", out: Path | None = None) -> str:
+    """Return a study's tables in a format, written to ``out`` if it is given.
+
+    Raises:
+        FileNotFoundError: There is no study.
+        ValueError: No run of the report has finished, or there is no such format.
+    """
+    check_choice("--format", table_format, FORMATS)
+    folder = StudyFolder(root)
+    planner = folder.planner()
+    if not isinstance(planner, Study):
+        raise ValueError(f"{root} holds a race, whose tables are in {root / 'report.md'}: this is for a study")
+    text = FORMATS[table_format](study_tables(folder, planner))
+    if out is not None:
+        write_text_atomic(out, text)
+    return text
+
+
+def study_status(root: Path, storage: str | None = None) -> Table:
+    """Return how far a study is, as a table for the terminal.
+
+    Raises:
+        FileNotFoundError: There is no study.
+    """
+    folder = StudyFolder(root)
+    planner = folder.planner()
+    task = Work(root, storage)
+    running: list[str] = []
+    if storage is not None or (root / "queue.db").is_file():
+        check_installed()
+        with folder.lock(), task.queue(folder) as queue:
+            running = queue.names("RUNNING")
+    return status_table(folder, folder.plan(planner), running=running)

@@ -1,0 +1,157 @@
+"""A study's tables: for every point of the axes the arms, their figures over fresh seeds, and what these can tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rankwise.runs.recipes.recipe import parse_recipe
+from rankwise.study.folder import StudyFolder
+from rankwise.study.plan import Cell, Study
+from rankwise.study.statistics import Difference, Summary, paired, summarise
+
+SELECTED = {"last": "last", "dev_selected": "selected"}
+NOTE = (
+    "Mean and standard deviation over n seeds; `last` is the last epoch, `selected` the one with the best dev figure, "
+    "never the best on the reported split. Differences to {baseline} ({compared}) are paired over seeds, with a 95 % "
+    "bootstrap interval, which few seeds make too narrow. `detectable` is the smallest true difference that a paired "
+    't-test of as many seeds finds in four cases of five: a difference below it is not "none" but "can\'t tell".'
+)
+Value = str | int | float | Summary | Difference | None
+
+
+class Table(NamedTuple):
+    """A table without a format.
+
+    Args:
+        title: Above it.
+        header: The names of the columns.
+        rows: As many values as columns.
+        note: Below it.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[Value]]
+    note: str
+
+
+class Run(NamedTuple):
+    """A finished run of the report, with the content of its ``metrics.json``."""
+
+    arm: str
+    rate: float
+    seed: int
+    select: str
+    figures: Mapping[str, Any]
+
+    @property
+    def split(self) -> str:
+        """The split that is reported: validation, or dev where there is nothing else."""
+        names = [name for name, split in self.figures["metrics"]["last"].items() if isinstance(split, dict) and split]
+        return next((name for name in names if name != "dev"), "dev")
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metric that the task goes by, and the loss."""
+        return list(dict.fromkeys((str(self.figures["headline"]), "loss")))
+
+    def value(self, which: str, metric: str) -> float:
+        """Return a figure of the last or the dev-selected checkpoint."""
+        return float(self.figures["metrics"][which][self.split][metric])
+
+
+def finished_run(folder: StudyFolder, cell: Cell, arm: str) -> Run:
+    """Return a finished cell as a run of an arm."""
+    recipe = parse_recipe(cell.content)
+    select = "last" if recipe.select == "last" else "dev_selected"
+    return Run(arm, recipe.training.learning_rate, recipe.seed, select, folder.run(cell).figures())
+
+
+def study_tables(folder: StudyFolder, study: Study) -> list[Table]:
+    """Return a table for every point of the axes at which a run of the report has finished.
+
+    Raises:
+        ValueError: None has.
+    """
+    plan = folder.plan(study)
+    about = made_by(folder, plan.cells)
+    points: dict[str, list[Run]] = {}
+    for group in study.groups:
+        where = ", ".join(f"{axis} {label}" for axis, label in group.point.items()) or study.title
+        points.setdefault(where, []).extend(
+            finished_run(folder, cell, group.arm)
+            for cell in plan.cells
+            if cell.group == group.name and cell.role == "report" and folder.run(cell).finished
+        )
+    tables = [
+        compared(runs, baseline=study.baseline, title=where, about=" ".join([*about, *plan.notes]))
+        for where, runs in points.items()
+        if runs
+    ]
+    if not tables:
+        raise ValueError(
+            f"{folder.root}: no run of the report has finished yet. {' '.join(plan.notes)} "
+            f"See rankwise study status {folder.root}"
+        )
+    return tables
+
+
+def made_by(folder: StudyFolder, cells: Sequence[Cell]) -> list[str]:
+    """Return how many runs there are and by which command."""
+    failed = sum(folder.error_file(cell).is_file() for cell in cells)
+    finished = sum(folder.run(cell).finished for cell in cells)
+    return [f"{finished} of {len(cells)} runs{f', {failed} failed' if failed else ''}: `{folder.command}`."]
+
+
+def compared(runs: Sequence[Run], *, baseline: str, title: str, about: str) -> Table:
+    """Return the table of some runs, the arms in the order they come.
+
+    Args:
+        runs: Finished runs with the same task.
+        baseline: The arm that the others are paired with.
+        title: Above the table.
+        about: What there is to say before the explanation of the columns.
+    """
+    arms: dict[str, list[Run]] = {}
+    for run in runs:
+        arms.setdefault(run.arm, []).append(run)
+    base = arms.get(baseline, [])
+    columns: dict[str, list[Value]] = {
+        "arm": list(arms),
+        "parameters": [_span([run.figures["parameters"]["trainable"] for run in own]) for own in arms.values()],
+        "rate": [_span([run.rate for run in own]) for own in arms.values()],
+        "n": [len(own) for own in arms.values()],
+    }
+    for metric in runs[0].metrics:
+        for which, word in SELECTED.items():
+            values = [summarise([run.value(which, metric) for run in own]) for own in arms.values()]
+            if which == "last" or values != columns[f"{metric}, last"]:
+                columns[f"{metric}, {word}"] = list(values)
+        against = {run.seed: run.value(run.select, metric) for run in base}
+        columns[f"{metric} minus {baseline}"] = [
+            _difference({run.seed: run.value(run.select, metric) for run in own}, against if own is not base else {})
+            for own in arms.values()
+        ]
+    note = NOTE.format(baseline=baseline, compared=SELECTED[runs[0].select])
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    return Table(f"{title} ({runs[0].split})", list(columns), rows, f"{about} {note}")
+
+
+def _difference(own: Mapping[int, float], against: Mapping[int, float]) -> Difference | None:
+    return paired(own, against) if set(own) & set(against) else None
+
+
+def _span(values: Sequence[float]) -> str:
+    words = [f"{value:,}" if isinstance(value, int) else f"{value:g}" for value in (min(values), max(values))]
+    return " to ".join(dict.fromkeys(words))
+
+
+def verdict(found: Difference) -> str:
+    """Return in words what a paired difference of losses says."""
+    if found.n < 2:
+        return "one seed: no interval, so nothing can be told"
+    if found.low <= 0 <= found.high or not math.isfinite(found.detectable) or abs(found.mean) < found.detectable:
+        return f"can't tell: {found.n} seeds would have seen a difference of {found.detectable:.4f}"
+    return "lower" if found.mean < 0 else "higher"

@@ -1,0 +1,243 @@
+"""``rankwise tune``: what is raced, at which price, and the report of how it ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+from rich.markup import escape
+
+from rankwise.errors import check_choice
+from rankwise.files import write_text_atomic
+from rankwise.runs.recipes.recipe import Recipe, parse_recipe
+from rankwise.study.arms import DEFAULT, NAMES, PLANNED, YOURS, Arms, arms_of
+from rankwise.study.folder import StudyFolder
+from rankwise.study.formats import markdown, terminal
+from rankwise.study.grid import Rates
+from rankwise.study.plan import Found, Group
+from rankwise.study.queue import check_installed
+from rankwise.study.race import Candidate, Race, Standing, rungs
+from rankwise.study.running import run_study
+from rankwise.study.statistics import paired
+from rankwise.study.tables import Run, Table, Value, compared, finished_run, made_by, verdict
+from rankwise.study.working import Work, load_data
+
+FACTOR = 10**0.5
+PLANNING = 48  # passes over the model that the rank plan takes, at most
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a race may cost.
+
+    Args:
+        cost: The rounds' price, at most, in whole runs.
+        rates: How many learning rates around the recipe's own each arm has.
+        seeds: With how many fresh seeds the winner is run against the default.
+        budget: Parameters of each arm; none takes those of the recipe's method.
+        without: Arms that stay out.
+    """
+
+    cost: float = 4.0
+    rates: int = 3
+    seeds: int = 3
+    budget: int | None = None
+    without: Sequence[str] = ()
+
+
+def make_race(recipe: Recipe, wish: Wish) -> tuple[Race, Arms]:
+    """Return the race for a recipe and its arms; the rank plan is made here, once.
+
+    Raises:
+        ValueError: There is no dev split, the price is too low, or an arm is unknown.
+    """
+    if recipe.data.dev_fraction == 0:
+        raise ValueError("a race goes by the dev split's loss, and data.dev_fraction=0 leaves none")
+    for name in wish.without:
+        check_choice("--without", name, [name for name in NAMES if name != DEFAULT])  # the default always runs
+    data = load_data(recipe)
+    full = full_steps(recipe, len(data.train))
+    rungs((len(NAMES) - len(set(wish.without))) * wish.rates, full=full, cost=wish.cost)  # before anything is spent
+    arms = arms_of(recipe, data, budget=wish.budget, without=wish.without)
+    rate, side = recipe.training.learning_rate, (wish.rates - 1) // 2
+    rates = Rates.model_validate(
+        {"from": rate / FACTOR**side, "to": rate * FACTOR ** (wish.rates - 1 - side), "factor": FACTOR}
+    )
+    content = recipe.to_dict()
+    groups = [
+        Group(arm=name, point={}, content={**content, "method": method}, rates=rates)
+        for name, method in arms.methods.items()
+    ]
+    for group in groups:
+        parse_recipe(group.content)
+    race = Race(
+        groups=groups,
+        rungs=rungs(len(groups) * wish.rates, full=full, cost=wish.cost),
+        default=DEFAULT,
+        yours=YOURS,
+        seed=recipe.seed,
+        confirm=[recipe.seed + 1 + number for number in range(wish.seeds)],
+        full=full,
+    )
+    return race, arms
+
+
+def full_steps(recipe: Recipe, rows: int) -> int:
+    """Return the optimizer steps of a run on so many rows."""
+    training = recipe.training
+    if training.max_steps > 0:
+        return training.max_steps
+    batches = math.ceil(rows / (training.batch_size * PartialState().num_processes))
+    return max(1, math.ceil(math.ceil(batches / training.accumulation) * training.epochs))
+
+
+def price(race: Race) -> str:
+    """Return what a race costs at most, in whole runs, before anything is spent."""
+    rounds = ", ".join(f"{rung.candidates} x {rung.steps} steps" for rung in race.rungs)
+    planned = any(group.arm == PLANNED for group in race.groups)
+    plan = PLANNING / race.full if planned else 0.0
+    confirm = 2.0 * len(race.confirm)
+    return (
+        f"A whole run is {race.full} steps. The race: {rounds}, at most {race.cost:.2f} runs; the winner and what it "
+        f"is compared with, {len(race.confirm)} fresh seeds each: {confirm:.0f} runs"
+        + (f"; the rank plan, made already: at most {plan:.2f}" if planned else "")
+        + f". At most {race.cost + confirm + plan:.2f} runs in all, evaluations aside."
+    )
+
+
+def tune(recipe: Recipe, task: Work, wish: Wish, *, console: Console, command: str) -> Path:
+    """Race arms and rates on a recipe's task, and write the winner's recipe, a snippet and the report.
+
+    Args:
+        recipe: The user's.
+        task: Where and with how many workers.
+        wish: What it may cost.
+        console: Where progress and report go.
+        command: The command line.
+
+    Returns:
+        The report's file.
+
+    Raises:
+        ModuleNotFoundError: Optuna is not installed.
+        ValueError: The recipe or the price does not allow a race, or nothing in it has trained.
+    """
+    check_installed()
+    folder = StudyFolder(task.root)
+    if folder.plan_file.is_file():  # the rank plan is made once, and what was promised stays
+        race = folder.planner()
+        if not isinstance(race, Race):
+            raise ValueError(f"{task.root} holds a study and no race: give another --out")
+        console.print(f"going on with the race in {task.root}", highlight=False)
+    else:
+        if PLANNED not in wish.without:
+            console.print(
+                f"planning ranks for one of the arms first: at most {PLANNING} passes over a batch", highlight=False
+            )
+        race, arms = make_race(recipe, wish)
+        console.print(f"{len(race.groups)} arms of about {arms.budget:,} parameters", highlight=False)
+        for reason in arms.left_out:
+            console.print(f"[yellow]left out: {escape(reason)}[/]", soft_wrap=True, highlight=False)
+    console.print(price(race), highlight=False, soft_wrap=True)
+    run_study(race, task, console=console, command=command)
+    return write_report(folder, race, console)
+
+
+def write_report(folder: StudyFolder, race: Race, console: Console) -> Path:
+    """Write ``report.md``, the winner's recipe and how to train it without rankwise.
+
+    Raises:
+        ValueError: The race has no winner.
+    """
+    cells = folder.plan(race).cells
+    found = {cell.name: loss for cell in cells if (loss := folder.loss(cell)) is not None}
+    standing = race.standing(found)
+    if standing.winner is None:
+        raise ValueError(
+            f"{folder.root}: no winner. {' '.join(standing.notes)} See rankwise study status {folder.root}"
+        )
+    about = " ".join([*made_by(folder, cells), *standing.notes])
+    tried = tried_table(race, standing, found)
+    runs = confirmed(folder, race, standing)
+    tables = [tried]
+    if runs:
+        baseline = _label(race, standing.rival or standing.winner)
+        tables.append(compared(runs, baseline=baseline, title="The winner anew, with fresh seeds", about=about))
+    winner = parse_recipe(race.groups[standing.winner[0]].cell(standing.winner[1], race.seed, "report").content)
+    said = ending(race, standing, runs)
+    write_text_atomic(folder.root / "winner.yaml", winner.to_yaml())
+    report = folder.root / "report.md"
+    script = snippet(winner)
+    write_text_atomic(report, f"# What pays\n\n{said}\n\n{markdown(tables)}\n## The winner\n\n```python\n{script}```\n")
+    for table in tables:
+        console.print(terminal(table))
+    console.print(script, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(said)}[/]", soft_wrap=True, highlight=False)
+    console.print(f"recipe: {folder.root / 'winner.yaml'}; report: {report}", soft_wrap=True, highlight=False)
+    return report
+
+
+def tried_table(race: Race, standing: Standing, found: Found) -> Table:
+    """Return every candidate with its dev loss in each round that it ran in, those that came furthest first."""
+    header = ["arm", "rate", *(f"{rung.steps} steps" for rung in race.rungs)]
+    rows: list[list[Value]] = []
+    for candidate in standing.rounds[0]:
+        cells = [own[candidate].name for own in standing.rounds if candidate in own]
+        losses = [found[name] for name in cells if name in found]
+        texts = ["failed" if math.isinf(loss) else f"{loss:.4f}" for loss in losses]
+        place, rate = candidate
+        rows.append([race.groups[place].arm, rate, *texts, *[None] * (len(race.rungs) - len(texts))])
+    rows.sort(key=lambda row: (row.count(None), [str(value) for value in row[:1:-1] if value is not None]))
+    note = "Dev loss after each round, all with one seed and the same batches; the rounds' schedules have their length."
+    return Table("What was tried", header, rows, note)
+
+
+def confirmed(folder: StudyFolder, race: Race, standing: Standing) -> list[Run]:
+    """Return the finished runs with fresh seeds."""
+    return [
+        finished_run(folder, cell, _label(race, candidate))
+        for candidate, cells in standing.confirm.items()
+        for cell in cells
+        if folder.run(cell).finished
+    ]
+
+
+def _label(race: Race, candidate: Candidate) -> str:
+    return f"{race.groups[candidate[0]].arm} at {candidate[1]:g}"
+
+
+def ending(race: Race, standing: Standing, runs: Sequence[Run]) -> str:
+    """Return in two sentences who won and whether the race paid."""
+    assert standing.winner is not None
+    name = _label(race, standing.winner)
+    first = f"{name} won the race, which cost {race.cost:.2f} whole runs at most."
+    if standing.rival is None or standing.rival == standing.winner:
+        return f"{first} It is what there was before: the race confirmed it and changed nothing."
+    rival = _label(race, standing.rival)
+    losses = {arm: {run.seed: run.value(run.select, "loss") for run in runs if run.arm == arm} for arm in (name, rival)}
+    if not set(losses[name]) & set(losses[rival]):
+        return f"{first} Its runs with fresh seeds against {rival} are missing, so nothing can be said of it."
+    found = paired(losses[name], losses[rival])
+    words = {"lower": "it paid", "higher": "it did not pay: keep what you had"}.get(verdict(found), verdict(found))
+    return (
+        f"{first} With {found.n} fresh seeds its {runs[0].split} loss is {found.mean:+.4f} [{found.low:+.4f}, "
+        f"{found.high:+.4f}] against {rival}: {words}."
+    )
+
+
+def snippet(recipe: Recipe) -> str:
+    """Return the winner's config as Python: PEFT's own, where plain LoRA can express it."""
+    options: Mapping[str, Any] = recipe.method.options
+    owner, name = {"heterolora": ("rankwise", "HeteroLoraConfig"), "lor2c": ("rankwise", "Lor2cConfig")}.get(
+        recipe.method.name, ("peft", "AdaLoraConfig" if recipe.method.name == "adalora" else "LoraConfig")
+    )
+    if recipe.method.name in ("full", "dylora", "adapterdrop"):
+        return f"# {recipe.method.name}: rankwise train winner.yaml\n"
+    fields = "".join(f"    {key}={value!r},\n" for key, value in options.items())
+    rate = f"# learning rate {recipe.training.learning_rate:g}, {recipe.training.schedule} schedule"
+    return f"from {owner} import {name}\n\nconfig = {name}(\n{fields})  {rate}\n"

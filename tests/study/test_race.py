@@ -1,0 +1,114 @@
+"""The halving of a race, from made-up losses: its price, who goes on, what the winner is run against."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rankwise.study.grid import Rates
+from rankwise.study.plan import Cell, Group
+from rankwise.study.race import LEAST_STEPS, Race, Standing, rungs
+
+ARMS = ("all-linear", "q,v", "MLP", "LoR2C", "residual", "plan", "yours")
+RATES = Rates.model_validate({"from": 1e-3, "to": 1e-2, "factor": 10**0.5})
+
+
+def race(cost: float = 4.0, full: int = 3000) -> Race:
+    groups = [
+        Group(arm=name, point={}, content={"training": {"learning_rate": 10**-2.5, "epochs": 3}}, rates=RATES)
+        for name in ARMS
+    ]
+    return Race(
+        groups=groups,
+        rungs=rungs(len(groups) * 3, full=full, cost=cost),
+        default="all-linear",
+        yours="yours",
+        seed=5,
+        confirm=[6, 7, 8],
+        full=full,
+    )
+
+
+def play(own: Race, worth: dict[str, float]) -> tuple[Standing, list[Cell]]:
+    """Finish all cells: an arm's worth, and a little for a rate off the middle one."""
+    found: dict[str, float] = {}
+    while True:
+        cells = own.plan(found).cells
+        fresh = [cell for cell in cells if cell.name not in found]
+        if not fresh:
+            return own.standing(found), cells
+        for cell in fresh:
+            arm = next(group.arm for group in own.groups if group.name == cell.group)
+            found[cell.name] = worth.get(arm, 1.0) + 0.01 * abs(math.log((cell.rate or 0) / 10**-2.5))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 40), st.integers(100, 20_000), st.floats(0.5, 20))
+def test_a_race_never_costs_more_than_was_said(candidates: int, full: int, cost: float) -> None:
+    try:
+        found = rungs(candidates, full=full, cost=cost)
+    except ValueError as error:
+        enough = float(str(error).split("--cost ")[-1].split(" ")[0])
+        found, cost = rungs(candidates, full=full, cost=enough), enough  # what the message asks for is enough
+    assert sum(rung.candidates * rung.steps for rung in found) <= cost * full + 1e-6
+    assert found[0].candidates == candidates
+    steps = [rung.steps for rung in found]
+    assert steps[0] >= LEAST_STEPS
+    assert steps == sorted(steps)
+    assert steps[-1] <= full
+    if len(steps) > 1 and steps[0] > LEAST_STEPS:
+        assert all(3 * before <= after for before, after in itertools.pairwise(steps))
+
+
+def test_the_best_wins_and_meets_the_tuned_default() -> None:
+    own = race()
+    standing, cells = play(own, {"LoR2C": 0.5, "all-linear": 3.0})
+    assert standing.winner is not None
+    assert standing.rival is not None
+    assert own.groups[standing.winner[0]].arm == "LoR2C"
+    assert standing.winner[1] == pytest.approx(10**-2.5, rel=1e-3)
+    assert own.groups[standing.rival[0]].arm == "all-linear"  # last of all, and there to the end
+    assert [len(own) for own in standing.rounds] == [rung.candidates for rung in own.rungs]
+    ran = sum(cell.content["training"]["max_steps"] for cell in cells if cell.role == "choose")
+    assert ran <= 4.0 * own.full
+    assert {cell.seed for cell in cells if cell.role == "choose"} == {5}
+    whole = [cell for cell in cells if cell.role == "report"]
+    assert sorted({cell.seed for cell in whole}) == [6, 7, 8]
+    assert len(whole) == 6
+    assert all(cell.content["training"].get("max_steps") is None for cell in whole)
+
+
+def test_where_the_default_wins_the_recipe_as_it_came_is_the_rival() -> None:
+    own = race()
+    standing, _ = play(own, {"all-linear": 0.5})
+    assert standing.winner is not None
+    assert standing.rival is not None
+    assert own.groups[standing.winner[0]].arm == "all-linear"
+    assert own.groups[standing.rival[0]].arm == "yours"
+
+
+def test_candidates_that_fail_leave() -> None:
+    own = race()
+    standing, _ = play(own, dict.fromkeys(ARMS[1:], math.inf))
+    assert standing.winner is not None
+    assert own.groups[standing.winner[0]].arm == "all-linear"
+    nothing, cells = play(own, dict.fromkeys(ARMS, math.inf))
+    assert nothing.winner is None
+    assert len(cells) == 21
+    assert "no candidate" in nothing.notes[0]
+
+
+def test_a_winner_at_the_edge_says_so() -> None:
+    own = race()
+    found: dict[str, float] = {}
+    while fresh := [cell for cell in own.plan(found).cells if cell.name not in found]:
+        found |= {cell.name: 1 / (cell.rate or 1) for cell in fresh}
+    assert "is the highest rate that ran" in own.plan(found).notes[0]
+
+
+def test_a_race_is_the_same_after_json() -> None:
+    assert Race.model_validate_json(race().model_dump_json()) == race()

@@ -1,0 +1,81 @@
+"""A study's file: what it makes, and what it says to a mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.study.conftest import Write
+
+from rankwise.runs.recipes.recipe import parse_recipe
+from rankwise.study.spec import laid_over, load_study
+
+
+def test_every_arm_stands_at_every_point(write: Write) -> None:
+    study = load_study(write(axes={"training.batch_size": [2, 4], "size": {"small": {"method.r": 1}, "own": {}}}))
+    assert [(group.arm, *group.point.values()) for group in study.groups] == [
+        (arm, batch, size) for batch in ("2", "4") for size in ("small", "own") for arm in ("four", "two")
+    ]
+    recipes = {group.name: parse_recipe(group.content) for group in study.groups}
+    assert recipes["two-4-small"].method.options["r"] == 1  # an axis goes over an arm
+    assert recipes["two-4-own"].method.options["r"] == 2
+    assert recipes["four-2-own"].training.batch_size == 2
+    assert study.baseline == "four"
+
+
+def test_a_base_may_be_named_by_an_axis_and_a_method_with_a_name_is_whole(write: Write, base: Path) -> None:
+    base.with_name("base-a.yaml").write_text(base.read_text())
+    lor2c = {"name": "lor2c", "r": 2, "lora_alpha": 4}
+    study = load_study(
+        write(base="base-{word}.yaml", axes={"word": {"a": {}}}, arms={"lora": None, "lor2c": {"method": lor2c}})
+    )
+    assert [group.content["method"] for group in study.groups] == [yaml.safe_load(base.read_text())["method"], lor2c]
+
+
+def test_overrides_reach_all_cells(write: Write) -> None:
+    study = load_study(write(), ["training.batch_size=2"])
+    assert {group.content["training"]["batch_size"] for group in study.groups} == {2}
+
+
+def test_fields_lie_over_each_other_by_section() -> None:
+    content = {"method": {"name": "lora", "r": 8}, "seed": 1}
+    assert laid_over(content, {"method.r": 2}) == {"method": {"name": "lora", "r": 2}, "seed": 1}
+    assert laid_over(content, {"method": {"name": "full"}}) == {"method": {"name": "full"}, "seed": 1}
+    assert laid_over(content, {"method.r": 2, "method.lora_alpha": 4})["method"] == {
+        "name": "lora",
+        "r": 2,
+        "lora_alpha": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": {"a": {"method.rr": 2}}}, r"study\.yaml: arms\.a: method: method 'lora' has no option 'rr'"),
+        ({"seeds": {"choose": [0, 1], "report": [1, 2]}}, r"seeds \[1\] are in `choose` and in `report`"),
+        ({"seeds": {"report": [1]}}, "rates are chosen with seeds.choose, and there are none"),
+        ({"seeds": {"choose": [0, 0], "report": [1]}}, "has a seed twice"),
+        ({"baseline": "three"}, "baseline='three' is not one of 'four', 'two'"),
+        ({"rates": {"from": 1e-2, "to": 1e-3}}, "from=0.01 is above to=0.001"),
+        ({"rates": {"form": 1e-2, "to": 1e-3}}, r"rates\.form: no such key in rates.*did you mean 'from'"),
+        ({"arm": {}}, r"arm: no such key, did you mean 'arms'"),
+        ({"axes": {"method.r": []}}, r"axes\.method\.r has no values"),
+        ({"arms": {"a/b": {}, "a b": {}}}, "would write to the same folder"),
+        ({"arms": {"a": {"data.dev_fraction": 0}}}, "leaves none"),
+        ({"base": "nowhere"}, "no recipe at nowhere"),
+    ],
+)
+def test_a_mistake_is_explained(write: Write, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_study(write(**changes))
+
+
+def test_a_file_that_is_no_study(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no study at"):
+        load_study(tmp_path / "none.yaml")
+    path = tmp_path / "list.yaml"
+    path.write_text("- a\n")
+    with pytest.raises(ValueError, match="holds list, not a mapping"):
+        load_study(path)

@@ -1,0 +1,80 @@
+"""Tables of made-up figures, computed again by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from rankwise.study.formats import as_csv, latex, markdown
+from rankwise.study.statistics import Difference, Summary
+from rankwise.study.tables import Run, Table, compared, verdict
+
+LOSSES = {"a": {1: 0.5, 2: 0.7}, "b_%": {1: 0.4, 2: 0.5, 3: 0.1}}
+
+
+def run(arm: str, seed: int, loss: float) -> Run:
+    last = {"step": 3, "epoch": 1.0, "dev": {"loss": 9.0, "accuracy": 0.0}}
+    figures = {
+        "headline": "accuracy",
+        "parameters": {"trainable": 1000 + seed},
+        "metrics": {
+            "last": {**last, "validation": {"loss": loss, "accuracy": 1 - loss}},
+            "dev_selected": {**last, "validation": {"loss": loss / 2, "accuracy": 1 - loss}},
+        },
+    }
+    return Run(arm, 1e-3, seed, "dev_selected", figures)
+
+
+def table() -> Table:
+    runs = [run(arm, seed, loss) for arm, own in LOSSES.items() for seed, loss in own.items()]
+    return compared(runs, baseline="a", title="MRPC", about="5 of 5 runs: `rankwise study run`.")
+
+
+def column(name: str) -> list[object]:
+    found = table()
+    return [row[found.header.index(name)] for row in found.rows]
+
+
+def test_a_row_has_what_a_hand_computes() -> None:
+    assert column("arm") == ["a", "b_%"]
+    assert column("n") == [2, 3]
+    assert column("parameters") == ["1,001 to 1,002", "1,001 to 1,003"]
+    first = column("loss, last")[0]
+    assert isinstance(first, Summary)
+    assert first.mean == pytest.approx(0.6)
+    assert first.sd == pytest.approx(0.02**0.5)
+    base, other = column("loss minus a")
+    assert base is None
+    assert isinstance(other, Difference)
+    assert other.n == 2  # seed 3 has no partner
+    assert other.mean == pytest.approx(((0.4 - 0.5) + (0.5 - 0.7)) / 2 / 2)  # of the selected epoch, where it is half
+    assert (other.low, other.high) == pytest.approx((-0.1, -0.05))
+
+
+def test_a_column_that_repeats_the_last_epoch_is_left_out() -> None:
+    assert "loss, selected" in table().header
+    assert "accuracy, selected" not in table().header
+
+
+def test_formats_hold_every_row() -> None:
+    text = markdown([table()])
+    assert "| b_% |" in text
+    assert "detectable" in text
+    assert "5 of 5 runs: `rankwise study run`" in text
+    tex = latex([table()])
+    assert r"b\_\%" in tex
+    assert tex.count(r"\\") == 3
+    rows = list(csv.DictReader(io.StringIO(as_csv([table()]))))
+    assert float(rows[1]["loss, last, mean"]) == pytest.approx(1 / 3)
+    assert float(rows[1]["loss minus a, low"]) == pytest.approx(-0.1)
+    assert rows[0]["loss minus a, low"] == ""
+
+
+def test_a_verdict_never_says_more_than_the_seeds_do() -> None:
+    assert verdict(Difference(-0.5, -0.5, -0.5, 1, float("nan"))).startswith("one seed")
+    assert verdict(Difference(-0.5, -0.6, 0.1, 3, 0.2)).startswith("can't tell")
+    assert verdict(Difference(-0.1, -0.2, -0.05, 3, 0.2)).startswith("can't tell")  # too few seeds for so little
+    assert verdict(Difference(-0.5, -0.6, -0.4, 3, 0.2)) == "lower"
+    assert verdict(Difference(0.5, 0.4, 0.6, 3, 0.2)) == "higher"

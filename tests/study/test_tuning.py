@@ -1,0 +1,109 @@
+"""``rankwise tune``: the arms of a recipe, their sizes, and a race from beginning to end."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from rankwise.runs.dryrun import stand_in
+from rankwise.runs.recipes.methods import Method
+from rankwise.runs.recipes.recipe import Recipe, load_recipe, parse_recipe
+from rankwise.runs.sizes import plan_recipe
+from rankwise.study.arms import DEFAULT, PLANNED, YOURS, arms_of
+from rankwise.study.tuning import Wish, full_steps, make_race, price, snippet
+from rankwise.study.working import load_data
+from rankwise_cli import app
+
+
+def causal(room: Path) -> Recipe:
+    content = {
+        "model": {"name": "meta-llama/Llama-2-7b-hf"},
+        "data": {"task": "text", "train_file": "not-there"},
+        "method": {"name": "lora", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
+    }
+    return stand_in(parse_recipe(content), room)
+
+
+def enabled(recipe: Recipe, method: dict[str, object]) -> int:
+    return int(plan_recipe(recipe.model_copy(update={"method": Method.model_validate(method)}))["enabled"])
+
+
+@pytest.mark.parametrize("family", ["roberta", "llama"])
+def test_arms_have_the_parameters_of_the_recipe_and_its_scale(family: str, base: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(base) if family == "roberta" else causal(tmp_path / "llama")
+    arms = arms_of(recipe, load_data(recipe))
+    planned = [PLANNED] if family == "roberta" else []  # a plan from half of seven rows would be none
+    assert list(arms.methods) == [DEFAULT, "q,v", "MLP", "LoR2C", "all-linear + residual", *planned, YOURS]
+    assert [reason[:13] for reason in arms.left_out] == ([] if planned else ["the rank plan"])
+    assert arms.budget == enabled(recipe, recipe.method.model_dump())
+    for name, method in arms.methods.items():
+        cost = enabled(recipe, method)
+        assert cost <= arms.budget or method["r"] == 1, name
+        assert method["lora_alpha"] / method["r"] == pytest.approx(2.0 if family == "roberta" else 1.0)
+    assert arms.methods["q,v"]["target_modules"] == (
+        ["query", "value"] if family == "roberta" else ["q_proj", "v_proj"]
+    )
+    assert arms.methods["q,v"]["r"] == 4  # the recipe itself
+
+
+def test_the_mlp_of_bert_leaves_the_attention_out(base: Path) -> None:
+    recipe = load_recipe(base)
+    pattern = arms_of(recipe, load_data(recipe)).methods["MLP"]["target_modules"]
+    stem = "roberta.encoder.layer.1."
+    assert re.fullmatch(pattern, f"{stem}output.dense")
+    assert re.fullmatch(pattern, f"{stem}intermediate.dense")
+    assert not re.fullmatch(pattern, f"{stem}attention.output.dense")
+
+
+def test_a_whole_run_is_counted_as_the_trainer_does(base: Path) -> None:
+    recipe = load_recipe(base, ["training.max_steps=-1", "training.epochs=2", "training.batch_size=4"])
+    assert full_steps(recipe, 10) == 6
+    assert full_steps(load_recipe(base), 10) == 4
+
+
+def test_the_price_is_said_and_kept(base: Path) -> None:
+    recipe = load_recipe(base, ["training.max_steps=100"])
+    race, _ = make_race(recipe, Wish(cost=6, rates=2, seeds=2, without=("LoR2C",)))
+    assert [group.arm for group in race.groups] == [DEFAULT, "q,v", "MLP", "all-linear + residual", PLANNED, YOURS]
+    assert race.cost <= 6
+    assert "2 fresh seeds each: 4 runs" in price(race)
+    total = float(price(race).split("At most ")[-1].split(" ")[0])
+    assert total == pytest.approx(race.cost + 4 + 0.48, abs=0.01)
+    with pytest.raises(ValueError, match=r"--cost 0\.5 is too little"):
+        make_race(recipe, Wish(cost=0.5))
+    with pytest.raises(ValueError, match="--without='lor2c' is not one of"):
+        make_race(recipe, Wish(without=("lor2c",)))
+    with pytest.raises(ValueError, match="leaves none"):
+        make_race(load_recipe(base, ["data.dev_fraction=0"]), Wish())
+
+
+@pytest.mark.slow
+def test_a_race_ends_with_a_recipe_that_loads_a_snippet_and_an_honest_sentence(base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["tune", str(base), "--out", str(out), "--rates", "1", "--seeds", "2", "--cost", "5"]
+    done = CliRunner().invoke(app, [*arguments, "--set", "training.max_steps=40"])
+    assert done.exit_code == 0, done.output
+    said = done.output.replace("\n", " ")
+    assert said.index("At most") < said.index("won the race")
+    winner = load_recipe(out / "winner.yaml")
+    assert winner.training.max_steps == 40
+    report = (out / "report.md").read_text()
+    assert "### What was tried" in report
+    assert "The winner anew, with fresh seeds" in report
+    assert snippet(winner) in report
+    assert any(words in report for words in ("can't tell", "it paid", "it did not pay"))
+    again = CliRunner().invoke(app, [*arguments, "--set", "training.max_steps=40"])
+    assert "going on with the race" in again.output
+    assert (out / "report.md").read_text().splitlines()[:4] == report.splitlines()[:4]
+
+
+def test_the_snippet_is_python_that_makes_the_config(base: Path) -> None:
+    recipe = load_recipe(base)
+    names: dict[str, object] = {}
+    exec(snippet(recipe), names)
+    config = names["config"]
+    assert getattr(config, "r", None) == yaml.safe_load(base.read_text())["method"]["r"]

@@ -1,0 +1,275 @@
+"""Studies that run: cells, errors, resuming, and workers that are killed, through the command line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.study.conftest import Write
+from typer.testing import CliRunner, Result
+
+from rankwise.runs.folder import RunFolder
+from rankwise.runs.recipes.recipe import parse_recipe
+from rankwise.runs.training.train import train
+from rankwise.study.folder import StudyFolder
+from rankwise.study.queue import Queue, default_storage
+from rankwise.study.working import Work, load_data, work
+from rankwise_cli import app
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("command", ["run", "status", "table"])
+def test_help_has_an_example(command: str) -> None:
+    shown = call("study", command, "--help")
+    assert shown.exit_code == 0
+    assert f"rankwise study {command}" in shown.output.replace("\n", " ")
+
+
+ONE_ARM: dict[str, Any] = {"arms": {"four": {}}, "rates": None, "seeds": {"report": [1]}}
+
+
+def test_a_study_runs_tells_and_goes_on(write: Write, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = call("study", "run", write(**ONE_ARM), "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "1/1" in done.output
+    figures = RunFolder(out / "four" / "rate-own-seed-1").figures()
+    assert figures["seed"] == 1
+    assert "validation" in figures["metrics"]["last"]
+    before = (out / "four" / "rate-own-seed-1" / "metrics.json").stat().st_mtime_ns
+    more = call("study", "run", write(**{**ONE_ARM, "arms": {"four": {}, "two": {"method.r": 2}}}), "--out", out)
+    assert more.exit_code == 0, more.output
+    assert (out / "four" / "rate-own-seed-1" / "metrics.json").stat().st_mtime_ns == before  # finished stays
+    assert "two" in call("study", "status", out).output
+    table = call("study", "table", out).output
+    assert "| two |" in table
+    assert "2 of 2 runs: `rankwise" in table
+    csv = tmp_path / "table.csv"
+    assert call("study", "table", out, "--format", "csv", "--out", csv).exit_code == 0
+    assert csv.read_text().count("\n") == 3
+    other = call("study", "run", write(**{**ONE_ARM, "arms": {"four": {"method.r": 1}}}), "--out", out)
+    assert other.exit_code == 2
+    assert "method.r=4" in other.output.replace("\n", " ")
+
+
+def test_a_failed_cell_keeps_its_error_and_the_others_run(write: Write, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arms = {"four": {}, "wrong": {"method.target_modules": ["nothing"]}}
+    done = call("study", "run", write(**{**ONE_ARM, "arms": arms}), "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "failed: ValueError: method.target_modules: 'nothing' names no module" in done.output
+    error = (out / "wrong" / "rate-own-seed-1" / "error.txt").read_text()
+    assert "Traceback" in error
+    assert "names no module" in call("study", "status", out).output.replace("\n", " ")
+    assert "1 failed" in call("study", "table", out).output
+    arms["wrong"] = {"method.target_modules": ["value"]}  # nothing of it ran, so it may be put right
+    again = call("study", "run", write(**{**ONE_ARM, "arms": arms}), "--out", out, "--retry-failed")
+    assert "2/2" in again.output
+    assert not (out / "wrong" / "rate-own-seed-1" / "error.txt").exists()
+
+
+@pytest.mark.slow
+def test_rates_are_chosen_without_the_reported_split_and_reported_with_fresh_seeds(
+    write: Write, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = call("study", "run", write(arms={"four": {}}, rates={"from": 1e-3, "to": 1e-2, "factor": 3}), "--out", out)
+    assert done.exit_code == 0, done.output
+    folder = StudyFolder(out)
+    cells = folder.plan(folder.planner()).cells
+    chosen = {cell.rate for cell in cells if cell.role == "report"}
+    grid = sorted({cell.rate for cell in cells if cell.role == "choose" and cell.rate})
+    assert len(chosen) == 1
+    assert grid[0] < next(iter(chosen)) < grid[-1]  # type: ignore[operator]
+    assert {cell.seed for cell in cells if cell.role == "report"} == {10, 11}
+    for cell in cells:
+        splits = folder.run(cell).figures()["metrics"]["last"]
+        assert ("validation" in splits) == (cell.role == "report")
+
+
+def test_a_dry_run_counts_and_keeps_nothing(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call("study", "run", write(), "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "2 groups: 12 runs to choose rates (more where a grid has to grow), 4 for the report" in done.output.replace(
+        "\n", " "
+    )
+    assert not (tmp_path / "study-runs").exists()
+
+
+def long_study(write: Write) -> Path:
+    """A study of four cells that take some seconds each, with checkpoints on the way."""
+    return write(
+        arms={"four": {"training": {"max_steps": 80, "evaluate": "steps", "every": 5}}, "two": {"method.r": 2}},
+        set={"training": {"max_steps": 10, "evaluate": "steps", "every": 5}},
+        rates=None,
+        seeds={"report": [1, 2]},
+    )
+
+
+def start(study: Path, out: Path, storage: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "rankwise_cli", "study", "run", str(study), "--out", str(out)]
+    return subprocess.Popen(
+        [*command, "--heartbeat", "1"],
+        env={**os.environ, "RANKWISE_STORAGE": storage, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def kill_one_of_two(study: Path, out: Path, storage: str) -> None:
+    """Start two workers, kill the first in the middle of a cell; nothing is lost, nothing is run twice."""
+    first = start(study, out, storage)
+    second = None
+    try:
+        end = time.monotonic() + 120
+        while not list(out.glob("*/*/checkpoints/checkpoint-*/rankwise_run.json")):
+            assert time.monotonic() < end, "no checkpoint came"
+            assert first.poll() is None
+            time.sleep(0.05)
+        second = start(study, out, storage)
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        (held,) = [
+            path.parents[0] for path in out.glob("*/*/checkpoints") if not (path.parent / "metrics.json").exists()
+        ]
+        assert second.wait(timeout=300) == 0
+    finally:
+        for process in (first, second):
+            if process is not None and process.poll() is None:
+                process.kill()
+                process.wait()
+    folder = StudyFolder(out)
+    cells = {cell.name: cell for cell in folder.plan(folder.planner()).cells}
+    assert len(cells) == 4
+    with Queue(storage, folder.queue) as queue:
+        assert Counter(queue.names("COMPLETE")) == Counter(cells)
+        assert queue.names("FAIL") == [held.relative_to(out).as_posix()]
+        assert queue.names("WAITING", "RUNNING") == []
+        cell = cells[queue.names("FAIL")[0]]
+    recipe = parse_recipe(cell.content)
+    whole = train(recipe, out.with_name("whole"), data=load_data(recipe)).metrics
+    assert folder.run(cell).figures()["metrics"] == whole["metrics"]  # bit for bit as if nobody had been killed
+
+
+@pytest.mark.slow
+def test_a_killed_workers_cell_is_taken_over(write: Write, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    kill_one_of_two(long_study(write), out, default_storage(out))
+
+
+def postgres_programs() -> Path | None:
+    found = shutil.which("initdb")
+    places = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    return next((place for place in reversed(places) if (place / "initdb").is_file()), None)
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server of our own, on a socket in a folder of its own."""
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
+    pytest.importorskip("psycopg", reason="comes with the extra 'postgres'")
+    owner: dict[str, Any] = {"user": "nobody"} if os.geteuid() == 0 else {}  # it refuses to run as root
+    room = Path(tempfile.mkdtemp(prefix="rankwise-pg-"))
+    if owner:
+        shutil.chown(room, "nobody")
+    data = room / "data"
+    told: dict[str, Any] = {"check": True, "stdout": subprocess.DEVNULL, "cwd": room, **owner}
+    try:
+        subprocess.run([programs / "initdb", "-D", data, "-A", "trust", "-U", "rankwise", "-N"], **told)
+        control = [str(programs / "pg_ctl"), "-D", str(data), "-w"]
+        options = f"-k {room} -c listen_addresses='' -c fsync=off"
+        subprocess.run([*control, "-l", str(room / "log"), "-o", options, "start"], **told)
+        try:
+            yield f"postgresql://rankwise@/postgres?host={room}"
+        finally:
+            subprocess.run([*control, "-m", "immediate", "stop"], **told)
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_killed_workers_cell_is_taken_over_through_postgresql(write: Write, tmp_path: Path, postgres: str) -> None:
+    kill_one_of_two(long_study(write), tmp_path / "out", postgres)
+
+
+@pytest.mark.slow
+def test_two_workers_of_one_command_share_the_cells(write: Write, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = call("study", "run", write(**{**ONE_ARM, "seeds": {"report": [1, 2, 3, 4]}}), "--out", out, "--workers", 2)
+    assert done.exit_code == 0, done.output
+    folder = StudyFolder(out)
+    names = Counter(cell.name for cell in folder.plan(folder.planner()).cells)
+    with Queue(default_storage(out), folder.queue) as queue:
+        assert Counter(queue.names("COMPLETE")) == names
+
+
+def test_a_stopped_worker_puts_its_cell_back(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of a training: the next worker need not wait for the heartbeat."""
+    out = tmp_path / "out"
+    study = write(**ONE_ARM)
+    stop = threading_interrupt(out)
+    done = call("study", "run", study, "--out", out, "--set", "training.max_steps=4000")
+    stop()
+    assert done.exit_code == 130, done.output
+    with Queue(default_storage(out), StudyFolder(out).queue) as queue:
+        assert queue.names("WAITING") == ["four/rate-own-seed-1"]
+        assert queue.names("RUNNING", "FAIL", "COMPLETE") == []
+
+
+def threading_interrupt(out: Path) -> Any:
+    """Interrupt this process once the first run has begun; the returned function waits for that."""
+    import threading
+
+    def wait() -> None:
+        end = time.monotonic() + 60
+        while not list(out.glob("*/*/config.yaml")) and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread.join
+
+
+@pytest.mark.slow
+def test_cells_are_tasks_of_a_ray_cluster_of_two_machines(write: Write, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="comes with the extra 'ray'")
+    from ray.cluster_utils import Cluster
+
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
+        ray.init(address=cluster.address, log_to_driver=False, runtime_env=environment)
+        out = tmp_path / "out"
+        study = write(**{**ONE_ARM, "arms": {"four": {}, "wrong": {"method.target_modules": ["nothing"]}}})
+        done = call("study", "run", study, "--out", out, "--engine", "ray")
+        assert done.exit_code == 0, done.output
+        assert RunFolder(out / "four" / "rate-own-seed-1").finished
+        assert "names no module" in (out / "wrong" / "rate-own-seed-1" / "error.txt").read_text()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_work_ends_where_nothing_is_left(write: Write, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert call("study", "run", write(**ONE_ARM), "--out", out).exit_code == 0
+    work(Work(out))  # returns at once
