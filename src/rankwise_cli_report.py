@@ -26,8 +26,11 @@ results = typer.Typer(rich_markup_mode="rich")
 def runs(
     folder: Annotated[Path, typer.Argument(help="A folder with runs in it, at any depth.", show_default=False)],
     sort: Annotated[
-        str, typer.Option(help="A column: name, state, method, budget, parameters, seconds, or a metric.")
-    ] = "name",
+        str,
+        typer.Option(
+            help="A column: run, state, method, task, model, seed, rate, budget, parameters, seconds, or a metric."
+        ),
+    ] = "run",
     descending: Annotated[bool, typer.Option("--descending", help="The largest first.")] = False,
     split: Annotated[
         str | None, typer.Option(help="The split whose metrics are shown; by default the one most runs have.")
@@ -57,7 +60,7 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN",
-            help="Run folders, or folders with runs in them; for pictures also adapter folders and history files.",
+            help="Runs, or folders with runs, a study's too; for pictures also adapter folders and history files.",
             show_default=False,
         ),
     ],
@@ -77,9 +80,11 @@ def report(
         check_choice("format", report_format, ("html", "png", "svg"))
         if report_format == "html":
             from rankwise.runs.results.page import write_page
+            from rankwise.study.statistics_page import page_tables
 
-            page = write_page(runs, out or Path("report.html"))
-            for reason in page.left_out:
+            tables, reasons = page_tables(runs)
+            page = write_page(runs, out or Path("report.html"), tables=tables)
+            for reason in (*reasons, *page.left_out):
                 console.print(f"[yellow]{escape(reason)}[/]", soft_wrap=True, highlight=False)
             console.print(f"report: [bold]{escape(str(page.file))}[/]", soft_wrap=True, highlight=False)
             return

@@ -39,7 +39,10 @@ def test_commands_and_their_options_exist(page: Path) -> None:
         if not re.fullmatch(r"[a-z]+", name) or name in ("is", "takes"):
             continue
         assert name in known, f"{named(page)}: rankwise {name}"
-        options = {option for parameter in known[name].params for option in parameter.opts} | {"--help"}
+        command = known[name]
+        for word in words:  # of a group the command inside it
+            command = getattr(command, "commands", {}).get(word, command)
+        options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         asked = {word.split("=")[0] for word in words if word.startswith("--")}
         assert asked <= options, f"{named(page)}: rankwise {name}"
 

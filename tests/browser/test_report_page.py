@@ -176,6 +176,15 @@ def test_a_comparison_has_every_run_and_opens_one(driver: Chrome, pages: dict[st
     assert complaints(driver) == []
 
 
+def test_runs_of_a_study_are_told_apart_by_their_arm(driver: Chrome, tmp_path: Path) -> None:
+    for place in ("a/seed-0", "a/seed-1", "b/seed-0", "b/seed-1"):
+        shutil.copytree(KEPT / "lor2c" / "finished", tmp_path / "study" / place)
+    look(driver, write_page([tmp_path / "study"], tmp_path / "study.html").file)
+    legend = driver.find_elements(By.CSS_SELECTOR, "#what-it-costs figure:first-child .legend li")
+    assert [item.text for item in legend] == ["a", "b"]
+    assert complaints(driver) == []
+
+
 def test_a_text_of_a_run_never_runs(driver: Chrome, pages: dict[str, Path]) -> None:
     for name in ("evil", "comparison"):
         look(driver, pages[name])

@@ -101,7 +101,6 @@ def plan_paths(
     """
     began = time.perf_counter()
     choice.check_batches(batches)
-    # What one rank costs; candidates lie on the model at rank 1, but a user's own may not.
     costs = {
         name: cost // path.r for (name, cost), path in zip(paths.costs().items(), paths.paths.values(), strict=True)
     }

@@ -95,8 +95,7 @@ class Allocator(Listener):
                 f"adapter {self.paths.adapter!r} is a {type(config).__name__}, which has no search: its edits are made "
                 "by rankwise.Editor(model, optimizer, steps_per_epoch=..., total_steps=...)"
             )
-        # Before anything else: choosing makes the paths anew and leaves a config that switches nothing, so what follows
-        # must read it afterwards.
+        # First: choosing makes the paths anew, and leaves a config that switches nothing to what follows.
         if config.undecided:
             self._choose_ranks(optimizer)
         self.policy = config.switching()

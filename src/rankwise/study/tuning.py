@@ -161,13 +161,8 @@ def write_report(folder: StudyFolder, race: Race, console: Console) -> Path:
         raise ValueError(
             f"{folder.root}: no winner. {' '.join(standing.notes)} See rankwise study status {folder.root}"
         )
-    about = " ".join([*made_by(folder, cells), *standing.notes])
-    tried = tried_table(race, standing, found)
     runs = confirmed(folder, race, standing)
-    tables = [tried]
-    if runs:
-        baseline = _label(race, standing.rival or standing.winner)
-        tables.append(compared(runs, baseline=baseline, title="The winner anew, with fresh seeds", about=about))
+    tables = race_tables(folder, race)
     winner = parse_recipe(race.groups[standing.winner[0]].cell(standing.winner[1], race.seed, "report").content)
     said = ending(race, standing, runs)
     write_text_atomic(folder.root / "winner.yaml", winner.to_yaml())
@@ -180,6 +175,26 @@ def write_report(folder: StudyFolder, race: Race, console: Console) -> Path:
     console.print(f"[bold]{escape(said)}[/]", soft_wrap=True, highlight=False)
     console.print(f"recipe: {folder.root / 'winner.yaml'}; report: {report}", soft_wrap=True, highlight=False)
     return report
+
+
+def race_tables(folder: StudyFolder, race: Race) -> list[Table]:
+    """Return what was tried, and the winner's figures with fresh seeds where there are some.
+
+    Raises:
+        ValueError: Nothing has finished yet.
+    """
+    cells = folder.plan(race).cells
+    found = {cell.name: loss for cell in cells if (loss := folder.loss(cell)) is not None}
+    if not found:
+        raise ValueError(f"{folder.root}: no run of the race has finished yet")
+    standing = race.standing(found)
+    tables = [tried_table(race, standing, found)]
+    runs = confirmed(folder, race, standing)
+    if runs and standing.winner is not None:
+        about = " ".join([*made_by(folder, cells), *standing.notes])
+        baseline = _label(race, standing.rival or standing.winner)
+        tables.append(compared(runs, baseline=baseline, title="The winner anew, with fresh seeds", about=about))
+    return tables
 
 
 def tried_table(race: Race, standing: Standing, found: Found) -> Table:

@@ -188,7 +188,14 @@ def test_mistakes_are_corrected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must end in .html"):
         write_page([KEPT / "lor2c" / "finished"], tmp_path / "report")
     shutil.copytree(KEPT / "lor2c" / "finished", tmp_path / "run")
+    (tmp_path / "run" / "spectra.jsonl").write_text('{"epoch": 1, "step": 2, "paths": 3}\n')
+    with pytest.raises(ValueError, match=r"a file of .*run is damaged or of another kind"):
+        write_page([tmp_path / "run"], tmp_path / "report.html")
+    (tmp_path / "run" / "config.yaml").write_text("model: [a]\nmethod: [b]\n")
+    with pytest.raises(ValueError, match="is damaged, no file of a run looks like that"):
+        write_page([tmp_path / "run"], tmp_path / "report.html")
     (tmp_path / "run" / "metrics.json").write_text("{")
+    shutil.copy(KEPT / "lor2c" / "finished" / "config.yaml", tmp_path / "run")
     with pytest.raises(ValueError, match=r"metrics\.json is damaged"):
         write_page([tmp_path / "run"], tmp_path / "report.html")
 

@@ -1,6 +1,6 @@
 const MARKS = ["circle", "square", "triangle", "diamond", "cross", "ring", "down", "bar"];
 const HINT = "Point at the picture, or use the arrow keys on it, to read values.";
-const colour = (place) => `var(--c${place % 8})`;
+const colour = (place) => `var(--c${(place + 3 * Math.floor(place / 8)) % 8})`; // 64 pairs of mark and colour
 
 function mark(shape, x, y, size, paint) {
   const at = (points) => s("polygon", { points: points.map(([a, b]) => `${x + a * size},${y + b * size}`).join(" "), fill: paint });

@@ -1,4 +1,11 @@
 const measured = (figures) => Object.entries(figures || {}).filter(([, values]) => Object.keys(values).length).map(([split]) => split);
+/** What tells runs apart in a picture: the folder that several of them share, as in a study, else their method. */
+function groupOf(runs) {
+  const parent = (run) => run.name.replace(/\/?[^/]*$/, "");
+  const parents = new Set(runs.map(parent));
+  const shared = parents.size > 1 && parents.size < runs.length && !parents.has("");
+  return shared ? parent : (run) => run.method;
+}
 const folderName = (name) => (name.startsWith("/") ? name.replace(/^.*\//, "") : name);
 
 /** Runs side by side; of several tasks one at a time, since their losses don't compare. */
@@ -7,7 +14,7 @@ function comparison(runs) {
     .sort((a, b) => b[1].length - a[1].length);
   const table = section("Comparison"), pictures = section("What it costs");
   const draw = ([, shown]) => {
-    const made = compared(shown, [...new Set(runs.map((run) => run.method))]);
+    const made = compared(shown, groupOf(shown));
     table.replaceChildren(table.firstChild, ...(tasks.length > 1 ? [select] : []), ...made.table);
     pictures.replaceChildren(pictures.firstChild, ...made.pictures);
     pictures.hidden = !made.pictures.length;
@@ -25,7 +32,8 @@ function givenTable({ title, header, rows, note }) {
     text: (row) => (isNumber(row[i]) ? short(row[i]) : row[i]), number: i > 0 })), rows), note ? h("p", { class: "note" }, note) : null];
 }
 
-function compared(runs, groups) {
+function compared(runs, group) {
+  const groups = [...new Set(runs.map(group))];
   const splits = [...new Set(runs.flatMap((run) => measured(run.figures.last)))];
   const count = (split) => runs.filter((run) => measured(run.figures.last).includes(split)).length;
   splits.sort((a, b) => (a === "dev") - (b === "dev") || count(b) - count(a));
@@ -57,7 +65,7 @@ function compared(runs, groups) {
     table.replaceChildren(
       same.length && runs.length > 1 ? h("p", { class: "note" }, `The same in all: ${same.map((column) => `${column.name} ${(column.text || column.value)(runs[0])}`).join(", ")}.`) : "",
       sortable(`Figures on ${state.split}`, kept, runs, { tall: runs.length > 25 }));
-    const points = (x) => runs.map((run) => ({ x: x(run), y: of(run, state.which, state.split, "loss"), name: run.name, group: run.method }));
+    const points = (x) => runs.map((run) => ({ x: x(run), y: of(run, state.which, state.split, "loss"), name: run.name, group: group(run) }));
     const ylabel = `${state.split} loss`;
     pictures.replaceChildren(
       scatter("Loss against parameters", { points: points((run) => run.parameters), groups, xlabel: "adapter parameters", ylabel, xlog: true }),

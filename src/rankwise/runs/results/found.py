@@ -127,8 +127,10 @@ def summarise(run: RunFolder, root: Path) -> Summary:
     try:
         told = _recipe(run)
         told |= _finished(run) if run.finished else _unfinished(run)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:  # no run of ours looks like that
+    except (ValueError, OSError) as error:
         return Summary(name=name, folder=run.root, state=DAMAGED, note=str(error))
+    except (KeyError, TypeError, AttributeError) as error:  # no run of ours looks like that
+        return Summary(name=name, folder=run.root, state=DAMAGED, note=f"no file of a run looks like that ({error!r})")
     return Summary(name=name, folder=run.root, **told)
 
 

@@ -14,7 +14,18 @@ from rich.text import Text
 from rankwise.errors import check_choice
 from rankwise.runs.results.found import DAMAGED, FAILED, FINISHED, UNFINISHED, UNREADABLE, Summary, find_runs, summarise
 
-FIELDS = ("name", "state", "method", "model", "task", "seed", "learning_rate", "budget", "parameters", "seconds")
+FIELDS = {
+    "run": "name",
+    "state": "state",
+    "method": "method",
+    "task": "task",
+    "model": "model",
+    "seed": "seed",
+    "rate": "learning_rate",
+    "budget": "budget",
+    "parameters": "parameters",
+    "seconds": "seconds",
+}  # column -> field of a summary
 NUMBERS = ("seed", "rate", "budget", "parameters", "seconds")
 SPARE = (
     "model",
@@ -30,13 +41,13 @@ STYLES = {FINISHED: "green", FAILED: "red", DAMAGED: "red"}
 
 
 def list_runs(
-    folder: str | Path, *, sort: str = "name", descending: bool = False, split: str | None = None
+    folder: str | Path, *, sort: str = "run", descending: bool = False, split: str | None = None
 ) -> list[Summary]:
     """Return the runs in a folder and below it, sorted.
 
     Args:
         folder: The folder.
-        sort: A field of ``FIELDS``, or a metric of the last checkpoint on ``split``.
+        sort: A column of ``FIELDS``, or a metric of the last checkpoint on ``split``.
         descending: The largest first; runs without that figure come last either way.
         split: The split that metrics are taken from; by default the one that most runs were measured on beside dev.
 
@@ -52,7 +63,7 @@ def list_runs(
     check_choice("sort", sort, [*FIELDS, *metrics(found, chosen)])
 
     def value(run: Summary) -> Any:
-        return vars(run)[sort] if sort in FIELDS else figure(run, "last", chosen, sort)
+        return vars(run)[FIELDS[sort]] if sort in FIELDS else figure(run, "last", chosen, sort)
 
     have = [run for run in found if value(run) is not None]
     without = [run for run in found if value(run) is None]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from rankwise.report.page import save_page
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.results.detail import detail
-from rankwise.runs.results.found import DAMAGED, FAILED, UNREADABLE, find_runs, summarise
+from rankwise.runs.results.found import DAMAGED, FAILED, UNREADABLE, Summary, find_runs, summarise
 
 VERB = {DAMAGED: "is damaged", FAILED: "failed"}
 MOST_DETAILED = 12  # of more runs only the table and the pictures that compare them are in the page
@@ -59,11 +59,18 @@ def write_page(places: Sequence[str | Path], out: str | Path, *, tables: Sequenc
         "title": title,
         "version": version("rankwise"),
         "comparison": [each.to_dict() for each in summaries if each.state not in UNREADABLE] if len(runs) > 1 else None,
-        "runs": [detail(run, each) for run, each in shown],
+        "runs": [_detail(run, each) for run, each in shown],
         "left_out": left_out,
         "tables": list(tables),
     }
     return Page(save_page(data, out, title=f"{title} - rankwise report"), len(runs), left_out)
+
+
+def _detail(run: RunFolder, summary: Summary) -> dict[str, Any]:
+    try:
+        return detail(run, summary)
+    except (KeyError, TypeError, AttributeError) as error:  # no run of ours looks like that
+        raise ValueError(f"a file of {run.root} is damaged or of another kind ({error!r}): copy it again") from error
 
 
 def _runs(places: Sequence[str | Path]) -> list[tuple[RunFolder, Path]]:
