@@ -122,14 +122,10 @@ def plan_paths(
     guarded = _guard(chooser, signals, choice, len(batches))
     picks = chooser.choose(signals["all"], guarded.breadth)
     ranks = chooser.ranks(signals["all"], picks)
-    device = next(model.parameters()).device
     # Sums over processes may differ in the last bit, and one bit may turn a choice.
-    check_same_everywhere([f"{name}={rank}" for name, rank in ranks.items()], "the rank plan", device)
-    for note in guarded.notes:
-        if guarded.breadth != choice.breadth:  # something else was done than was asked for
-            warnings.warn(note, stacklevel=3)
-        else:
-            logger.warning(note)
+    check_same_everywhere(list(map(repr, ranks.items())), "the rank plan", next(model.parameters()).device)
+    for note in guarded.notes:  # a warning where something else was done than was asked for
+        warnings.warn(note, stacklevel=3) if guarded.breadth != choice.breadth else logger.warning(note)
     return RankPlan(
         ranks=ranks,
         modules={name: path.module for name, path in paths.paths.items() if path.kind == "linear"},
