@@ -155,8 +155,7 @@ class PrefixCache:
                 f"a prefix is kept by the tokens of a row, and an attention_mask of {mask.dim()} dimensions lets them "
                 "see others: leave the prefix cache out"
             )
-        padded = labels is not None and mask is not None and labels.shape == mask.shape
-        if padded and bool(((labels != -100) & (mask == 0)).any()):
+        if mask is not None and labels is not None and _reads_padding(labels, mask):
             raise ValueError(
                 "labels lie at padded places, where a kept prefix has nothing: set them to -100, as the loss should "
                 "not read them anyway"
@@ -239,6 +238,11 @@ class _Through:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return MethodType(type(self.block).forward, memo[id(self.block)]) if id(self.block) in memo else self
+
+
+def _reads_padding(labels: Tensor, mask: Tensor) -> bool:
+    """Tell whether the loss of a row reads places that are padded."""
+    return labels.shape == mask.shape and bool((labels.ne(-100) & mask.eq(0)).any())
 
 
 def _check_rope(config: Any) -> None:

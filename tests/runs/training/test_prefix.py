@@ -55,7 +55,7 @@ def test_packed_rows_and_a_kept_prefix_exclude_each_other() -> None:
         parse_recipe(
             {
                 "model": {"name": "m"},
-                "data": {"task": "instruction", "packing": True},
+                "data": {"task": "instruction", "data_dir": "d", "packing": True},
                 "method": {"name": "lora", "target_modules": ["q_proj"]},
                 "training": {"batch_size": 4, "prefix_cache": {}},
             }
