@@ -16,7 +16,7 @@ from rankwise.study.tuning import Wish, tune
 from rankwise.study.working import Work, load_data
 
 STEPS = 48
-WISH = Wish(cost=3.5, rates=2, seeds=2, without=("MLP", "all-linear + residual", "rank plan"))
+WISH = Wish(cost=4.2, rates=2, seeds=2, without=("MLP", "all-linear + residual", "rank plan"))
 
 
 def demo_recipe(*, seed: int = 0, steps: int = STEPS, samples: int | None = None) -> Recipe:
