@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rankwise.study.grid import Rates
 from rankwise.study.plan import Cell, Group
 from rankwise.study.race import LEAST_STEPS, Race, Standing, rungs
+from rankwise.study.tuning import tried_table
 
 ARMS = ("all-linear", "q,v", "MLP", "LoR2C", "residual", "plan", "yours")
 RATES = Rates.model_validate({"from": 1e-3, "to": 1e-2, "factor": 10**0.5})
@@ -100,6 +101,15 @@ def test_candidates_that_fail_leave() -> None:
     assert nothing.winner is None
     assert len(cells) == 21
     assert "no candidate" in nothing.notes[0]
+
+
+def test_a_race_of_which_one_cell_has_finished_has_its_table() -> None:
+    own = race()
+    found = {own.plan({}).cells[4].name: 0.25}
+    table = tried_table(own, own.standing(found), found)
+    assert len(table.rows) == 21
+    assert table.rows[0][:3] == ["q,v", pytest.approx(10**-2.5, rel=1e-3), "0.2500"]
+    assert all(value is None for row in table.rows[1:] for value in row[2:])
 
 
 def test_a_winner_at_the_edge_says_so() -> None:

@@ -207,7 +207,7 @@ def tried_table(race: Race, standing: Standing, found: Found) -> Table:
         texts = ["failed" if math.isinf(loss) else f"{loss:.4f}" for loss in losses]
         place, rate = candidate
         row: list[Value] = [race.groups[place].arm, rate, *texts, *[None] * (len(race.rungs) - len(texts))]
-        rows.append((-len(losses), losses[-1], row))
+        rows.append((-len(losses), losses[-1] if losses else math.inf, row))
     rows.sort(key=lambda row: row[:2])  # those that came furthest first, by their last loss
     note = "Dev loss after each round, all with one seed and the same batches; the rounds' schedules have their length."
     return Table("What was tried", header, [row for *_, row in rows], note)
