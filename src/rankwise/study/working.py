@@ -77,6 +77,13 @@ def refresh(folder: StudyFolder, planner: Planner, queue: Queue) -> Plan:
     return folder.plan(planner) if given_up else plan
 
 
+def take(folder: StudyFolder, planner: Planner, queue: Queue) -> tuple[Plan, Claim | None]:
+    """Bring plan and queue up to date and take a cell, all under the folder's lock; none if none waits."""
+    with folder.lock():
+        plan = refresh(folder, planner, queue)
+        return plan, queue.claim()
+
+
 def work(task: Work, console: Console | None = None) -> None:
     """Take cells until all of the study have come to their end.
 
@@ -90,9 +97,7 @@ def work(task: Work, console: Console | None = None) -> None:
         queue = task.queue(folder)
     with queue:
         while True:
-            with folder.lock():
-                plan = refresh(folder, planner, queue)
-            claim = queue.claim()
+            plan, claim = take(folder, planner, queue)
             if claim is not None:
                 cell = next((cell for cell in plan.cells if cell.name == claim.name), None)
                 _take(folder, queue, claim, cell)
