@@ -61,7 +61,8 @@ def run_study(
     plan = folder.plan(planner)
     done = sum(folder.loss(cell) is not None for cell in plan.cells)
     console.print(
-        f"{len(plan.cells)} runs known by now, {done} of them done; figures in {folder.root}", highlight=False
+        f"{len(plan.cells)} runs known by now, {done} of them done; figures in {escape(str(folder.root))}",
+        highlight=False,
     )
     _engine(engine)(task, console)
     for note in folder.plan(planner).notes:

@@ -133,7 +133,7 @@ def tune(recipe: Recipe, task: Work, wish: Wish, *, console: Console, command: s
         race = folder.planner()
         if not isinstance(race, Race):
             raise ValueError(f"{task.root} holds a study and no race: give another --out")
-        console.print(f"going on with the race in {task.root}", highlight=False)
+        console.print(escape(f"going on with the race in {task.root}"), highlight=False)
     else:
         if PLANNED not in wish.without:
             console.print(
@@ -173,7 +173,8 @@ def write_report(folder: StudyFolder, race: Race, console: Console) -> Path:
         console.print(terminal(table))
     console.print(script, markup=False, highlight=False, soft_wrap=True)
     console.print(f"[bold]{escape(said)}[/]", soft_wrap=True, highlight=False)
-    console.print(f"recipe: {folder.root / 'winner.yaml'}; report: {report}", soft_wrap=True, highlight=False)
+    files = escape(f"recipe: {folder.root / 'winner.yaml'}; report: {report}")
+    console.print(files, soft_wrap=True, highlight=False)
     return report
 
 
