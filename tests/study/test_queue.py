@@ -104,7 +104,9 @@ def test_a_storage_that_fails_for_a_moment_costs_no_cell_and_one_that_stays_away
         assert told == []
         rename(tmp_path / "queue.db", "trial_heartbeats", "gone")
         wait_for(lambda: bool(told), 2 * GRACE)
-        with pytest.raises(StorageError, match=r"the study's storage failed .*trial_heartbeats.*the same command goes on"):
+        with pytest.raises(
+            StorageError, match=r"the study's storage failed .*trial_heartbeats.*the same command goes on"
+        ):
             queue.give_back_lost()
         rename(tmp_path / "queue.db", "gone", "trial_heartbeats")
 

@@ -50,7 +50,9 @@ def test_a_row_has_what_a_hand_computes() -> None:
     assert isinstance(other, Difference)
     assert other.n == 2  # seed 3 has no partner
     assert other.mean == pytest.approx(((0.4 - 0.5) + (0.5 - 0.7)) / 2 / 2)  # of the selected epoch, where it is half
-    assert (other.low, other.high) == pytest.approx((-0.1, -0.05))
+    assert (other.bootstrap_low, other.bootstrap_high) == pytest.approx((-0.1, -0.05))
+    half = 12.7062 * 0.0353553 / 2**0.5  # t of one degree of freedom times the deviation of -0.05 and -0.1
+    assert (other.low, other.high) == pytest.approx((-0.075 - half, -0.075 + half), rel=1e-4)
 
 
 def test_a_column_that_repeats_the_last_epoch_is_left_out() -> None:
@@ -68,13 +70,22 @@ def test_formats_hold_every_row() -> None:
     assert tex.count(r"\\") == 3
     rows = list(csv.DictReader(io.StringIO(as_csv([table()]))))
     assert float(rows[1]["loss, last, mean"]) == pytest.approx(1 / 3)
-    assert float(rows[1]["loss minus a, low"]) == pytest.approx(-0.1)
+    assert float(rows[1]["loss minus a, bootstrap low"]) == pytest.approx(-0.1)
     assert rows[0]["loss minus a, low"] == ""
 
 
 def test_a_verdict_never_says_more_than_the_seeds_do() -> None:
     assert verdict(Difference(-0.5, -0.5, -0.5, 1, float("nan"))).startswith("one seed")
     assert verdict(Difference(-0.5, -0.6, 0.1, 3, 0.2)).startswith("can't tell")
-    assert verdict(Difference(-0.1, -0.2, -0.05, 3, 0.2)).startswith("can't tell")  # too few seeds for so little
+    assert verdict(Difference(-0.1, -0.2, -0.05, 3, 0.2)) == "lower"  # by the interval that is shown
     assert verdict(Difference(-0.5, -0.6, -0.4, 3, 0.2)) == "lower"
     assert verdict(Difference(0.5, 0.4, 0.6, 3, 0.2)) == "higher"
+
+
+def test_a_difference_of_one_seed_has_no_interval() -> None:
+    runs = [run("a", 1, 0.5), run("b", 1, 0.4)]
+    made = compared(runs, baseline="a", title="", about="")
+    assert "| -0.0500 (one seed) |" in markdown([made])
+    (row,) = [row for row in csv.DictReader(io.StringIO(as_csv([made]))) if row["arm"] == "b"]
+    assert row["loss minus a, low"] == ""
+    assert row["loss, last, sd"] == ""

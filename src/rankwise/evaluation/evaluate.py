@@ -162,7 +162,9 @@ def evaluation_table(figures: Figures) -> Table:
                 if "_stderr" not in metric:
                     shots = "" if found["shots"] is None else str(found["shots"])
                     cells = ("-" if number is None else f"{number:.4f}" for number in (value, error))
-                    table.add_row(escape(part), shots, escape(metric), *cells, f"{found['examples']:,}" if part == name else "")
+                    table.add_row(
+                        escape(part), shots, escape(metric), *cells, f"{found['examples']:,}" if part == name else ""
+                    )
     if figures["limit"] is not None:
         table.caption = f"only the first {figures['limit']} examples of each task: figures to try out, not to report"
     return table

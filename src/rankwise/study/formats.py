@@ -17,7 +17,7 @@ TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "
 
 
 def text(value: Value) -> str:
-    """Return a value as people read it; ``detectable`` stands in the cell of its difference."""
+    """Return a value as people read it; intervals and ``detectable`` stand in the cell of their difference."""
     match value:
         case None:
             return ""
@@ -25,11 +25,18 @@ def text(value: Value) -> str:
             spread = "" if math.isnan(value.sd) else f" ± {value.sd:.4f}"
             return f"{value.mean:.4f}{spread}"
         case Difference():
-            seen = "" if math.isnan(value.detectable) else f"; detectable {value.detectable:.4f}"
-            return f"{value.mean:+.4f} [{value.low:+.4f}, {value.high:+.4f}]{seen}"
+            if value.n < 2:
+                return f"{value.mean:+.4f} (one seed)"
+            bootstrap = f"bootstrap [{value.bootstrap_low:+.4f}, {value.bootstrap_high:+.4f}]"
+            return f"{interval(value)}; {bootstrap}; detectable {value.detectable:.4f}"
         case float():
             return f"{value:g}"
     return str(value)
+
+
+def interval(value: Difference) -> str:
+    """Return a difference of two seeds or more with Student's interval."""
+    return f"{value.mean:+.4f} [{value.low:+.4f}, {value.high:+.4f}]"
 
 
 def markdown(tables: Sequence[Table]) -> str:
@@ -78,8 +85,11 @@ def _records(table: Table) -> list[dict[str, object]]:
         record: dict[str, object] = {"table": table.title}
         for name, value in zip(table.header, row, strict=True):
             if isinstance(value, Summary | Difference):
-                fields = value._asdict().items()
-                record |= {f"{name}, {part}": number for part, number in fields if part != "n"}
+                fields = {part: number for part, number in value._asdict().items() if part != "n"}
+                record |= {
+                    f"{name}, {part.replace('_', ' ')}": "" if math.isnan(number) else number
+                    for part, number in fields.items()
+                }
             else:
                 record[name] = "" if value is None else value
         records.append(record)

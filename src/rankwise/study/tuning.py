@@ -17,7 +17,7 @@ from rankwise.files import write_text_atomic
 from rankwise.runs.recipes.recipe import Recipe, parse_recipe
 from rankwise.study.arms import DEFAULT, NAMES, PLANNED, YOURS, Arms, arms_of
 from rankwise.study.folder import StudyFolder
-from rankwise.study.formats import markdown, terminal
+from rankwise.study.formats import interval, markdown, terminal
 from rankwise.study.grid import Rates
 from rankwise.study.plan import Found, Group
 from rankwise.study.queue import check_installed
@@ -241,10 +241,9 @@ def ending(race: Race, standing: Standing, runs: Sequence[Run]) -> str:
         return f"{first} Its runs with fresh seeds against {rival} are missing, so nothing can be said of it."
     found = paired(losses[name], losses[rival])
     words = {"lower": "it paid", "higher": "it did not pay: keep what you had"}.get(verdict(found), verdict(found))
-    return (
-        f"{first} With {found.n} fresh seeds its {runs[0].split} loss is {found.mean:+.4f} [{found.low:+.4f}, "
-        f"{found.high:+.4f}] against {rival}: {words}."
-    )
+    seeds = f"{found.n} fresh seeds" if found.n > 1 else "one fresh seed"
+    told = interval(found) if found.n > 1 else f"{found.mean:+.4f}"
+    return f"{first} With {seeds} its {runs[0].split} loss is {told} against {rival}: {words}."
 
 
 def snippet(recipe: Recipe) -> str:

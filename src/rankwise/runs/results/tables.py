@@ -55,7 +55,9 @@ def _losses(edit: Mapping[str, Any]) -> str:
 def score_table(found: ScoreTable) -> Table:
     """Return the paths by falling score, with the choice."""
     record = found.record
-    table = Table(title=escape(f"{record.proxy} on {record.score_on}: {len(found.chosen)} of {len(found.scores)} paths"))
+    table = Table(
+        title=escape(f"{record.proxy} on {record.score_on}: {len(found.chosen)} of {len(found.scores)} paths")
+    )
     table.add_column("path")
     table.add_column("score", justify="right")
     table.add_column("parameters", justify="right")
