@@ -83,6 +83,12 @@ def test_a_rate_with_a_failed_seed_is_not_chosen() -> None:
     assert {cell.role for cell in everything.cells} == {"choose"}
 
 
+def test_a_seed_that_chose_is_run_anew_where_it_reports() -> None:
+    """What chose a rate has not seen the reported split, so that its figures are none of the report's."""
+    group = study(rates()).groups[0]
+    assert group.cell(2e-3, 0, "choose").name != group.cell(2e-3, 0, "report").name
+
+
 def test_without_rates_the_recipes_own_is_reported() -> None:
     cells = study(None).plan({}).cells
     assert [(cell.rate, cell.seed, cell.role) for cell in cells] == [(None, seed, "report") for seed in (7, 8, 9)]

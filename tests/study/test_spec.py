@@ -50,6 +50,21 @@ def test_fields_lie_over_each_other_by_section() -> None:
     }
 
 
+OWN = {
+    "task": None,
+    "data_dir": None,
+    "train_file": "reviews.csv",
+    "text_columns": ["text"],
+    "label_column": "stars",
+}
+
+
+def test_own_files_without_a_choice_or_with_a_part_set_apart_are_taken(write: Write) -> None:
+    assert load_study(write(arms={"a": {"data": OWN}}, rates=None)).groups
+    assert load_study(write(arms={"a": {"data": {**OWN, "validation_fraction": 0.1}}})).groups
+    assert load_study(write(arms={"a": {"data": {**OWN, "validation_file": "other.csv"}}})).groups
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -64,6 +79,19 @@ def test_fields_lie_over_each_other_by_section() -> None:
         ({"axes": {"method.r": []}}, r"axes\.method\.r has no values"),
         ({"arms": {"a/b": {}, "a b": {}}}, "would write to the same folder"),
         ({"arms": {"a": {"data.dev_fraction": 0}}}, "leaves none"),
+        ({"arms": {"a": {"method": None}}}, r"study\.yaml: arms\.a: method"),
+        (
+            {"arms": {"a": {}, "b": {"data.task": "stsb"}}},
+            "arms.a and arms.b have different tasks .mrpc, stsb. and no figure in common: make the task an axis",
+        ),
+        (
+            {"arms": {"a": {"data": OWN}}},
+            r"arms\.a: rates are chosen on the dev split, and there is no other to.*data\.validation_fraction=0\.1",
+        ),
+        (
+            {"arms": {"a": {"data": OWN, "select": "dev", "training.evaluate": "epoch"}}, "rates": None},
+            r"arms\.a: the epoch is chosen on the dev split",
+        ),
         ({"base": "nowhere"}, "no recipe at nowhere"),
     ],
 )

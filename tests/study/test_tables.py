@@ -60,6 +60,27 @@ def test_a_column_that_repeats_the_last_epoch_is_left_out() -> None:
     assert "accuracy, selected" not in table().header
 
 
+def test_runs_of_different_splits_or_tasks_are_not_averaged() -> None:
+    good = run("a", 1, 0.5)
+    dev = good._replace(figures={**good.figures, "metrics": {"last": {"dev": {"loss": 1.0, "accuracy": 0.1}}}})
+    with pytest.raises(ValueError, match=r"MRPC: its runs report different splits \(dev, validation\)"):
+        compared([good, dev], baseline="a", title="MRPC", about="")
+    other = good._replace(figures={**good.figures, "headline": "pearson"})
+    with pytest.raises(ValueError, match=r"different metrics \(accuracy, pearson\)"):
+        compared([good, other], baseline="a", title="MRPC", about="")
+
+
+def test_a_table_of_the_dev_split_says_that_it_chose() -> None:
+    both = {"dev": {"loss": 1.0, "accuracy": 0.1}}
+    good = run("a", 1, 0.5)
+    dev = good._replace(figures={**good.figures, "metrics": {"last": both, "dev_selected": both}})
+    told = compared([dev], baseline="a", title="MRPC", about="")
+    assert told.title == "MRPC (dev)"
+    assert "on this very split: the figures are too good" in told.note
+    assert "never the best" not in told.note
+    assert "never the best on the reported split" in table().note
+
+
 def test_formats_hold_every_row() -> None:
     text = markdown([table()])
     assert "| b_% |" in text

@@ -46,13 +46,13 @@ def test_a_study_runs_tells_and_goes_on(write: Write, tmp_path: Path) -> None:
     done = call("study", "run", write(**ONE_ARM), "--out", out)
     assert done.exit_code == 0, done.output
     assert "1/1" in done.output
-    figures = RunFolder(out / "four" / "rate-own-seed-1").figures()
+    figures = RunFolder(out / "four" / "report-rate-own-seed-1").figures()
     assert figures["seed"] == 1
     assert "validation" in figures["metrics"]["last"]
-    before = (out / "four" / "rate-own-seed-1" / "metrics.json").stat().st_mtime_ns
+    before = (out / "four" / "report-rate-own-seed-1" / "metrics.json").stat().st_mtime_ns
     more = call("study", "run", write(**{**ONE_ARM, "arms": {"four": {}, "two": {"method.r": 2}}}), "--out", out)
     assert more.exit_code == 0, more.output
-    assert (out / "four" / "rate-own-seed-1" / "metrics.json").stat().st_mtime_ns == before  # finished stays
+    assert (out / "four" / "report-rate-own-seed-1" / "metrics.json").stat().st_mtime_ns == before  # finished stays
     assert "two" in call("study", "status", out).output
     table = call("study", "table", out).output
     assert "| two |" in table
@@ -71,14 +71,14 @@ def test_a_failed_cell_keeps_its_error_and_the_others_run(write: Write, tmp_path
     done = call("study", "run", write(**{**ONE_ARM, "arms": arms}), "--out", out)
     assert done.exit_code == 0, done.output
     assert "failed: ValueError: method.target_modules: 'nothing' names no module" in done.output
-    error = (out / "wrong" / "rate-own-seed-1" / "error.txt").read_text()
+    error = (out / "wrong" / "report-rate-own-seed-1" / "error.txt").read_text()
     assert "Traceback" in error
     assert "names no module" in call("study", "status", out).output.replace("\n", " ")
     assert "1 failed" in call("study", "table", out).output
     arms["wrong"] = {"method.target_modules": ["value"]}  # nothing of it ran, so it may be put right
     again = call("study", "run", write(**{**ONE_ARM, "arms": arms}), "--out", out, "--retry-failed")
     assert "2/2" in again.output
-    assert not (out / "wrong" / "rate-own-seed-1" / "error.txt").exists()
+    assert not (out / "wrong" / "report-rate-own-seed-1" / "error.txt").exists()
 
 
 @pytest.mark.slow
@@ -227,7 +227,7 @@ def test_a_stopped_worker_puts_its_cell_back(write: Write, tmp_path: Path, monke
     stop()
     assert done.exit_code == 130, done.output
     with Queue(default_storage(out), StudyFolder(out).queue) as queue:
-        assert queue.names("WAITING") == ["four/rate-own-seed-1"]
+        assert queue.names("WAITING") == ["four/report-rate-own-seed-1"]
         assert queue.names("RUNNING", "FAIL", "COMPLETE") == []
 
 
@@ -262,8 +262,8 @@ def test_cells_are_tasks_of_a_ray_cluster_of_two_machines(write: Write, tmp_path
         study = write(**{**ONE_ARM, "arms": {"four": {}, "wrong": {"method.target_modules": ["nothing"]}}})
         done = call("study", "run", study, "--out", out, "--engine", "ray")
         assert done.exit_code == 0, done.output
-        assert RunFolder(out / "four" / "rate-own-seed-1").finished
-        assert "names no module" in (out / "wrong" / "rate-own-seed-1" / "error.txt").read_text()
+        assert RunFolder(out / "four" / "report-rate-own-seed-1").finished
+        assert "names no module" in (out / "wrong" / "report-rate-own-seed-1" / "error.txt").read_text()
     finally:
         ray.shutdown()
         cluster.shutdown()

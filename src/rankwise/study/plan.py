@@ -100,7 +100,8 @@ class Group(BaseModel):
         """Return the run at a rate (none: the recipe's) with a seed."""
         over: Section = {"seed": seed} | ({} if rate is None else {"training": {"learning_rate": rate}})
         label = "own" if rate is None else f"{rate:g}"
-        return Cell(f"{self.name}/rate-{label}-seed-{seed}", self.name, merged(self.content, over), rate, seed, role)
+        name = f"{self.name}/{role}-rate-{label}-seed-{seed}"  # a run that chose has not seen what a report is about
+        return Cell(name, self.name, merged(self.content, over), rate, seed, role)
 
 
 def slug(text: str) -> str:

@@ -44,8 +44,8 @@ def _told() -> Iterator[None]:
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
         raise StorageError(
-            f"the study's storage failed ({str(cause).splitlines()[0]}): see that it can be reached and written to; the "
-            "same command goes on with what has finished"
+            f"the study's storage failed ({str(cause).splitlines()[0]}): see that it can be reached and written to; "
+            "the same command goes on with what has finished"
         ) from error
 
 

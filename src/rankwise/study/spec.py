@@ -81,6 +81,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         groups = [
             _group(said, arm, dict(point), file.parent, overrides) for point in _points(said.axes) for arm in said.arms
         ]
+        _check_tasks(groups)
         baseline = said.baseline or next(iter(said.arms))
         return Study(title=said.title or file.stem, groups=groups, seeds=said.seeds, baseline=baseline)
     except (ValueError, UnicodeDecodeError) as error:
@@ -94,7 +95,8 @@ def laid_over(content: Mapping[str, Any], over: Mapping[str, Any]) -> Section:
         for part in reversed(key.split(".")[1:]):
             value = {part: value}
         fields = merged(fields, {key.partition(".")[0]: value})
-    below = {key: value for key, value in content.items() if key != "method" or "name" not in fields.get("method", {})}
+    whole = "name" in (fields.get("method") or {})
+    below = {key: value for key, value in content.items() if key != "method" or not whole}
     return merged(below, fields)
 
 
@@ -140,7 +142,28 @@ def _find(base: str, folder: Path) -> Path:
     return folder / base if (folder / base).is_file() else find_recipe(base)
 
 
+def _check_tasks(groups: Sequence[Group]) -> None:
+    """Refuse arms of one point that do not share a task: they stand in one table."""
+    first: dict[tuple[str, ...], tuple[str, Any]] = {}
+    for group in groups:
+        data = group.content.get("data") or {}
+        task = (data.get("task"), data.get("kind"))
+        arm, other = first.setdefault(tuple(group.point.values()), (group.arm, task))
+        if task != other:
+            raise ValueError(
+                f"arms.{arm} and arms.{group.arm} have different tasks ({other[0] or 'own files'}, "
+                f"{task[0] or 'own files'}) and no figure in common: make the task an axis"
+            )
+
+
 def _check(recipe: Recipe, rates: Rates | None, seeds: Seeds) -> None:
+    data = recipe.data
+    elsewhere = data.validation_file or data.test_file or data.validation_fraction
+    if (rates is not None or recipe.select == "dev") and data.train_file and not elsewhere:
+        raise ValueError(
+            f"{'rates are' if rates is not None else 'the epoch is'} chosen on the dev split, and there is no other to "
+            "report: give data.validation_file, or data.validation_fraction=0.1 to set that share of train apart"
+        )
     if rates is None:
         return
     if not seeds.choose:

@@ -13,11 +13,15 @@ from rankwise.study.statistics import Difference, Summary, paired, summarise
 SELECTED = {"last": "last", "dev_selected": "selected"}
 NOTE = (
     "Mean and standard deviation over n seeds; `last` is the last epoch, `selected` the one with the best dev figure, "
-    "never the best on the reported split. Differences to {baseline} ({compared}) are paired over seeds, with Student's "
-    "95 % interval and, beside it, the percentile bootstrap's, which few seeds make too narrow (three: 74 %, five: "
-    "84 %). `detectable` is the smallest true difference that a paired t-test of as many seeds finds in four cases of "
-    'five: an interval that holds zero, where less than that was to be seen, is not "none" but "can\'t tell".'
+    "{honest}. Differences to {baseline} ({compared}) are paired over seeds, with Student's 95 % interval and, beside "
+    "it, the percentile bootstrap's, which few seeds make too narrow (three: 74 %, five: 84 %). `detectable` is the "
+    "smallest true difference that a paired t-test of as many seeds finds in four cases of five: an interval that "
+    'holds zero, where less than that was to be seen, is not "none" but "can\'t tell".'
 )
+HONEST = {
+    False: "never the best on the reported split",
+    True: "and where rates, arms or epochs were chosen it was on this very split: the figures are too good",
+}
 Value = str | int | float | Summary | Difference | None
 
 
@@ -113,7 +117,13 @@ def compared(runs: Sequence[Run], *, baseline: str, title: str, about: str) -> T
         baseline: The arm that the others are paired with.
         title: Above the table.
         about: What there is to say before the explanation of the columns.
+
+    Raises:
+        ValueError: They report different splits or metrics, which no mean goes over.
     """
+    for word, found in (("splits", {run.split for run in runs}), ("metrics", {run.metrics[0] for run in runs})):
+        if len(found) > 1:
+            raise ValueError(f"{title}: its runs report different {word} ({', '.join(sorted(found))}): compare others")
     arms: dict[str, list[Run]] = {}
     for run in runs:
         arms.setdefault(run.arm, []).append(run)
@@ -134,7 +144,7 @@ def compared(runs: Sequence[Run], *, baseline: str, title: str, about: str) -> T
             _difference({run.seed: run.value(run.select, metric) for run in own}, against if own is not base else {})
             for own in arms.values()
         ]
-    note = NOTE.format(baseline=baseline, compared=SELECTED[runs[0].select])
+    note = NOTE.format(baseline=baseline, compared=SELECTED[runs[0].select], honest=HONEST[runs[0].split == "dev"])
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     return Table(f"{title} ({runs[0].split})", list(columns), rows, f"{about} {note}")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.markup import escape
 
 from rankwise.errors import check_choice
 from rankwise.files import write_text_atomic
+from rankwise.runs.recipes.reading import flat
 from rankwise.runs.recipes.recipe import Recipe, parse_recipe
 from rankwise.study.arms import DEFAULT, NAMES, PLANNED, YOURS, Arms, arms_of
 from rankwise.study.folder import StudyFolder
@@ -26,6 +28,7 @@ from rankwise.study.running import run_study
 from rankwise.study.statistics import paired
 from rankwise.study.tables import Run, Table, Value, compared, finished_run, made_by, verdict
 from rankwise.study.working import Work, load_data
+from rankwise.tasks.labels import LABELS
 
 FACTOR = 10**0.5
 PLANNING = 48  # passes over the model that the rank plan takes, at most
@@ -58,9 +61,13 @@ def make_race(recipe: Recipe, wish: Wish) -> tuple[Race, Arms]:
     """
     if recipe.data.dev_fraction == 0:
         raise ValueError("a race goes by the dev split's loss, and data.dev_fraction=0 leaves none")
+    asked = as_asked(recipe, wish)
     for name in wish.without:
         check_choice("--without", name, [name for name in NAMES if name != DEFAULT])  # the default always runs
     data = load_data(recipe)
+    if data.validation is None and not data.extra and (data.test is None or LABELS not in data.test.column_names):
+        recipe = with_validation(recipe)
+        data = load_data(recipe)
     full = full_steps(recipe, len(data.train))
     rungs((len(NAMES) - len(set(wish.without))) * wish.rates, full=full, cost=wish.cost)  # before anything is spent
     arms = arms_of(recipe, data, budget=wish.budget, without=wish.without)
@@ -83,8 +90,36 @@ def make_race(recipe: Recipe, wish: Wish) -> tuple[Race, Arms]:
         seed=recipe.seed,
         confirm=[recipe.seed + 1 + number for number in range(wish.seeds)],
         full=full,
+        asked=asked,
     )
     return race, arms
+
+
+def with_validation(recipe: Recipe) -> Recipe:
+    """Return a recipe that sets a part of train apart to be reported: dev is what the race goes by."""
+    content = recipe.to_dict()
+    return parse_recipe({**content, "data": {**content["data"], "validation_fraction": recipe.data.dev_fraction}})
+
+
+def as_asked(recipe: Recipe, wish: Wish) -> dict[str, Any]:
+    """Return what was asked for, as JSON keeps it."""
+    found: dict[str, Any] = json.loads(json.dumps({**recipe.to_dict(), "wish": asdict(wish)}))
+    return found
+
+
+def check_same(root: Path, race: Race, recipe: Recipe, wish: Wish) -> None:
+    """Refuse to go on with a race for another recipe or at another price.
+
+    Raises:
+        ValueError: Something differs; says what.
+    """
+    before, now = flat(race.asked), flat(as_asked(recipe, wish))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise ValueError(
+                f"{root} holds a race with {key.removeprefix('wish.')}={before.get(key)!r}, and it is "
+                f"{now.get(key)!r} now: give another --out, or the command as it was to go on with that one"
+            )
 
 
 def full_steps(recipe: Recipe, rows: int) -> int:
@@ -133,6 +168,7 @@ def tune(recipe: Recipe, task: Work, wish: Wish, *, console: Console, command: s
         race = folder.planner()
         if not isinstance(race, Race):
             raise ValueError(f"{task.root} holds a study and no race: give another --out")
+        check_same(task.root, race, recipe, wish)
         console.print(escape(f"going on with the race in {task.root}"), highlight=False)
     else:
         if PLANNED not in wish.without:
@@ -141,6 +177,14 @@ def tune(recipe: Recipe, task: Work, wish: Wish, *, console: Console, command: s
             )
         race, arms = make_race(recipe, wish)
         console.print(f"{len(race.groups)} arms of about {arms.budget:,} parameters", highlight=False)
+        apart = race.groups[0].content["data"].get("validation_fraction")
+        if apart and not recipe.data.validation_fraction:
+            console.print(
+                f"no validation split: {apart:g} of train is set apart to be reported, since dev chooses the winner "
+                "(data.validation_file names one of your own)",
+                highlight=False,
+                soft_wrap=True,
+            )
         for reason in arms.left_out:
             console.print(f"[yellow]left out: {escape(reason)}[/]", soft_wrap=True, highlight=False)
     console.print(price(race), highlight=False, soft_wrap=True)
