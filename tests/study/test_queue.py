@@ -56,7 +56,7 @@ def claims(root: Path) -> list[str]:
 
     listen(queue.storage.engine, "before_cursor_execute", slowly)
     with queue:
-        while (claim := take(folder, folder.planner(), queue)[1]) is not None:
+        while (claim := take(folder, queue)[2]) is not None:
             taken.append(claim.name)
     return taken
 
@@ -79,6 +79,29 @@ def test_no_cell_is_taken_twice_by_workers_at_the_same_time(tmp_path: Path, pool
         first, second = workers.map(claims, [tmp_path, tmp_path])
     assert len(first) + len(second) == CELLS
     assert len({*first, *second}) == CELLS
+
+
+def test_a_running_worker_takes_cells_that_others_add_or_let_run_again(tmp_path: Path) -> None:
+    def study(*arms: str) -> Study:
+        groups = [Group(arm=arm, point={}, content={}, rates=None) for arm in arms]
+        return Study(title="", groups=groups, seeds=Seeds(report=[1]), baseline="a")
+
+    folder, other = StudyFolder(tmp_path), StudyFolder(tmp_path)
+    folder.start(study("a"), "rankwise study run")
+    with Queue(default_storage(tmp_path), "q") as queue:
+        _, plan, first = take(folder, queue)
+        assert first is not None
+        folder.fail(plan.cells[0], "out of memory")
+        queue.finish(first, math.inf)
+        assert take(folder, queue)[2] is None
+        other.start(study("a", "b"), "rankwise study run")
+        _, plan, added = take(folder, queue)
+        assert added is not None
+        assert added.name in [cell.name for cell in plan.cells]
+        other.forget_errors(other.planner())
+        _, _, again = take(folder, queue)
+        assert again is not None
+        assert again.name == first.name
 
 
 def rename(path: Path, name: str, to: str) -> None:

@@ -40,7 +40,7 @@ def column(name: str) -> list[object]:
 def test_a_row_has_what_a_hand_computes() -> None:
     assert column("arm") == ["a", "b_%"]
     assert column("n") == [2, 3]
-    assert column("parameters") == ["1,001 to 1,002", "1,001 to 1,003"]
+    assert column("parameters") == [(1001, 1002), (1001, 1003)]
     first = column("loss, last")[0]
     assert isinstance(first, Summary)
     assert first.mean == pytest.approx(0.6)
@@ -93,6 +93,15 @@ def test_formats_hold_every_row() -> None:
     assert float(rows[1]["loss, last, mean"]) == pytest.approx(1 / 3)
     assert float(rows[1]["loss minus a, bootstrap low"]) == pytest.approx(-0.1)
     assert rows[0]["loss minus a, low"] == ""
+    assert (rows[1]["parameters, low"], rows[1]["parameters, high"]) == ("1001", "1003")
+    assert "| 1,001 to 1,003 |" in text
+
+
+def test_latex_keeps_what_a_command_line_may_hold() -> None:
+    made = Table("a", ["arm", "x"], [["[b]", None]], r"--set method.target_modules='.*\.(q|v)^~'")
+    text = latex([made])
+    assert r"'.*\textbackslash{}.(q\textbar{}v)\textasciicircum{}\textasciitilde{}'" in text
+    assert "\n{}[b] & " in text
 
 
 def test_a_verdict_never_says_more_than_the_seeds_do() -> None:

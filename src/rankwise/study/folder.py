@@ -78,8 +78,8 @@ class StudyFolder:
                 if old.get(key) != new.get(key):
                     raise ValueError(
                         f"{self.root} has runs of {group.name} with {key}={old.get(key)!r}, and it is "
-                        f"{new.get(key)!r} now. Arms, axes, rates and seeds may be added; for other recipes give "
-                        "another --out"
+                        f"{new.get(key)!r} now. Arms, values of axes, rates and seeds may be added; for other "
+                        "recipes give another --out"
                     )
 
     def _read(self) -> dict[str, Any]:
@@ -122,7 +122,8 @@ class StudyFolder:
         return str(self._read()["command"])
 
     def plan(self, planner: Planner) -> Plan:
-        """Return the cells known by now, reading what has finished since the last call."""
+        """Return the cells known by now, reading what has finished since the last call; what failed may run again."""
+        self._losses = {name: loss for name, loss in self._losses.items() if math.isfinite(loss)}
         while True:
             plan = planner.plan(self._losses)
             fresh = {

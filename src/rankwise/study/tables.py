@@ -22,7 +22,16 @@ HONEST = {
     False: "never the best on the reported split",
     True: "and where rates, arms or epochs were chosen it was on this very split: the figures are too good",
 }
-Value = str | int | float | Summary | Difference | None
+
+
+class Span(NamedTuple):
+    """The lowest and the highest of some numbers."""
+
+    low: float
+    high: float
+
+
+Value = str | int | float | Summary | Difference | Span | None
 
 
 class Table(NamedTuple):
@@ -153,9 +162,8 @@ def _difference(own: Mapping[int, float], against: Mapping[int, float]) -> Diffe
     return paired(own, against) if set(own) & set(against) else None
 
 
-def _span(values: Sequence[float]) -> str:
-    words = [f"{value:,}" if isinstance(value, int) else f"{value:g}" for value in (min(values), max(values))]
-    return " to ".join(dict.fromkeys(words))
+def _span(values: Sequence[float]) -> Span:
+    return Span(min(values), max(values))
 
 
 def verdict(found: Difference) -> str:

@@ -77,11 +77,15 @@ def refresh(folder: StudyFolder, planner: Planner, queue: Queue) -> Plan:
     return folder.plan(planner) if given_up else plan
 
 
-def take(folder: StudyFolder, planner: Planner, queue: Queue) -> tuple[Plan, Claim | None]:
-    """Bring plan and queue up to date and take a cell, all under the folder's lock; none if none waits."""
+def take(folder: StudyFolder, queue: Queue) -> tuple[Planner, Plan, Claim | None]:
+    """Bring plan and queue up to date and take a cell, all under the folder's lock; none if none waits.
+
+    The plan is read anew each time: another process may have added cells to it, and to the queue.
+    """
     with folder.lock():
+        planner = folder.planner()
         plan = refresh(folder, planner, queue)
-        return plan, queue.claim()
+        return planner, plan, queue.claim()
 
 
 def work(task: Work, console: Console | None = None) -> None:
@@ -92,12 +96,11 @@ def work(task: Work, console: Console | None = None) -> None:
         console: Where a line for each cell goes.
     """
     folder = StudyFolder(task.root)
-    planner = folder.planner()
     with folder.lock():
         queue = task.queue(folder)
     with queue:
         while True:
-            plan, claim = take(folder, planner, queue)
+            planner, plan, claim = take(folder, queue)
             if claim is not None:
                 cell = next((cell for cell in plan.cells if cell.name == claim.name), None)
                 _take(folder, queue, claim, cell)
@@ -114,7 +117,7 @@ def work(task: Work, console: Console | None = None) -> None:
 
 def _take(folder: StudyFolder, queue: Queue, claim: Claim, cell: Cell | None) -> None:
     """Run a claimed cell; what it fails with is kept in its folder, and the next one is run."""
-    loss = math.inf if cell is None else folder.loss(cell)  # none: of an earlier plan
+    loss = math.inf if cell is None else folder.loss(cell)  # none: of an arm or rate that is gone
     if cell is not None and loss is None:
         stop = Stop()
         try:
