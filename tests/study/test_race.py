@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rankwise.study.grid import Rates
 from rankwise.study.plan import Cell, Group
 from rankwise.study.race import LEAST_STEPS, Race, Standing, rungs
-from rankwise.study.tuning import tried_table
+from rankwise.study.tuning import ending, tried_table
 
 ARMS = ("all-linear", "q,v", "MLP", "LoR2C", "residual", "plan", "yours")
 RATES = Rates.model_validate({"from": 1e-3, "to": 1e-2, "factor": 10**0.5})
@@ -90,6 +90,16 @@ def test_where_the_default_wins_the_recipe_as_it_came_is_the_rival() -> None:
     assert standing.rival is not None
     assert own.groups[standing.winner[0]].arm == "all-linear"
     assert own.groups[standing.rival[0]].arm == "yours"
+
+
+def test_without_the_recipe_a_default_that_wins_is_not_called_what_there_was() -> None:
+    own = race()
+    own = own.model_copy(update={"groups": [group for group in own.groups if group.arm != "yours"]})
+    standing, _ = play(own, {"all-linear": 0.5})
+    assert standing.rival is None
+    said = ending(own, standing, [])
+    assert "Your recipe did not race, so that nothing can be said against it" in said
+    assert "what there was before" not in said
 
 
 def test_candidates_that_fail_leave() -> None:

@@ -16,7 +16,7 @@ from rankwise.runs.recipes.recipe import Recipe, load_recipe, parse_recipe
 from rankwise.runs.sizes import plan_recipe
 from rankwise.study.arms import DEFAULT, PLANNED, YOURS, arms_of
 from rankwise.study.race import Race
-from rankwise.study.tuning import Wish, check_same, full_steps, make_race, price, snippet
+from rankwise.study.tuning import Wish, check_same, full_steps, make_race, price, snippet, too_dear
 from rankwise.study.working import load_data
 from rankwise_cli import app
 
@@ -50,6 +50,14 @@ def test_arms_have_the_parameters_of_the_recipe_and_its_scale(family: str, base:
         ["query", "value"] if family == "roberta" else ["q_proj", "v_proj"]
     )
     assert arms.methods["q,v"]["r"] == 4  # the recipe itself
+
+
+def test_arms_that_are_too_dear_at_rank_one_are_named(base: Path) -> None:
+    recipe = load_recipe(base)
+    arms = arms_of(recipe, load_data(recipe), budget=100, without=[PLANNED])
+    assert arms.above == {name: enabled(recipe, method) for name, method in arms.methods.items()}
+    assert f"; above that: {DEFAULT} {arms.above[DEFAULT]:,}, q,v" in too_dear(arms)
+    assert too_dear(arms_of(recipe, load_data(recipe), budget=10**6, without=[PLANNED])) == ""
 
 
 def test_the_mlp_of_bert_leaves_the_attention_out(base: Path) -> None:

@@ -69,7 +69,8 @@ def test_a_failed_cell_keeps_its_error_and_the_others_run(write: Write, tmp_path
     out = tmp_path / "out"
     arms = {"four": {}, "wrong": {"method.target_modules": ["nothing"]}}
     done = call("study", "run", write(**{**ONE_ARM, "arms": arms}), "--out", out)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 1, done.output
+    assert "1 of 2 runs failed (wrong/report-rate-own-seed-1: ValueError" in done.output.replace("\n", " ")
     assert "failed: ValueError: method.target_modules: 'nothing' names no module" in done.output
     error = (out / "wrong" / "report-rate-own-seed-1" / "error.txt").read_text()
     assert "Traceback" in error
@@ -226,6 +227,8 @@ def test_a_stopped_worker_puts_its_cell_back(write: Write, tmp_path: Path, monke
     done = call("study", "run", study, "--out", out, "--set", "training.max_steps=4000")
     stop()
     assert done.exit_code == 130, done.output
+    assert "the same command goes on" in done.output
+    assert "--resume" not in done.output
     with Queue(default_storage(out), StudyFolder(out).queue) as queue:
         assert queue.names("WAITING") == ["four/report-rate-own-seed-1"]
         assert queue.names("RUNNING", "FAIL", "COMPLETE") == []
@@ -261,7 +264,7 @@ def test_cells_are_tasks_of_a_ray_cluster_of_two_machines(write: Write, tmp_path
         out = tmp_path / "out"
         study = write(**{**ONE_ARM, "arms": {"four": {}, "wrong": {"method.target_modules": ["nothing"]}}})
         done = call("study", "run", study, "--out", out, "--engine", "ray")
-        assert done.exit_code == 0, done.output
+        assert done.exit_code == 1, done.output
         assert RunFolder(out / "four" / "report-rate-own-seed-1").finished
         assert "names no module" in (out / "wrong" / "report-rate-own-seed-1" / "error.txt").read_text()
     finally:

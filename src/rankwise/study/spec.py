@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from rankwise.errors import check_choice
 from rankwise.runs.recipes.problems import explain
-from rankwise.runs.recipes.reading import Section, merged, parse_yaml, with_overrides
+from rankwise.runs.recipes.reading import Section, flat, merged, parse_yaml, with_overrides
 from rankwise.runs.recipes.reading import read_yaml as read_recipe
 from rankwise.runs.recipes.recipe import Recipe, Spec, parse_recipe
 from rankwise.runs.recipes.shipped import find_recipe
@@ -64,8 +64,9 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         overrides: ``key.inner=value`` for the recipes of all cells.
 
     Raises:
-        FileNotFoundError: The file, or a recipe that it names, is not there.
-        ValueError: Something in it is wrong; the message starts with the file's name.
+        FileNotFoundError: The file is not there.
+        ValueError: Something in it is wrong, or a recipe that it names is not there; the message starts with the
+            file's name.
     """
     file = Path(path)
     if not file.is_file():
@@ -120,7 +121,7 @@ def _group(
     if base is not None:
         for axis, (label, _) in point.items():
             base = str(base).replace(f"{{{axis}}}", label)
-    content: Section = {} if base is None else read_recipe(_find(base, folder))
+    content: Section = {} if base is None else read_recipe(_find(base, folder, where))
     given = {key: value for key, value in own.items() if key not in OWN}
     for fields in (said.set, given, *(fields for _, fields in point.values())):
         content = laid_over(content, fields)
@@ -131,6 +132,8 @@ def _group(
         raise ValueError(f"{where}: rates: {explain(error, Rates)}") from error
     rates = rates or said.rates
     try:
+        for fields in (said.set, given, *(fields for _, fields in point.values()), with_overrides({}, overrides)):
+            _check_ours(fields, rates)
         recipe = parse_recipe(content)
         _check(recipe, rates, said.seeds)
     except ValueError as error:
@@ -138,8 +141,20 @@ def _group(
     return Group(arm=arm, point={axis: label for axis, (label, _) in point.items()}, content=content, rates=rates)
 
 
-def _find(base: str, folder: Path) -> Path:
-    return folder / base if (folder / base).is_file() else find_recipe(base)
+def _find(base: str, folder: Path, where: str) -> Path:
+    try:
+        return folder / base if (folder / base).is_file() else find_recipe(base)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{where}: base: {error}") from error
+
+
+def _check_ours(fields: Mapping[str, Any], rates: Rates | None) -> None:
+    """Refuse what the study itself says of each run."""
+    said = flat(fields)
+    if "seed" in said:
+        raise ValueError("seed is the study's to say: give seeds.report (and seeds.choose)")
+    if rates is not None and "training.learning_rate" in said:
+        raise ValueError("training.learning_rate is chosen from `rates`: change those, or leave `rates` out")
 
 
 def _check_tasks(groups: Sequence[Group]) -> None:

@@ -107,6 +107,12 @@ def as_asked(recipe: Recipe, wish: Wish) -> dict[str, Any]:
     return found
 
 
+def too_dear(arms: Arms) -> str:
+    """Return which arms are above the budget, as the end of a sentence."""
+    told = ", ".join(f"{name} {cost:,}" for name, cost in arms.above.items())
+    return f"; above that: {told}" if told else ""
+
+
 def check_same(root: Path, race: Race, recipe: Recipe, wish: Wish) -> None:
     """Refuse to go on with a race for another recipe or at another price.
 
@@ -176,7 +182,7 @@ def tune(recipe: Recipe, task: Work, wish: Wish, *, console: Console, command: s
                 f"planning ranks for one of the arms first: at most {PLANNING} passes over a batch", highlight=False
             )
         race, arms = make_race(recipe, wish)
-        console.print(f"{len(race.groups)} arms of about {arms.budget:,} parameters", highlight=False)
+        console.print(f"{len(race.groups)} arms of at most {arms.budget:,} parameters{too_dear(arms)}", highlight=False)
         apart = race.groups[0].content["data"].get("validation_fraction")
         if apart and not recipe.data.validation_fraction:
             console.print(
@@ -277,7 +283,9 @@ def ending(race: Race, standing: Standing, runs: Sequence[Run]) -> str:
     assert standing.winner is not None
     name = _label(race, standing.winner)
     first = f"{name} won the race, which cost {race.cost:.2f} whole runs at most."
-    if standing.rival is None or standing.rival == standing.winner:
+    if standing.rival is None:
+        return f"{first} Your recipe did not race, so that nothing can be said against it: leave {YOURS} in for that."
+    if standing.rival == standing.winner:
         return f"{first} It is what there was before: the race confirmed it and changed nothing."
     rival = _label(race, standing.rival)
     losses = {arm: {run.seed: run.value(run.select, "loss") for run in runs if run.arm == arm} for arm in (name, rival)}
