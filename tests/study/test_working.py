@@ -23,7 +23,7 @@ from rankwise.runs.recipes.recipe import parse_recipe
 from rankwise.runs.training.train import train
 from rankwise.study.folder import StudyFolder
 from rankwise.study.queue import Queue, default_storage
-from rankwise.study.working import Work, load_data, work
+from rankwise.study.working import DEVICES, Work, device_of, load_data, work
 from rankwise_cli import app
 
 
@@ -270,6 +270,19 @@ def test_cells_are_tasks_of_a_ray_cluster_of_two_machines(write: Write, tmp_path
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def test_a_worker_is_shown_its_accelerator_before_it_imports_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEVICES, "3,5")
+    seen = []
+    for number in range(3):
+        with device_of(number):
+            seen.append(os.environ[DEVICES])
+    assert seen == ["3", "5", "3"]
+    assert os.environ[DEVICES] == "3,5"
+    monkeypatch.setenv(DEVICES, "")
+    with device_of(0):
+        assert os.environ[DEVICES] == ""
 
 
 def test_work_ends_where_nothing_is_left(write: Write, tmp_path: Path) -> None:

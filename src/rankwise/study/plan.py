@@ -175,6 +175,13 @@ def choose(group: Group, seeds: Sequence[int], found: Found) -> Choice:
             return Choice(flat, None, False, [*notes, f"{group.name}: no rate gave a loss that is a number"])
         edge = at_edge(best, grid)
         if edge == 0:
+            beside = grid.index(best)
+            lost = [rate for rate in (grid[beside - 1], grid[beside + 1]) if not math.isfinite(means[rate])]
+            if lost:
+                rates = " and ".join(f"{rate:g}" for rate in lost)
+                notes.append(
+                    f"{group.name}: {best:g} is the best rate, but {rates} beside it failed or had no finite loss"
+                )
             return Choice(flat, best, True, notes)
         if growth[edge] == LARGEST_GROWTH:
             return Choice(flat, None, False, [*notes, f"{group.name}: {best:g} is still the best rate, and the edge"])
