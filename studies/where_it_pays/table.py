@@ -216,6 +216,36 @@ def _variant(name: str, runs: Mapping[int, Run], own: Mapping[int, Run]) -> list
     ]
 
 
+def moving(runs: Sequence[Run]) -> dict[str, str]:
+    """Return a table for each task, budget and rate: every policy of ``dynamics``, paired with the plan made once."""
+    tables = {}
+    for place in dict.fromkeys((run["task"], run["budget"], run["rate"]) for run in runs):
+        arms: dict[str, dict[int, Run]] = {}
+        for run in runs:
+            if (run["task"], run["budget"], run["rate"]) == place:
+                arms.setdefault(run["arm"], {})[run["seed"]] = run
+        once = {seed: _loss(run) for seed, run in arms.get("once", {}).items()}
+        rows = []
+        for arm, own in arms.items():
+            losses = {seed: _loss(run) for seed, run in own.items()}
+            found = paired(losses, once) if arm != "once" and set(losses) & set(once) else None
+            rows.append(
+                [
+                    arm,
+                    f"{max(run['most_at_once'] for run in own.values()):,}",
+                    f"{max(run['contributing'] for run in own.values()):,}",
+                    f"{summarise(list(losses.values())).mean:.3f}",
+                    str(len(own)),
+                    f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" if found else "",
+                    ", ".join(f"{losses[seed] - once[seed]:+.3f}" for seed in losses if arm != "once" and seed in once),
+                ]
+            )
+        task, budget, rate = place
+        header = ["policy", "most that trained", "contributing", "loss", "n", "minus once, paired", "by seed"]
+        tables[f"Budgets that move, {task}, {budget:,} parameters, rate {rate:g}"] = markdown(header, rows)
+    return tables
+
+
 def _read(file: Path) -> list[Run]:
     return json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else []
 
@@ -245,6 +275,7 @@ def main() -> None:
     tables |= ablations(
         [run for file in sorted(folder.glob("ablation*.json")) for run in _read(file)], [*curve, *classify]
     )
+    tables |= moving(_read(folder / "dynamics.json"))
     for title, table in tables.items():
         print(f"### {title}\n\n{table}\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -194,7 +195,7 @@ def test_dropout_in_the_prefix_is_refused_or_left_out() -> None:
     with prefix_cache(model, evaluating=True) as cache:
         train(model, [batch], 2)
         base: Any = model.get_base_model()
-        assert [block.training for block in base.bert.encoder.layer] == [False, False, True, True]
+        assert all(block.training for block in base.bert.encoder.layer), "in evaluation mode for its own pass only"
     assert cache.hits == 1
 
 
@@ -243,3 +244,103 @@ def test_a_search_chooses_the_same() -> None:
     assert [{k: v for k, v in r.items() if "seconds" not in k} for r in found[0]] == [
         {k: v for k, v in r.items() if "seconds" not in k} for r in found[1]
     ]
+
+
+def test_passes_without_gradients_run_the_whole_network() -> None:
+    model = upper("llama")
+    prompt = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 5, "pad_token_id": 0}
+    expected = model.generate(input_ids=prompt, **options)
+    with prefix_cache(model) as cache:
+        train(model, batches("llama", 1), 2)
+        hits = cache.hits
+        for _ in range(2):
+            model.train()
+            found = model.generate(input_ids=prompt, **options)
+        assert cache.hits == hits > 0
+    untrained = upper("llama")
+    train(untrained, batches("llama", 1), 2)
+    untrained.train()
+    assert torch.equal(found, untrained.generate(input_ids=prompt, **options))
+    assert expected.shape == found.shape
+
+
+def test_masks_and_labels_that_a_key_can_not_say_are_refused() -> None:
+    model = upper("gemma2")
+    (batch,) = batches("gemma2", 1)
+    with prefix_cache(model):
+        with pytest.raises(ValueError, match="called with attention_mask"):
+            model(**batch, attention_mask={"full_attention": None})
+        with pytest.raises(ValueError, match="called with past_key_values"):
+            model(**batch, past_key_values=object())
+        mask = torch.ones_like(batch["input_ids"])
+        mask[:, -1] = 0
+        with pytest.raises(ValueError, match="labels lie at padded places"):
+            model(**batch, attention_mask=mask)
+
+
+def test_packed_rows_are_told_from_masked_ones() -> None:
+    ids, places = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[0, 1, 0, 1]])
+    packed = rows_of(input_ids=ids, position_ids=places)
+    assert packed[0].key != rows_of(input_ids=ids, position_ids=places, attention_mask=torch.ones_like(ids))[0].key
+    far = [
+        rows_of(
+            input_ids=torch.cat([torch.zeros(1, n, dtype=torch.long), ids], 1),
+            attention_mask=torch.cat([torch.zeros(1, n), torch.ones(1, 4)], 1),
+        )[0].key
+        for n in (12340, 12341)
+    ]
+    assert far[0] != far[1]
+
+
+def test_rotations_by_the_longest_row_are_refused() -> None:
+    model = upper("phi3")
+    model.config.rope_parameters = {"rope_type": "longrope", "rope_theta": 1e4}
+    with (
+        pytest.raises(ValueError, match="rope_type='longrope' turns positions by the longest row"),
+        prefix_cache(model),
+    ):
+        pass
+
+
+def test_what_comes_to_train_in_the_prefix_is_told() -> None:
+    model = upper()
+    (batch,) = batches("bert", 1)
+    with prefix_cache(model):
+        train(model, [batch], 2)
+        model.get_base_model().bert.encoder.layer[0].output.dense.weight.requires_grad_()
+        with pytest.raises(ValueError, match="something in the kept prefix trains by now"):
+            model(**batch)
+
+
+def test_another_precision_begins_anew() -> None:
+    model = upper()
+    (batch,) = batches("bert", 1)
+    expected = model(**batch).loss
+    with prefix_cache(model) as cache:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(**batch).loss.backward()
+        assert torch.equal(model(**batch).loss, expected)
+        assert cache.hits == 0
+
+
+def test_a_prefix_in_evaluation_mode_goes_back() -> None:
+    model = upper()
+    modes = [module.training for module in model.modules()]
+    with prefix_cache(model, evaluating=True):
+        train(model, batches("bert", 1), 2)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_a_copy_made_inside_runs_its_own_blocks() -> None:
+    model = upper()
+    (batch,) = batches("bert", 1)
+    with prefix_cache(model) as cache:
+        train(model, [batch], 2)
+        twin = copy.deepcopy(model)
+        seen = cache.hits, cache.misses
+        with torch.no_grad():
+            for parameter in twin.get_base_model().bert.encoder.layer[0].parameters():
+                parameter.zero_()
+        assert not torch.equal(twin(**batch).loss, model(**batch).loss)
+        assert (cache.hits, cache.misses) == (seen[0] + 1, seen[1])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from tests.models import adapted, class_batches, logits, tiny_bert, tokens
+from tests.processes import in_two_processes
 from tests.search.test_callback import StopAt
 from transformers import Trainer, TrainingArguments
 
@@ -182,3 +183,22 @@ def test_plain_peft_use_of_the_base_is_untouched_by_a_failed_choice() -> None:
     assert {path.r for path in rankwise.named_paths(model).values()} == {1}
     base = model.unload()
     assert get_peft_model(base, rankwise.HeteroLoraConfig(target_modules=["query"], mode="off"))
+
+
+def replica(_: slice | None, folder: str, size: int) -> dict[str, Any]:
+    """Train in this process, one of two or alone, and report what it chose and every number it ended with."""
+    model = adapted(
+        tiny_bert(3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), **{**FIELDS, "score_batches": 6}
+    )
+    # the probe's rows are dealt over the processes: two of half the batch see what one of the whole batch sees
+    trainer_of(model, Path(folder), per_device_train_batch_size=size, ddp_find_unused_parameters=False).train()
+    (record,) = rankwise.history(model)
+    trained = {name: value.flatten().tolist() for name, value in weights(model).items()}
+    return {"ranks": record["ranks"], "weights": trained}
+
+
+@pytest.mark.distributed
+def test_two_processes_choose_the_ranks_that_one_does_and_stay_replicas(tmp_path: Path) -> None:
+    first, second = in_two_processes(replica, tmp_path, str(tmp_path / "two"), 4)
+    assert first == second
+    assert first["ranks"] == replica(None, str(tmp_path / "one"), 8)["ranks"]

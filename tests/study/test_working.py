@@ -219,12 +219,13 @@ def test_two_workers_of_one_command_share_the_cells(write: Write, tmp_path: Path
         assert Counter(queue.names("COMPLETE")) == names
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_puts_its_cell_back(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the middle of a training: the next worker need not wait for the heartbeat."""
     out = tmp_path / "out"
     study = write(**ONE_ARM)
     stop = threading_interrupt(out)
-    done = call("study", "run", study, "--out", out, "--set", "training.max_steps=4000")
+    done = call("study", "run", study, "--out", out, *LONG)
     stop()
     assert done.exit_code == 130, done.output
     assert "the same command goes on" in done.output
@@ -234,15 +235,17 @@ def test_a_stopped_worker_puts_its_cell_back(write: Write, tmp_path: Path, monke
         assert queue.names("RUNNING", "FAIL", "COMPLETE") == []
 
 
+LONG = [word for field in ("max_steps=4000", "evaluate=steps", "every=5") for word in ("--set", f"training.{field}")]
+
+
 def threading_interrupt(out: Path) -> Any:
     """Interrupt this process once the first run has begun; the returned function waits for that."""
     import threading
 
     def wait() -> None:
         end = time.monotonic() + 60
-        while not list(out.glob("*/*/config.yaml")) and time.monotonic() < end:
+        while not list(out.glob("*/*/checkpoints/checkpoint-*/rankwise_run.json")) and time.monotonic() < end:
             time.sleep(0.05)
-        time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=wait)

@@ -23,7 +23,7 @@ class Tap(torch.autograd.Function):
         """Return ``result`` (.., o) itself; ``x`` is (.., i)."""
         ctx.save_for_backward(x)
         ctx.record = record
-        return result.view_as(result)
+        return result.detach()  # no view: what comes after may change it in place
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
@@ -46,7 +46,7 @@ class Tie(torch.autograd.Function):
     def forward(ctx: Any, result: Tensor, *parameters: Tensor) -> Tensor:
         """Return ``result`` itself."""
         ctx.count = len(parameters)
-        return result.view_as(result)
+        return result.detach()  # no view: what comes after may change it in place
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:

@@ -28,8 +28,8 @@ class _Switch:
 def plain_paths() -> Iterator[None]:
     """Compute every path by PEFT's general formula inside, as where this file does not apply.
 
-    For comparisons, and for what can't go through an autograd function written in Python, such as forward-mode
-    differentiation. With gradient checkpointing the backward pass, which runs the forward pass again, belongs inside.
+    For comparisons, and for what can't go through an autograd function written in Python. With gradient checkpointing
+    the backward pass, which runs the forward pass again, belongs inside.
     """
     before, _Switch.on = _Switch.on, False
     try:
@@ -47,8 +47,8 @@ class LowRankSum(torch.autograd.Function):
     """``y = base + s x A^T B^T``, where ``base`` is a tensor that is there already, or ``x W^T + bias``.
 
     With ``h = A x^T`` and ``k = s B^T g^T`` (both r x n) the gradients are ``gA = k x``, ``gB = s (h g)^T``, and
-    ``gx = k^T A``, to which a base that reads ``x`` adds ``g W``. Kept for the backward pass are the inputs, which
-    somebody else keeps already, and ``h``.
+    ``gx = k^T A``, to which a base that reads ``x`` adds ``g W``. Kept for the backward pass are ``h`` and ``x``, which
+    somebody else mostly keeps already; neither where both factors are frozen.
     """
 
     @staticmethod
@@ -72,28 +72,35 @@ class LowRankSum(torch.autograd.Function):
         else:
             y = F.linear(tokens, weight.to(dtype), bias if bias is None else bias.to(dtype))
             y.addmm_(h.T, up.T, alpha=scaling)
-        ctx.scaling, ctx.dtype = scaling, dtype
-        ctx.save_for_backward(x, a, b, weight, h)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        ctx.scaling, ctx.dtype, ctx.shape = scaling, dtype, (x.shape, x.dtype)
+        kept = (x, h) if any(ctx.needs_input_grad[1:3]) else (None, None)  # a frozen path's gradient needs neither
+        ctx.save_for_backward(*kept, a, b, weight)
+        return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[-1]))  # no view: it may be changed in place
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``x``, ``A``, ``B`` and ``base``."""
-        x, a, b, weight, h = ctx.saved_tensors
+        with torch.autocast(grads[0].device.type, enabled=False):  # all precisions are said here
+            return LowRankSum._gradients(ctx, grads[0])
+
+    @staticmethod
+    def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, h, a, b, weight = ctx.saved_tensors
         wants_x, wants_a, wants_b = ctx.needs_input_grad[:3]
-        g, tokens, down = flat(grads[0]), flat(x.to(ctx.dtype)), a.to(ctx.dtype)
+        g, down = flat(gradient).to(ctx.dtype), a.to(ctx.dtype)
         k = (b.to(ctx.dtype).T * ctx.scaling).contiguous() @ g.T
         gx = ga = gb = None
         if wants_x:
+            shape, dtype = ctx.shape
             gx = k.T @ down if weight is None else (g @ weight.to(ctx.dtype)).addmm_(k.T, down)
-            gx = gx.view(x.shape).to(x.dtype)
+            gx = gx.view(shape).to(dtype)
         if wants_a:
-            ga = (k @ tokens).to(a.dtype)
+            ga = (k @ flat(x.to(ctx.dtype))).to(a.dtype)
         if wants_b:
             if torch.is_grad_enabled():  # a gradient of the gradient is wanted: it goes through h
-                h = down @ tokens.T
+                h = down @ flat(x.to(ctx.dtype)).T
             gb = ((h @ g) * ctx.scaling).T.to(b.dtype)
-        return gx, ga, gb, None, None, grads[0] if ctx.needs_input_grad[5] else None, None, None
+        return gx, ga, gb, None, None, gradient if ctx.needs_input_grad[5] else None, None, None
 
 
 def common_dtype(x: Tensor, *others: Tensor | None) -> torch.dtype | None:
@@ -102,7 +109,7 @@ def common_dtype(x: Tensor, *others: Tensor | None) -> torch.dtype | None:
     Under autocast that is autocast's for what enters a product; ``x`` may have any it casts.
     """
     tensors = [tensor for tensor in (x, *others) if tensor is not None]
-    if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):  # quantised, sharded, traced
+    if x.is_meta or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):  # quantised, sharded, traced
         return None
     dtypes = {tensor.dtype for tensor in tensors}
     if torch.is_autocast_enabled(x.device.type):
@@ -131,8 +138,10 @@ def fuses(host: nn.Module, *layers: nn.Module) -> bool:
 def _bare(layer: nn.Module) -> bool:
     """Tell whether a layer is ``nn.Linear`` and nobody listens to it or has put another forward in its place."""
     heard = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    heard = heard or nn.modules.module._has_any_global_hook()
     return type(layer) is nn.Linear and not heard and "forward" not in layer.__dict__
 
 
 def _transformed() -> bool:
-    return bool(torch._C._are_functorch_transforms_active())  # torch.func's vmap, grad, jvp
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return forward_mode or bool(torch._C._are_functorch_transforms_active())  # torch.func's vmap, grad, jvp

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,8 @@ from rankwise.wiring.checkpointing import is_reentrant
 
 READ = ("input_ids", "attention_mask", "token_type_ids", "position_ids")  # what the prefix of a row depends on
 UNREAD = ("labels", "num_items_in_batch")
+SHARDED = ("DTensor", "FlatParameter")  # another tensor at every step, so nothing tells whether it has changed
+ROPE_BY_BATCH = ("longrope", "dynamic")  # rotations that depend on the longest row of a batch
 
 
 class Row(NamedTuple):
@@ -53,18 +55,21 @@ class PrefixCache:
         self.known = self.seen = False
         self.state: Tensor | None = None  # of the generators, before a pass in which the prefix runs
         self.form: Any = None  # what the last block returned, without the activation
-        self.weights: tuple[int, ...] = self._weights()
+        self.modes: dict[nn.Module, bool] = {}  # the prefix's own, while it is in evaluation mode
+        self.condition: tuple[Any, ...] = ()
+        _check_rope(prefix.model.config)
 
     @contextmanager
     def attached(self) -> Iterator[PrefixCache]:
         """Take the place of the prefix inside."""
         blocks = self.prefix.blocks
+        self.condition = self._condition()
         given = [block.__dict__.get("forward") for block in blocks]
         hook = self.prefix.model.register_forward_pre_hook(self._begin, with_kwargs=True)
         after = self.prefix.model.register_forward_hook(self._end, always_call=True)
         try:
             for block in blocks:
-                block.forward = partial(self._block, block, block.forward)
+                block.forward = _Through(self, block, block.forward)
             yield self
         finally:
             hook.remove()
@@ -75,21 +80,46 @@ class PrefixCache:
                     block.forward = forward
             self.rows.clear()
 
-    def _weights(self) -> tuple[int, ...]:
-        """Return what changes when a weight of the prefix is written to or replaced."""
-        return tuple(part for p in self.prefix.parameters() for part in (id(p), p._version, p.data_ptr()))
+    def __deepcopy__(self, memo: dict[int, Any]) -> PrefixCache:
+        """Stay the same: a copy of the model has blocks of its own, which run."""
+        return self
+
+    def _condition(self) -> tuple[Any, ...]:
+        """Return what changes with the prefix's output: when a weight is written to or replaced, and the precision.
+
+        Raises:
+            ValueError: Something in the prefix trains by now, or is sharded.
+        """
+        parts: list[Any] = []
+        for p in self.prefix.parameters():
+            if p.requires_grad:
+                raise ValueError(
+                    "something in the kept prefix trains by now (a block was unfrozen, or an adapter added there), and "
+                    "the prefix runs without gradients: leave prefix_cache before, and enter it again afterwards"
+                )
+            if type(p).__name__ in SHARDED:
+                raise ValueError(
+                    f"the prefix's weights are sharded ({type(p).__name__}), so nothing tells when they change: leave "
+                    "the prefix cache out under FSDP"
+                )
+            parts += [id(p), p._version, p.data_ptr()]
+        device = next(self.prefix.parameters()).device.type
+        return (*parts, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device))
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.batch = []
-        if not model.training or torch.compiler.is_compiling():
+        if model is not self.prefix.model:  # a copy
             return
-        if self.evaluating:
-            for module in (*self.prefix.before, *self.prefix.blocks):
-                module.eval()
+        self.batch = []
+        # Passes without gradients (generation with its own cache of keys, reference models) run the whole network.
+        if not model.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return
         inputs = self._inputs(args, kwargs)
-        if self._weights() != self.weights:  # a checkpoint was loaded, or the model moved
+        condition = self._condition()
+        if condition != self.condition:  # a checkpoint was loaded, the model moved, or another precision
             self.rows.clear()
-            self.weights = self._weights()
+            self.condition = condition
+        if self.evaluating:
+            self._evaluate()
         self.batch = rows_of(**inputs)
         self.known = self.seen and all(row.key in self.rows for row in self.batch)
         self.hits += self.known
@@ -100,20 +130,35 @@ class PrefixCache:
         for block in self.checkpointed:
             block.gradient_checkpointing = False
 
+    def _evaluate(self) -> None:
+        for part in (*self.prefix.before, *self.prefix.blocks):
+            self.modes |= {module: module.training for module in part.modules()}
+            part.eval()
+
     def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        given = {**dict(zip(READ, args, strict=False)), **kwargs}
-        tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-        strange = [name for name in tensors if name not in (*READ, *UNREAD)]
-        if strange or "input_ids" not in tensors:
+        named = {**dict(zip(READ, args, strict=False)), **kwargs}
+        given = {name: value for name, value in named.items() if value is not None}
+        plain = (bool, int, float, str)
+        strange = [
+            name
+            for name, value in given.items()
+            if not isinstance(value, plain) and not (isinstance(value, Tensor) and name in (*READ, *UNREAD))
+        ]
+        if strange or "input_ids" not in given:
             raise ValueError(
                 f"a prefix is kept by the tokens of a row, and this model is called with "
                 f"{', '.join(strange) or 'no input_ids'}, which it may depend on too: leave the prefix cache out"
             )
-        mask = tensors.get("attention_mask")
+        mask, labels = given.get("attention_mask"), given.get("labels")
         if mask is not None and mask.dim() != 2:
             raise ValueError(
                 f"a prefix is kept by the tokens of a row, and an attention_mask of {mask.dim()} dimensions lets them "
                 "see others: leave the prefix cache out"
+            )
+        if mask is not None and labels is not None and _reads_padding(labels, mask):
+            raise ValueError(
+                "labels lie at padded places, where a kept prefix has nothing: set them to -100, as the loss should "
+                "not read them anyway"
             )
         config: Any = self.prefix.model.config
         for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
@@ -122,7 +167,7 @@ class PrefixCache:
                     f"{name}=True asks for what the prefix makes on its way, and only its end is kept: set it to "
                     "False, or leave the prefix cache out"
                 )
-        return {name: value for name, value in tensors.items() if name in READ}
+        return {name: value for name, value in given.items() if name in READ}
 
     def _block(self, block: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.batch:
@@ -169,10 +214,46 @@ class PrefixCache:
         return with_output_tensor(self.form, h)
 
     def _end(self, model: nn.Module, args: Any, output: Any) -> None:
+        if model is not self.prefix.model:
+            return
         self.batch = []
+        for module, mode in self.modes.items():
+            module.training = mode
+        self.modes = {}
         for block in self.checkpointed:
             block.gradient_checkpointing = True
         self.checkpointed = []
+
+
+class _Through:
+    """A block's forward by way of a cache; a copy of the block has its own."""
+
+    def __init__(self, cache: PrefixCache, block: nn.Module, forward: Any) -> None:
+        self.cache = cache
+        self.block = block
+        self.forward = forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.cache._block(self.block, self.forward, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return MethodType(type(self.block).forward, memo[id(self.block)]) if id(self.block) in memo else self
+
+
+def _reads_padding(labels: Tensor, mask: Tensor) -> bool:
+    """Tell whether the loss of a row reads places that are padded."""
+    return labels.shape == mask.shape and bool((labels.ne(-100) & mask.eq(0)).any())
+
+
+def _check_rope(config: Any) -> None:
+    """Refuse positions whose rotation depends on the other rows of a batch."""
+    given = getattr(config, "rope_parameters", None) or {}
+    for part in (given, *(each for each in given.values() if isinstance(each, dict))):
+        if part.get("rope_type") in ROPE_BY_BATCH:
+            raise ValueError(
+                f"rope_type={part['rope_type']!r} turns positions by the longest row of a batch, so the prefix of a "
+                "row is not the same in every batch: leave the prefix cache out"
+            )
 
 
 def rows_of(
@@ -185,14 +266,16 @@ def rows_of(
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     table = [input_ids, mask, token_type_ids, position_ids]
     stacked = torch.stack([t.expand_as(input_ids).long() for t in table if t is not None], 1).cpu()  # one transfer
-    present = f"{token_type_ids is not None} {position_ids is not None}"
+    # Positions that begin anew are taken for packed rows where no mask is given, and not where one is.
+    packed = position_ids is not None and attention_mask is None
+    present = (token_type_ids is not None, position_ids is not None, packed)
     rows = []
     for each in stacked:
         (places,) = each[1].nonzero(as_tuple=True)
         first, end = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
         content = each[:, first:end].contiguous().numpy().tobytes()
         place = first if position_ids is None else 0  # without given positions, they are counted from the row's start
-        key = hashlib.blake2b(content, digest_size=16, person=f"{present} {place}"[:16].encode()).hexdigest()
+        key = hashlib.blake2b(f"{present} {place} ".encode() + content, digest_size=16).hexdigest()
         rows.append(Row(key, first, end))
     return rows
 
@@ -218,7 +301,9 @@ def prefix_cache(
 
     From the second epoch on a training forward pass begins at the lowest block that trains or has a path, with what
     the prefix made of each row when it was first seen. Rows are told by their tokens (with their types and positions),
-    so the order and the padding of batches may change. Evaluation runs the whole network.
+    so the order and the padding of batches may change. A batch with a row that is not kept runs the prefix for all of
+    its rows. Evaluation and passes without gradients run the whole network, and so does ``torch.compile``. Under DDP
+    each process keeps the rows it has seen, so with shuffled data hits come late.
 
     A run with the cache equals one without: bit for bit where a row was first seen in a batch of the same rows and
     lengths, since the processor's matrix products round by the shape of a batch; else to rounding. ``half`` rounds
@@ -227,13 +312,13 @@ def prefix_cache(
     Args:
         model: The model, its paths on it; wrapped by PEFT or not.
         ram_bytes: What may be kept in memory.
-        folder: Where the rest goes, as safetensors; without one the prefix of the rows beyond runs in every epoch.
+        folder: Where the rest goes, as safetensors; without one, batches with a row beyond it run the prefix.
         half: Keep 16 bits of each number, as bfloat16.
         evaluating: Put the prefix in evaluation mode while the rest trains; without it, active dropout is refused.
 
     Raises:
-        ValueError: Something trains in block 0 or before it, the prefix draws random numbers, or it depends on more
-            than the tokens of a row.
+        ValueError: Something trains in block 0 or before it, or comes to train in the prefix; the prefix draws random
+            numbers, is sharded, or depends on more than the tokens of a row.
     """
     place = None if folder is None else Path(folder) / f"prefix-{rank()}"
     rows = Rows(ram_bytes, place, torch.bfloat16 if half else None)

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
-from rankwise.runs.recipes.recipe import Recipe
+from rankwise.runs.recipes.recipe import Recipe, parse_recipe
 from rankwise.runs.training.train import train
 
 Make = Callable[..., Recipe]
@@ -48,3 +48,15 @@ def test_a_run_that_trains_at_the_bottom_is_refused_before_it_begins(make: Make,
     with pytest.raises(ValueError, match="something in block 0 trains"):
         train(make("lora", training={"prefix_cache": {}}), tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_packed_rows_and_a_kept_prefix_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match=r"data\.packing joins training\.batch_size=4 of them anew"):
+        parse_recipe(
+            {
+                "model": {"name": "m"},
+                "data": {"task": "instruction", "data_dir": "d", "packing": True},
+                "method": {"name": "lora", "target_modules": ["q_proj"]},
+                "training": {"batch_size": 4, "prefix_cache": {}},
+            }
+        )

@@ -158,6 +158,16 @@ class Recipe(Spec):
         return self
 
     @model_validator(mode="after")
+    def _kept_rows_come_back(self) -> Recipe:
+        if self.training.prefix_cache is not None and self.data.packing and self.training.batch_size > 1:
+            raise ValueError(
+                "training.prefix_cache keeps what the prefix makes of a row, and data.packing joins "
+                f"training.batch_size={self.training.batch_size} of them anew in every epoch, so none would come back: "
+                "say batch_size: 1 (with accumulation), or leave one of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _quantised_weights_stay(self) -> Recipe:
         if self.model.load_in is None:
             return self
