@@ -156,7 +156,7 @@ def kill_one_of_two(study: Path, out: Path, storage: str) -> None:
     cells = {cell.name: cell for cell in folder.plan(folder.planner()).cells}
     assert len(cells) == 4
     with Queue(storage, folder.queue) as queue:
-        assert Counter(queue.names("COMPLETE")) == Counter(cells)
+        assert Counter(queue.names("COMPLETE")) == Counter(list(cells))
         assert queue.names("FAIL") == [held.relative_to(out).as_posix()]
         assert queue.names("WAITING", "RUNNING") == []
         cell = cells[queue.names("FAIL")[0]]
