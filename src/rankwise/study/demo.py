@@ -15,7 +15,7 @@ from rankwise.study.status import duration
 from rankwise.study.tuning import Wish, tune
 from rankwise.study.working import Work, load_data
 
-STEPS = 60
+STEPS = 48
 WISH = Wish(cost=3.5, rates=2, seeds=2, without=("MLP", "all-linear + residual", "rank plan"))
 
 
@@ -43,7 +43,8 @@ def demo_recipe(*, seed: int = 0, steps: int = STEPS, samples: int | None = None
             "lora_alpha": 64,
             "mode": "dynamic",
             "budget": 0.25,
-            "score_batches": 8,  # the default of 32 would spend a third of so short a run on the first search
+            "search_every": 20,
+            "score_batches": 2,  # the default of 32 would cost more than so short a run
         },
         "training": {
             "max_steps": steps,
