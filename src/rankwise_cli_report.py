@@ -51,8 +51,8 @@ def runs(
 
 @results.command(
     epilog="Examples:\n\n"
-    "[bold]rankwise report demo-run/heterolora[/]   one page about a run, report.html\n\n"
-    "[bold]rankwise report demo-run --out demo.html[/]   all runs in a folder compared\n\n"
+    "[bold]rankwise report runs/mine[/]   one page about a run, report.html\n\n"
+    "[bold]rankwise report demo-run --out demo.html[/]   all runs in a folder compared, a race with its tables\n\n"
     "[bold]rankwise report runs/mrpc-combined-seed0 runs/mrpc-separated-seed0 --format svg --out pictures[/]"
 )
 def report(

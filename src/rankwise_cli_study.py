@@ -22,6 +22,7 @@ study_commands = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
+GOES_ON = "the same command goes on with it"
 TUNE_EXAMPLES = (
     "Examples:\n\n"
     "[bold]rankwise tune mine.yaml --cost 4 --out tuned[/]\n\n"
@@ -74,13 +75,13 @@ def run(
     dry: Dry = False,
     debug: Debug = False,
 ) -> None:
-    """Run a study, or go on with it: what has finished stays."""
-    with explained(debug):
+    """Run a study, or go on with it: what has finished stays. Exit code 1 where runs failed."""
+    with explained(debug, on=GOES_ON):
         from rankwise.study.spec import load_study
 
         checked = load_study(study, overrides or [])
         from rankwise.study.formats import terminal
-        from rankwise.study.running import dry_run_study, run_study
+        from rankwise.study.running import check_failed, dry_run_study, run_study
         from rankwise.study.tables import study_tables
         from rankwise.study.working import Work
 
@@ -93,6 +94,7 @@ def run(
         for table in study_tables(folder, checked):
             console.print(terminal(table))
         console.print(f"tables for elsewhere: rankwise study table {escape(str(root))}", highlight=False)
+        check_failed(folder, checked)
 
 
 @study_commands.command(epilog="Example: [bold]rankwise study status study-runs/mine[/]")
@@ -149,7 +151,7 @@ def tune(
     debug: Debug = False,
 ) -> None:
     """Find out which targets, method and rate pay on this recipe's task, at a price that is stated before."""
-    with explained(debug):
+    with explained(debug, on=GOES_ON):
         from rankwise.runs.recipes.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides or [])

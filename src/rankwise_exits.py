@@ -40,8 +40,13 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def explained(debug: bool) -> Iterator[None]:
-    """Turn an error into one red line and an exit code: 2 for the user's mistake, 1 for a run that failed."""
+def explained(debug: bool, *, on: str = "a run with a checkpoint goes on with --resume") -> Iterator[None]:
+    """Turn an error into one red line and an exit code: 2 for the user's mistake, 1 for a run that failed.
+
+    Args:
+        debug: Raise it as it is.
+        on: How a command that was stopped goes on.
+    """
     ours = threading.current_thread() is threading.main_thread()  # no other may set a handler
     before = signal.signal(signal.SIGTERM, _terminate) if ours else None
     try:
@@ -52,7 +57,7 @@ def explained(debug: bool) -> Iterator[None]:
         text, code = str(error), USER_ERROR if isinstance(error, MISTAKES) else RUN_FAILED
         if isinstance(error, KeyboardInterrupt):
             terminated = isinstance(error, _Terminated)
-            text = f"{'terminated' if terminated else 'interrupted'}; a run with a checkpoint goes on with --resume"
+            text = f"{'terminated' if terminated else 'interrupted'}; {on}"
             code = TERMINATED if terminated else INTERRUPTED
         errors.print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True, highlight=False)
         raise typer.Exit(code) from error

@@ -2,7 +2,7 @@
 
 Run: python -m studies.where_it_pays.table [--results FOLDER]
 Per arm: parameters, the better of the rates that were run, mean, standard deviation and number of seeds, and the paired
-difference to the baseline with its 95 % bootstrap interval over seeds.
+difference to the baseline with Student's 95 % interval over seeds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from studies.where_it_pays.layout import overlap
 from studies.where_it_pays.stats import better_rate, rank_correlation
 
-from rankwise.study.statistics import paired, summarise
+from rankwise.study.statistics import Difference, paired, summarise
 
 Run = Mapping[str, Any]
 BASELINE = "all-linear"
@@ -79,7 +79,7 @@ def _row(
     difference, seen = "", ""
     if not is_baseline and set(values) & set(against):
         found = paired(values, against)
-        difference = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        difference = _difference(found)
         seen = _number(found.detectable)
     means = [f"{summarise([run[name] for run in own.values()]).mean:.3f}" for name in also]
     return [
@@ -93,6 +93,10 @@ def _row(
         seen,
         *means,
     ]
+
+
+def _difference(found: Difference) -> str:
+    return f"{found.mean:+.3f}" + (f" [{found.low:+.3f}, {found.high:+.3f}]" if found.n > 1 else "")
 
 
 def _number(value: float) -> str:
@@ -195,7 +199,7 @@ def _variant(name: str, runs: Mapping[int, Run], own: Mapping[int, Run]) -> list
     difference = ""
     if runs is not own and common:
         found = paired({seed: _loss(run) for seed, run in runs.items()}, {s: _loss(run) for s, run in own.items()})
-        difference = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        difference = _difference(found)
     same = [overlap(runs[seed]["ranks"], own[seed]["ranks"]) for seed in common]
     gains = [run["about"]["predicted_gain"] for run in runs.values()]
     kept = [run["about"]["kept"] for run in runs.values() if run["about"].get("kept") is not None]

@@ -83,6 +83,20 @@ def test_a_rate_with_a_failed_seed_is_not_chosen() -> None:
     assert {cell.role for cell in everything.cells} == {"choose"}
 
 
+def test_a_best_rate_beside_one_that_failed_says_so() -> None:
+    own = study(rates())
+    found = {cell.name: abs(math.log((cell.rate or 0) / 2e-3)) for cell in own.plan({}).cells}
+    assert own.plan(found).notes == []
+    found[own.groups[0].cell(4e-3, 1, "choose").name] = math.inf
+    assert own.plan(found).notes == ["a: 0.002 is the best rate, but 0.004 beside it failed or had no finite loss"]
+
+
+def test_a_seed_that_chose_is_run_anew_where_it_reports() -> None:
+    """What chose a rate has not seen the reported split, so that its figures are none of the report's."""
+    group = study(rates()).groups[0]
+    assert group.cell(2e-3, 0, "choose").name != group.cell(2e-3, 0, "report").name
+
+
 def test_without_rates_the_recipes_own_is_reported() -> None:
     cells = study(None).plan({}).cells
     assert [(cell.rate, cell.seed, cell.role) for cell in cells] == [(None, seed, "report") for seed in (7, 8, 9)]

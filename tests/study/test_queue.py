@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import sqlite3
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy.event import listen
 
-from rankwise.study.queue import DEATHS, Queue, default_storage
-
-GRACE = 3  # heartbeats
+from rankwise.study.folder import StudyFolder
+from rankwise.study.plan import Group, Seeds, Study
+from rankwise.study.queue import DEATHS, GRACE, Queue, StorageError, default_storage
+from rankwise.study.working import take
 
 
 def wait_for(what: Callable[[], bool], seconds: float) -> None:
@@ -32,6 +38,100 @@ def test_cells_are_handed_out_once_and_in_order(tmp_path: Path) -> None:
     first.finish(taken[0], 0.5)
     assert first.names("COMPLETE") == ["a"]
     assert sorted(second.names("RUNNING")) == ["b", "c"]
+
+
+CELLS = 3
+
+
+def claims(root: Path) -> list[str]:
+    """Take cells until none waits, as a worker does."""
+    folder = StudyFolder(root)
+    taken = []
+    with folder.lock():
+        queue = Queue(default_storage(root), "q")
+
+    def slowly(*told: object) -> None:
+        if str(told[2]).startswith("UPDATE trials"):
+            time.sleep(0.2)  # between reading a cell's state and writing it
+
+    listen(queue.storage.engine, "before_cursor_execute", slowly)
+    with queue:
+        while (claim := take(folder, queue)[2]) is not None:
+            taken.append(claim.name)
+    return taken
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda: ThreadPoolExecutor(2),
+        pytest.param(
+            lambda: ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")), marks=pytest.mark.slow
+        ),
+    ],
+    ids=["threads", "processes"],
+)
+def test_no_cell_is_taken_twice_by_workers_at_the_same_time(tmp_path: Path, pool: Callable[[], Executor]) -> None:
+    group = Group(arm="a", point={}, content={}, rates=None)
+    study = Study(title="", groups=[group], seeds=Seeds(report=list(range(CELLS))), baseline="a")
+    StudyFolder(tmp_path).start(study, "rankwise study run")
+    with pool() as workers:
+        first, second = workers.map(claims, [tmp_path, tmp_path])
+    assert len(first) + len(second) == CELLS
+    assert len({*first, *second}) == CELLS
+
+
+def test_a_running_worker_takes_cells_that_others_add_or_let_run_again(tmp_path: Path) -> None:
+    def study(*arms: str) -> Study:
+        groups = [Group(arm=arm, point={}, content={}, rates=None) for arm in arms]
+        return Study(title="", groups=groups, seeds=Seeds(report=[1]), baseline="a")
+
+    folder, other = StudyFolder(tmp_path), StudyFolder(tmp_path)
+    folder.start(study("a"), "rankwise study run")
+    with Queue(default_storage(tmp_path), "q") as queue:
+        _, plan, first = take(folder, queue)
+        assert first is not None
+        folder.fail(plan.cells[0], "out of memory")
+        queue.finish(first, math.inf)
+        assert take(folder, queue)[2] is None
+        other.start(study("a", "b"), "rankwise study run")
+        _, plan, added = take(folder, queue)
+        assert added is not None
+        assert added.name in [cell.name for cell in plan.cells]
+        other.forget_errors(other.planner())
+        _, _, again = take(folder, queue)
+        assert again is not None
+        assert again.name == first.name
+
+
+def rename(path: Path, name: str, to: str) -> None:
+    """Take a table of the queue away, or bring it back."""
+    with closing(sqlite3.connect(path, timeout=60)) as connection, connection:
+        connection.execute(f"ALTER TABLE {name} RENAME TO {to}")
+
+
+@pytest.mark.slow
+def test_a_storage_that_fails_for_a_moment_costs_no_cell_and_one_that_stays_away_does(tmp_path: Path) -> None:
+    queue = Queue(default_storage(tmp_path), "q", heartbeat=1)
+    queue.fill(["a"])
+    claim = queue.claim()
+    assert claim is not None
+    told: list[bool] = []
+    with queue.alive(claim, lambda: told.append(True)):
+        rename(tmp_path / "queue.db", "trial_heartbeats", "gone")
+        time.sleep(1.5)
+        rename(tmp_path / "queue.db", "gone", "trial_heartbeats")
+        time.sleep(2)
+        queue.give_back_lost()
+        assert queue.names("RUNNING") == ["a"]
+        assert told == []
+        rename(tmp_path / "queue.db", "trial_heartbeats", "gone")
+        wait_for(lambda: bool(told), 2 * GRACE)
+        with pytest.raises(
+            StorageError, match=r"the study's storage failed .*trial_heartbeats.*the same command goes on"
+        ):
+            queue.give_back_lost()
+        rename(tmp_path / "queue.db", "gone", "trial_heartbeats")
 
 
 def test_a_cell_that_is_put_back_is_the_next_workers(tmp_path: Path) -> None:
@@ -95,6 +195,11 @@ def test_a_cell_that_kills_its_workers_is_given_up_until_it_is_forgiven(tmp_path
     assert queue.fill(["a"]) == []
     assert queue.names("WAITING") == ["a"]
     assert math.isinf(queue.trials("COMPLETE")[0].value or 0.0)
+
+
+def test_a_driver_that_is_missing_is_named() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'rankwise\[postgres\]'"):
+        Queue("mysql://somewhere/queue", "q")
 
 
 @pytest.mark.parametrize("url", ["queue.db", "nosuch://somewhere/queue"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rankwise.study.grid import Rates
 from rankwise.study.plan import Cell, Group
 from rankwise.study.race import LEAST_STEPS, Race, Standing, rungs
+from rankwise.study.tuning import ending, tried_table
 
 ARMS = ("all-linear", "q,v", "MLP", "LoR2C", "residual", "plan", "yours")
 RATES = Rates.model_validate({"from": 1e-3, "to": 1e-2, "factor": 10**0.5})
@@ -91,6 +92,16 @@ def test_where_the_default_wins_the_recipe_as_it_came_is_the_rival() -> None:
     assert own.groups[standing.rival[0]].arm == "yours"
 
 
+def test_without_the_recipe_a_default_that_wins_is_not_called_what_there_was() -> None:
+    own = race()
+    own = own.model_copy(update={"groups": [group for group in own.groups if group.arm != "yours"]})
+    standing, _ = play(own, {"all-linear": 0.5})
+    assert standing.rival is None
+    said = ending(own, standing, [])
+    assert "Your recipe did not race, so that nothing can be said against it" in said
+    assert "what there was before" not in said
+
+
 def test_candidates_that_fail_leave() -> None:
     own = race()
     standing, _ = play(own, dict.fromkeys(ARMS[1:], math.inf))
@@ -100,6 +111,15 @@ def test_candidates_that_fail_leave() -> None:
     assert nothing.winner is None
     assert len(cells) == 21
     assert "no candidate" in nothing.notes[0]
+
+
+def test_a_race_of_which_one_cell_has_finished_has_its_table() -> None:
+    own = race()
+    found = {own.plan({}).cells[4].name: 0.25}
+    table = tried_table(own, own.standing(found), found)
+    assert len(table.rows) == 21
+    assert table.rows[0][:3] == ["q,v", pytest.approx(10**-2.5, rel=1e-3), "0.2500"]
+    assert all(value is None for row in table.rows[1:] for value in row[2:])
 
 
 def test_a_winner_at_the_edge_says_so() -> None:

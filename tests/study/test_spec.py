@@ -39,6 +39,15 @@ def test_overrides_reach_all_cells(write: Write) -> None:
     assert {group.content["training"]["batch_size"] for group in study.groups} == {2}
 
 
+def test_overrides_that_the_study_itself_says_are_refused(write: Write) -> None:
+    with pytest.raises(ValueError, match=r"study\.yaml: arms\.four: training\.learning_rate is chosen from `rates`"):
+        load_study(write(), ["training.learning_rate=1e-3"])
+    with pytest.raises(ValueError, match="seed is the study's to say"):
+        load_study(write(), ["seed=3"])
+    study = load_study(write(rates=None), ["training.learning_rate=1e-3"])
+    assert {group.content["training"]["learning_rate"] for group in study.groups} == {1e-3}
+
+
 def test_fields_lie_over_each_other_by_section() -> None:
     content = {"method": {"name": "lora", "r": 8}, "seed": 1}
     assert laid_over(content, {"method.r": 2}) == {"method": {"name": "lora", "r": 2}, "seed": 1}
@@ -48,6 +57,21 @@ def test_fields_lie_over_each_other_by_section() -> None:
         "r": 2,
         "lora_alpha": 4,
     }
+
+
+OWN = {
+    "task": None,
+    "data_dir": None,
+    "train_file": "reviews.csv",
+    "text_columns": ["text"],
+    "label_column": "stars",
+}
+
+
+def test_own_files_without_a_choice_or_with_a_part_set_apart_are_taken(write: Write) -> None:
+    assert load_study(write(arms={"a": {"data": OWN}}, rates=None)).groups
+    assert load_study(write(arms={"a": {"data": {**OWN, "validation_fraction": 0.1}}})).groups
+    assert load_study(write(arms={"a": {"data": {**OWN, "validation_file": "other.csv"}}})).groups
 
 
 @pytest.mark.parametrize(
@@ -64,7 +88,22 @@ def test_fields_lie_over_each_other_by_section() -> None:
         ({"axes": {"method.r": []}}, r"axes\.method\.r has no values"),
         ({"arms": {"a/b": {}, "a b": {}}}, "would write to the same folder"),
         ({"arms": {"a": {"data.dev_fraction": 0}}}, "leaves none"),
-        ({"base": "nowhere"}, "no recipe at nowhere"),
+        ({"arms": {"a": {"method": None}}}, r"study\.yaml: arms\.a: method"),
+        (
+            {"arms": {"a": {}, "b": {"data.task": "stsb"}}},
+            "arms.a and arms.b have different tasks .mrpc, stsb. and no figure in common: make the task an axis",
+        ),
+        (
+            {"arms": {"a": {"data": OWN}}},
+            r"arms\.a: rates are chosen on the dev split, and there is no other to.*data\.validation_fraction=0\.1",
+        ),
+        (
+            {"arms": {"a": {"data": OWN, "select": "dev", "training.evaluate": "epoch"}}, "rates": None},
+            r"arms\.a: the epoch is chosen on the dev split",
+        ),
+        ({"base": "nowhere"}, r"study\.yaml: arms\.four: base: no recipe at nowhere"),
+        ({"set": {"seed": 3}}, r"arms\.four: seed is the study's to say: give seeds\.report"),
+        ({"arms": {"a": {"training.learning_rate": 1e-3}}}, r"arms\.a: training\.learning_rate is chosen from `rates`"),
     ],
 )
 def test_a_mistake_is_explained(write: Write, changes: dict[str, Any], message: str) -> None:

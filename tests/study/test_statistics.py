@@ -37,8 +37,8 @@ def test_bootstrap_interval_is_that_of_all_resamples() -> None:
     found = paired(arm, base, draws=200_000)
     assert found.mean == pytest.approx(sum(differences) / 4, rel=1e-14)
     # an end may fall on a neighbouring resample, of which there are 256
-    assert means[4] <= found.low <= means[9]
-    assert means[-10] <= found.high <= means[-5]
+    assert means[4] <= found.bootstrap_low <= means[9]
+    assert means[-10] <= found.bootstrap_high <= means[-5]
 
 
 def test_bootstrap_repeats_and_leaves_the_global_generators_alone() -> None:
@@ -48,19 +48,46 @@ def test_bootstrap_repeats_and_leaves_the_global_generators_alone() -> None:
     assert (random.getstate(), str(np.random.get_state())) == before  # noqa: NPY002
 
 
+def test_students_interval_covers_the_true_mean_as_often_as_it_says_and_the_bootstrap_of_few_seeds_does_not() -> None:
+    rng = np.random.default_rng(4)
+    for n, bootstrap in ((2, 0.50), (3, 0.74), (5, 0.84), (10, 0.89)):
+        hits, picked = 0, 0
+        for trial in range(400):
+            values = dict(enumerate(rng.normal(0.5, 1.0, size=n).tolist()))
+            found = paired(values, dict.fromkeys(values, 0.0), draws=400, seed=trial)
+            hits += found.low <= 0.5 <= found.high
+            picked += found.bootstrap_low <= 0.5 <= found.bootstrap_high
+        assert hits / 400 == pytest.approx(0.95, abs=0.03)
+        assert picked / 400 == pytest.approx(bootstrap, abs=0.06)  # as the docstring says
+
+
+def test_one_seed_has_no_interval() -> None:
+    found = paired({0: 1.0}, {0: 1.5})
+    assert (found.mean, found.n) == (-0.5, 1)
+    assert all(
+        math.isnan(value)
+        for value in (found.low, found.high, found.bootstrap_low, found.bootstrap_high, found.detectable)
+    )
+
+
 def test_detectable_difference_solves_its_equation() -> None:
-    """Student's quantiles by integrating the density, without scipy."""
+    """The power of the t-test by integrating over the deviation, without the noncentral t of scipy."""
+    from scipy.integrate import trapezoid
+    from scipy.stats import norm, t
 
-    def quantile(share: float, freedom: int) -> float:
-        c = math.gamma((freedom + 1) / 2) / math.sqrt(freedom * math.pi) / math.gamma(freedom / 2)
-        x = np.linspace(0, 60, 2_000_001)
-        density = c * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
-        below = 0.5 + np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2) * (x[1] - x[0])])
-        return float(x[np.searchsorted(below, share)])
+    def power(effect: float, n: int) -> float:
+        freedom = n - 1
+        chi = np.linspace(1e-6, 12, 200_001)  # sqrt of a chi-square: the deviation times sqrt(freedom)
+        log = (freedom - 1) * np.log(chi) - chi**2 / 2 - (freedom / 2 - 1) * math.log(2) - math.lgamma(freedom / 2)
+        bound = t.ppf(0.975, freedom) * chi / math.sqrt(freedom)
+        return float(trapezoid(norm.sf(bound - effect * math.sqrt(n)) * np.exp(log), chi))
 
-    for n in (3, 5, 12):
-        expected = (quantile(0.975, n - 1) + quantile(0.8, n - 1)) * 0.7 / math.sqrt(n)
-        assert detectable(0.7, n) == pytest.approx(expected, rel=1e-3)
+    for n, known in ((2, 11.55), (3, 3.264), (5, 1.682), (12, 0.8887), (30, 0.5292)):
+        assert detectable(1.0, n) == pytest.approx(known, rel=5e-4)
+        assert power(detectable(1.0, n), n) == pytest.approx(0.8, abs=1e-5)
+        assert detectable(0.7, n) == pytest.approx(0.7 * detectable(1.0, n))
+    assert math.isfinite(detectable(1.0, 2, level=0.01, power=0.9))
+    assert detectable(1.0, 10, power=0.3) < detectable(1.0, 10)
 
 
 def test_summary_of_known_values() -> None:
@@ -76,8 +103,7 @@ def test_summary_of_known_values() -> None:
 def test_paired_takes_common_seeds_only() -> None:
     found = paired({0: 1.0, 1: 2.0, 7: 100.0}, {0: 0.5, 1: 1.0, 2: -50.0})
     assert (found.mean, found.n) == (0.75, 2)
-    assert found.low == 0.5
-    assert found.high == 1.0
+    assert (found.bootstrap_low, found.bootstrap_high) == (0.5, 1.0)
     with pytest.raises(ValueError, match="no seed in common"):
         paired({0: 1.0}, {1: 1.0})
 
@@ -96,7 +122,7 @@ def test_bootstrap_interval_covers_the_true_mean_about_as_often_as_it_says() -> 
     for trial in range(300):
         values = dict(enumerate(rng.normal(0.5, 1.0, size=30).tolist()))
         found = paired(values, dict.fromkeys(values, 0.0), draws=500, seed=trial)
-        hits += found.low <= 0.5 <= found.high
+        hits += found.bootstrap_low <= 0.5 <= found.bootstrap_high
     assert 0.89 <= hits / 300 <= 0.98  # 95 %, a little less for a percentile interval of 30 values
 
 

@@ -40,7 +40,7 @@ def column(name: str) -> list[object]:
 def test_a_row_has_what_a_hand_computes() -> None:
     assert column("arm") == ["a", "b_%"]
     assert column("n") == [2, 3]
-    assert column("parameters") == ["1,001 to 1,002", "1,001 to 1,003"]
+    assert column("parameters") == [(1001, 1002), (1001, 1003)]
     first = column("loss, last")[0]
     assert isinstance(first, Summary)
     assert first.mean == pytest.approx(0.6)
@@ -50,12 +50,35 @@ def test_a_row_has_what_a_hand_computes() -> None:
     assert isinstance(other, Difference)
     assert other.n == 2  # seed 3 has no partner
     assert other.mean == pytest.approx(((0.4 - 0.5) + (0.5 - 0.7)) / 2 / 2)  # of the selected epoch, where it is half
-    assert (other.low, other.high) == pytest.approx((-0.1, -0.05))
+    assert (other.bootstrap_low, other.bootstrap_high) == pytest.approx((-0.1, -0.05))
+    half = 12.7062 * 0.0353553 / 2**0.5  # t of one degree of freedom times the deviation of -0.05 and -0.1
+    assert (other.low, other.high) == pytest.approx((-0.075 - half, -0.075 + half), rel=1e-4)
 
 
 def test_a_column_that_repeats_the_last_epoch_is_left_out() -> None:
     assert "loss, selected" in table().header
     assert "accuracy, selected" not in table().header
+
+
+def test_runs_of_different_splits_or_tasks_are_not_averaged() -> None:
+    good = run("a", 1, 0.5)
+    dev = good._replace(figures={**good.figures, "metrics": {"last": {"dev": {"loss": 1.0, "accuracy": 0.1}}}})
+    with pytest.raises(ValueError, match=r"MRPC: its runs report different splits \(dev, validation\)"):
+        compared([good, dev], baseline="a", title="MRPC", about="")
+    other = good._replace(figures={**good.figures, "headline": "pearson"})
+    with pytest.raises(ValueError, match=r"different metrics \(accuracy, pearson\)"):
+        compared([good, other], baseline="a", title="MRPC", about="")
+
+
+def test_a_table_of_the_dev_split_says_that_it_chose() -> None:
+    both = {"dev": {"loss": 1.0, "accuracy": 0.1}}
+    good = run("a", 1, 0.5)
+    dev = good._replace(figures={**good.figures, "metrics": {"last": both, "dev_selected": both}})
+    told = compared([dev], baseline="a", title="MRPC", about="")
+    assert told.title == "MRPC (dev)"
+    assert "on this very split: the figures are too good" in told.note
+    assert "never the best" not in told.note
+    assert "never the best on the reported split" in table().note
 
 
 def test_formats_hold_every_row() -> None:
@@ -68,13 +91,31 @@ def test_formats_hold_every_row() -> None:
     assert tex.count(r"\\") == 3
     rows = list(csv.DictReader(io.StringIO(as_csv([table()]))))
     assert float(rows[1]["loss, last, mean"]) == pytest.approx(1 / 3)
-    assert float(rows[1]["loss minus a, low"]) == pytest.approx(-0.1)
+    assert float(rows[1]["loss minus a, bootstrap low"]) == pytest.approx(-0.1)
     assert rows[0]["loss minus a, low"] == ""
+    assert (rows[1]["parameters, low"], rows[1]["parameters, high"]) == ("1001", "1003")
+    assert "| 1,001 to 1,003 |" in text
+
+
+def test_latex_keeps_what_a_command_line_may_hold() -> None:
+    made = Table("a", ["arm", "x"], [["[b]", None]], r"--set method.target_modules='.*\.(q|v)^~'")
+    text = latex([made])
+    assert r"'.*\textbackslash{}.(q\textbar{}v)\textasciicircum{}\textasciitilde{}'" in text
+    assert "\n{}[b] & " in text
 
 
 def test_a_verdict_never_says_more_than_the_seeds_do() -> None:
     assert verdict(Difference(-0.5, -0.5, -0.5, 1, float("nan"))).startswith("one seed")
     assert verdict(Difference(-0.5, -0.6, 0.1, 3, 0.2)).startswith("can't tell")
-    assert verdict(Difference(-0.1, -0.2, -0.05, 3, 0.2)).startswith("can't tell")  # too few seeds for so little
+    assert verdict(Difference(-0.1, -0.2, -0.05, 3, 0.2)) == "lower"  # by the interval that is shown
     assert verdict(Difference(-0.5, -0.6, -0.4, 3, 0.2)) == "lower"
     assert verdict(Difference(0.5, 0.4, 0.6, 3, 0.2)) == "higher"
+
+
+def test_a_difference_of_one_seed_has_no_interval() -> None:
+    runs = [run("a", 1, 0.5), run("b", 1, 0.4)]
+    made = compared(runs, baseline="a", title="", about="")
+    assert "| -0.0500 (one seed) |" in markdown([made])
+    (row,) = [row for row in csv.DictReader(io.StringIO(as_csv([made]))) if row["arm"] == "b"]
+    assert row["loss minus a, low"] == ""
+    assert row["loss, last, sd"] == ""

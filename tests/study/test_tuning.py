@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from rankwise.runs.recipes.methods import Method
 from rankwise.runs.recipes.recipe import Recipe, load_recipe, parse_recipe
 from rankwise.runs.sizes import plan_recipe
 from rankwise.study.arms import DEFAULT, PLANNED, YOURS, arms_of
-from rankwise.study.tuning import Wish, full_steps, make_race, price, snippet
+from rankwise.study.race import Race
+from rankwise.study.tuning import Wish, check_same, full_steps, make_race, price, snippet, too_dear
 from rankwise.study.working import load_data
 from rankwise_cli import app
 
@@ -50,6 +52,14 @@ def test_arms_have_the_parameters_of_the_recipe_and_its_scale(family: str, base:
     assert arms.methods["q,v"]["r"] == 4  # the recipe itself
 
 
+def test_arms_that_are_too_dear_at_rank_one_are_named(base: Path) -> None:
+    recipe = load_recipe(base)
+    arms = arms_of(recipe, load_data(recipe), budget=100, without=[PLANNED])
+    assert arms.above == {name: enabled(recipe, method) for name, method in arms.methods.items()}
+    assert f"; above that: {DEFAULT} {arms.above[DEFAULT]:,}, q,v" in too_dear(arms)
+    assert too_dear(arms_of(recipe, load_data(recipe), budget=10**6, without=[PLANNED])) == ""
+
+
 def test_the_mlp_of_bert_leaves_the_attention_out(base: Path) -> None:
     recipe = load_recipe(base)
     pattern = arms_of(recipe, load_data(recipe)).methods["MLP"]["target_modules"]
@@ -79,6 +89,41 @@ def test_the_price_is_said_and_kept(base: Path) -> None:
         make_race(recipe, Wish(without=("lor2c",)))
     with pytest.raises(ValueError, match="leaves none"):
         make_race(load_recipe(base, ["data.dev_fraction=0"]), Wish())
+
+
+def own_rows(base: Path, tmp_path: Path) -> Recipe:
+    """A recipe on one file of made-up rows, as ``rankwise init`` writes it: no validation split."""
+    rows = "".join(f"{'good' if row % 2 else 'bad'} film {row},{row % 2}\n" for row in range(40))
+    (tmp_path / "reviews.csv").write_text(f"text,stars\n{rows}")
+    content = yaml.safe_load(base.read_text())
+    data = {"train_file": str(tmp_path / "reviews.csv"), "text_columns": ["text"], "label_column": "stars"}
+    return parse_recipe({**content, "data": data})
+
+
+def test_without_a_validation_split_a_part_is_set_apart_that_chose_nothing(base: Path, tmp_path: Path) -> None:
+    recipe = own_rows(base, tmp_path)
+    assert load_data(recipe).validation is None
+    wish = Wish(cost=30, rates=1, without=("MLP", "LoR2C", "all-linear + residual", PLANNED))
+    race, _ = make_race(recipe, wish)
+    data = load_data(parse_recipe(race.groups[0].content))
+    assert data.dev is not None
+    assert data.validation is not None
+    assert (len(data.train), len(data.dev), len(data.validation)) == (33, 3, 4)
+    named = parse_recipe({**recipe.to_dict(), "data": {**recipe.to_dict()["data"], "validation_fraction": 0.3}})
+    assert len(load_data(named).validation or ()) == 12
+
+
+def test_a_race_is_not_gone_on_with_for_another_recipe_or_price(base: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(base, ["training.max_steps=100"])
+    wish = Wish(cost=6, rates=2, without=("MLP", "LoR2C", "all-linear + residual", PLANNED))
+    race = Race.model_validate_json(make_race(recipe, wish)[0].model_dump_json())
+    check_same(tmp_path, race, recipe, wish)
+    with pytest.raises(ValueError, match=r"holds a race with cost=6.*, and it is 7.* now: give another --out"):
+        check_same(tmp_path, race, recipe, replace(wish, cost=7))
+    with pytest.raises(ValueError, match=r"a race with without=\['MLP',"):
+        check_same(tmp_path, race, recipe, replace(wish, without=()))
+    with pytest.raises(ValueError, match=r"a race with training\.max_steps=100, and it is 90 now"):
+        check_same(tmp_path, race, load_recipe(base, ["training.max_steps=90"]), wish)
 
 
 @pytest.mark.slow

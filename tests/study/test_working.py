@@ -23,7 +23,7 @@ from rankwise.runs.recipes.recipe import parse_recipe
 from rankwise.runs.training.train import train
 from rankwise.study.folder import StudyFolder
 from rankwise.study.queue import Queue, default_storage
-from rankwise.study.working import Work, load_data, work
+from rankwise.study.working import DEVICES, Work, device_of, load_data, work
 from rankwise_cli import app
 
 
@@ -46,13 +46,13 @@ def test_a_study_runs_tells_and_goes_on(write: Write, tmp_path: Path) -> None:
     done = call("study", "run", write(**ONE_ARM), "--out", out)
     assert done.exit_code == 0, done.output
     assert "1/1" in done.output
-    figures = RunFolder(out / "four" / "rate-own-seed-1").figures()
+    figures = RunFolder(out / "four" / "report-rate-own-seed-1").figures()
     assert figures["seed"] == 1
     assert "validation" in figures["metrics"]["last"]
-    before = (out / "four" / "rate-own-seed-1" / "metrics.json").stat().st_mtime_ns
+    before = (out / "four" / "report-rate-own-seed-1" / "metrics.json").stat().st_mtime_ns
     more = call("study", "run", write(**{**ONE_ARM, "arms": {"four": {}, "two": {"method.r": 2}}}), "--out", out)
     assert more.exit_code == 0, more.output
-    assert (out / "four" / "rate-own-seed-1" / "metrics.json").stat().st_mtime_ns == before  # finished stays
+    assert (out / "four" / "report-rate-own-seed-1" / "metrics.json").stat().st_mtime_ns == before  # finished stays
     assert "two" in call("study", "status", out).output
     table = call("study", "table", out).output
     assert "| two |" in table
@@ -69,16 +69,17 @@ def test_a_failed_cell_keeps_its_error_and_the_others_run(write: Write, tmp_path
     out = tmp_path / "out"
     arms = {"four": {}, "wrong": {"method.target_modules": ["nothing"]}}
     done = call("study", "run", write(**{**ONE_ARM, "arms": arms}), "--out", out)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 1, done.output
+    assert "1 of 2 runs failed (wrong/report-rate-own-seed-1: ValueError" in done.output.replace("\n", " ")
     assert "failed: ValueError: method.target_modules: 'nothing' names no module" in done.output
-    error = (out / "wrong" / "rate-own-seed-1" / "error.txt").read_text()
+    error = (out / "wrong" / "report-rate-own-seed-1" / "error.txt").read_text()
     assert "Traceback" in error
     assert "names no module" in call("study", "status", out).output.replace("\n", " ")
     assert "1 failed" in call("study", "table", out).output
     arms["wrong"] = {"method.target_modules": ["value"]}  # nothing of it ran, so it may be put right
     again = call("study", "run", write(**{**ONE_ARM, "arms": arms}), "--out", out, "--retry-failed")
     assert "2/2" in again.output
-    assert not (out / "wrong" / "rate-own-seed-1" / "error.txt").exists()
+    assert not (out / "wrong" / "report-rate-own-seed-1" / "error.txt").exists()
 
 
 @pytest.mark.slow
@@ -155,7 +156,7 @@ def kill_one_of_two(study: Path, out: Path, storage: str) -> None:
     cells = {cell.name: cell for cell in folder.plan(folder.planner()).cells}
     assert len(cells) == 4
     with Queue(storage, folder.queue) as queue:
-        assert Counter(queue.names("COMPLETE")) == Counter(cells)
+        assert Counter(queue.names("COMPLETE")) == Counter(list(cells))
         assert queue.names("FAIL") == [held.relative_to(out).as_posix()]
         assert queue.names("WAITING", "RUNNING") == []
         cell = cells[queue.names("FAIL")[0]]
@@ -227,8 +228,10 @@ def test_a_stopped_worker_puts_its_cell_back(write: Write, tmp_path: Path, monke
     done = call("study", "run", study, "--out", out, *LONG)
     stop()
     assert done.exit_code == 130, done.output
+    assert "the same command goes on" in done.output
+    assert "--resume" not in done.output
     with Queue(default_storage(out), StudyFolder(out).queue) as queue:
-        assert queue.names("WAITING") == ["four/rate-own-seed-1"]
+        assert queue.names("WAITING") == ["four/report-rate-own-seed-1"]
         assert queue.names("RUNNING", "FAIL", "COMPLETE") == []
 
 
@@ -264,12 +267,25 @@ def test_cells_are_tasks_of_a_ray_cluster_of_two_machines(write: Write, tmp_path
         out = tmp_path / "out"
         study = write(**{**ONE_ARM, "arms": {"four": {}, "wrong": {"method.target_modules": ["nothing"]}}})
         done = call("study", "run", study, "--out", out, "--engine", "ray")
-        assert done.exit_code == 0, done.output
-        assert RunFolder(out / "four" / "rate-own-seed-1").finished
-        assert "names no module" in (out / "wrong" / "rate-own-seed-1" / "error.txt").read_text()
+        assert done.exit_code == 1, done.output
+        assert RunFolder(out / "four" / "report-rate-own-seed-1").finished
+        assert "names no module" in (out / "wrong" / "report-rate-own-seed-1" / "error.txt").read_text()
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def test_a_worker_is_shown_its_accelerator_before_it_imports_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEVICES, "3,5")
+    seen = []
+    for number in range(3):
+        with device_of(number):
+            seen.append(os.environ[DEVICES])
+    assert seen == ["3", "5", "3"]
+    assert os.environ[DEVICES] == "3,5"
+    monkeypatch.setenv(DEVICES, "")
+    with device_of(0):
+        assert os.environ[DEVICES] == ""
 
 
 def test_work_ends_where_nothing_is_left(write: Write, tmp_path: Path) -> None:

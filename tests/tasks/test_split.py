@@ -57,6 +57,8 @@ def test_a_seed_gives_one_split_and_leaves_the_global_generators_alone() -> None
 def test_too_few_rows_say_what_to_change(few: Dataset, message: str) -> None:
     with pytest.raises(ValueError, match=message + ".*dev_fraction=0"):
         carve_dev(few, 0.9, at_most=100, seed=0, stratify=True)
+    with pytest.raises(ValueError, match=message + ".*validation_fraction=0"):
+        carve_dev(few, 0.9, at_most=100, seed=0, stratify=True, split="validation")
 
 
 def test_a_sample_is_ordered_and_no_larger_than_there_is() -> None:

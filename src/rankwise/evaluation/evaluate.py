@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import PartialState
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rankwise.errors import check_choice
@@ -148,7 +149,8 @@ def _language_model(folder: RunFolder, recipe: Recipe, *, base: bool, batch_size
 def evaluation_table(figures: Figures) -> Table:
     """Return the figures, one metric a row; the tasks of a group are in the file."""
     evaluated = "the pretrained model" if figures["evaluated"] == "base" else figures["method"]
-    table = Table(title=f"{figures['model']}, {evaluated}, seed {figures['seed']}", title_justify="left")
+    title = escape(f"{figures['model']}, {evaluated}, seed {figures['seed']}")
+    table = Table(title=title, title_justify="left")
     for column in ("task", "shots", "metric"):
         table.add_column(column)
     for column in ("value", "standard error", "examples"):
@@ -160,7 +162,9 @@ def evaluation_table(figures: Figures) -> Table:
                 if "_stderr" not in metric:
                     shots = "" if found["shots"] is None else str(found["shots"])
                     cells = ("-" if number is None else f"{number:.4f}" for number in (value, error))
-                    table.add_row(part, shots, metric, *cells, f"{found['examples']:,}" if part == name else "")
+                    table.add_row(
+                        escape(part), shots, escape(metric), *cells, f"{found['examples']:,}" if part == name else ""
+                    )
     if figures["limit"] is not None:
         table.caption = f"only the first {figures['limit']} examples of each task: figures to try out, not to report"
     return table

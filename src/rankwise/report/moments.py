@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rankwise.report.history import History
-from rankwise.report.structure import words
+from rankwise.report.structure import frozen_after, words
 from rankwise.rules.records import EditRecord, Record, SearchRecord
 
 
@@ -48,7 +48,10 @@ def moments(history: History) -> list[Moment]:
         before = found[-1].on if found else on
         was_frozen = found[-1].frozen if found else frozenset()
         lost = before - on
-        frozen = ((was_frozen | lost) - on) if record.counts.get("frozen") else frozenset()
+        if isinstance(record, EditRecord):
+            frozen = frozen_after(was_frozen, record)
+        else:
+            frozen = ((was_frozen | lost) - on) if record.counts.get("frozen") else frozenset()
         ranks = record.ranks if isinstance(record, SearchRecord) else {}
         enabled = record.counts.get("enabled")
         found.append(Moment(record.step, title_of(record), on, frozen, on - before, lost, dict(ranks), enabled))

@@ -89,7 +89,7 @@ def structures(history: History) -> list[Structure]:
             as_built = not moments and not records.searches(history)
             step = 0 if as_built else record.step
             moments.append(_Moment(step, "start" if as_built else "before the edit", found, frozen, None, record))
-        frozen = _frozen_after(frozen, record)
+        frozen = frozen_after(frozen, record)
         enabled = record.counts.get("enabled")
         moments.append(_Moment(record.step, words(record), frozenset(record.chosen), frozen, enabled, None))
     return [_structure(moment) for moment in moments]
@@ -119,7 +119,7 @@ def block(name: str) -> str:
     return name.split(".")[1] if match else name
 
 
-def _frozen_after(frozen: frozenset[str], record: EditRecord) -> frozenset[str]:
+def frozen_after(frozen: frozenset[str], record: EditRecord) -> frozenset[str]:
     """Return the paths that contribute without being trained after a record's edits."""
     names = set(frozen)
     for edit in record.edits:

@@ -33,11 +33,13 @@ class Arms(NamedTuple):
         methods: The method of each arm, as a recipe says it.
         budget: The parameters that each may have.
         left_out: Arms that this model can't have, and why.
+        above: Parameters of the arms that are above the budget: too dear at rank 1, or the recipe with a smaller one.
     """
 
     methods: dict[str, Options]
     budget: int
     left_out: list[str]
+    above: dict[str, int]
 
 
 def arms_of(recipe: Recipe, data: TaskData, *, budget: int | None = None, without: Collection[str] = ()) -> Arms:
@@ -84,7 +86,8 @@ def arms_of(recipe: Recipe, data: TaskData, *, budget: int | None = None, withou
             left_out.append(f"the rank plan can't be made: {error}")
     if YOURS not in without:
         methods[YOURS] = recipe.method.model_dump()
-    return Arms(methods, budget, left_out)
+    costs = {name: _cost(recipe, options) for name, options in methods.items()}
+    return Arms(methods, budget, left_out, {name: cost for name, cost in costs.items() if cost > budget})
 
 
 def _scale(method: Method) -> float:

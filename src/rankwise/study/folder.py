@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from pydantic import ValidationError
 
 from rankwise.errors import check_choice
 from rankwise.files import read_json_object, write_json_atomic, write_text_atomic
@@ -19,7 +20,7 @@ from rankwise.study.plan import Cell, Group, Plan, Planner, Study
 from rankwise.study.race import Race
 
 KINDS: dict[str, type[Study] | type[Race]] = {"study": Study, "race": Race}
-REMEDY = "run the study's command again, which writes it"
+REMEDY = "delete it and run the command again, which writes it; finished runs stay"
 
 
 @dataclass
@@ -77,8 +78,8 @@ class StudyFolder:
                 if old.get(key) != new.get(key):
                     raise ValueError(
                         f"{self.root} has runs of {group.name} with {key}={old.get(key)!r}, and it is "
-                        f"{new.get(key)!r} now. Arms, axes, rates and seeds may be added; for other recipes give "
-                        "another --out"
+                        f"{new.get(key)!r} now. Arms, values of axes, rates and seeds may be added; for other "
+                        "recipes give another --out"
                     )
 
     def _read(self) -> dict[str, Any]:
@@ -86,8 +87,11 @@ class StudyFolder:
             raise FileNotFoundError(f"{self.root} holds no study: {self.plan_file.name} is missing")
         content = read_json_object(self.plan_file, REMEDY)
         missing = sorted({"queue", "command", "plan"} - content.keys())
-        if missing or not isinstance(content["plan"], dict):
-            raise ValueError(f"{self.plan_file} is damaged, {(missing or ['plan'])[0]} is missing: {REMEDY}")
+        plan = content.get("plan")
+        if not missing and not (isinstance(plan, dict) and isinstance(plan.get("groups"), list)):
+            missing = ["plan.groups"]
+        if missing:
+            raise ValueError(f"{self.plan_file} is damaged, {missing[0]} is missing: {REMEDY}")
         return content
 
     def planner(self) -> Study | Race:
@@ -99,7 +103,13 @@ class StudyFolder:
         """
         plan = self._read()["plan"]
         check_choice(f"{self.plan_file}: kind", plan.get("kind"), KINDS)
-        return KINDS[plan["kind"]].model_validate(plan)
+        try:
+            return KINDS[plan["kind"]].model_validate(plan)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise ValueError(
+                f"{self.plan_file} is damaged, plan.{where}: {error.errors()[0]['msg']}: {REMEDY}"
+            ) from error
 
     @property
     def queue(self) -> str:
@@ -112,7 +122,8 @@ class StudyFolder:
         return str(self._read()["command"])
 
     def plan(self, planner: Planner) -> Plan:
-        """Return the cells known by now, reading what has finished since the last call."""
+        """Return the cells known by now, reading what has finished since the last call; what failed may run again."""
+        self._losses = {name: loss for name, loss in self._losses.items() if math.isfinite(loss)}
         while True:
             plan = planner.plan(self._losses)
             fresh = {

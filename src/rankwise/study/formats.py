@@ -11,13 +11,27 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from rankwise.study.statistics import Difference, Summary
-from rankwise.study.tables import Table, Value
+from rankwise.study.tables import Span, Table, Value
 
-TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
+TEX = {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "&": r"\&",
+    "%": r"\%",
+    "_": r"\_",
+    "#": r"\#",
+    "$": r"\$",
+    "{": r"\{",
+    "}": r"\}",
+}
 
 
 def text(value: Value) -> str:
-    """Return a value as people read it; ``detectable`` stands in the cell of its difference."""
+    """Return a value as people read it; intervals and ``detectable`` stand in the cell of their difference."""
     match value:
         case None:
             return ""
@@ -25,11 +39,21 @@ def text(value: Value) -> str:
             spread = "" if math.isnan(value.sd) else f" ± {value.sd:.4f}"
             return f"{value.mean:.4f}{spread}"
         case Difference():
-            seen = "" if math.isnan(value.detectable) else f"; detectable {value.detectable:.4f}"
-            return f"{value.mean:+.4f} [{value.low:+.4f}, {value.high:+.4f}]{seen}"
+            if value.n < 2:
+                return f"{value.mean:+.4f} (one seed)"
+            bootstrap = f"bootstrap [{value.bootstrap_low:+.4f}, {value.bootstrap_high:+.4f}]"
+            return f"{interval(value)}; {bootstrap}; detectable {value.detectable:.4f}"
+        case Span():
+            ends = [f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in value]
+            return " to ".join(dict.fromkeys(ends))
         case float():
             return f"{value:g}"
     return str(value)
+
+
+def interval(value: Difference) -> str:
+    """Return a difference of two seeds or more with Student's interval."""
+    return f"{value.mean:+.4f} [{value.low:+.4f}, {value.high:+.4f}]"
 
 
 def markdown(tables: Sequence[Table]) -> str:
@@ -47,7 +71,7 @@ def latex(tables: Sequence[Table]) -> str:
     parts = []
     for table in tables:
         rows = [[_tex(text(value)) for value in row] for row in table.rows]
-        head, body = " & ".join(map(_tex, table.header)), "\n".join(" & ".join(row) + r" \\" for row in rows)
+        head, body = " & ".join(map(_tex, table.header)), "\n".join(_tex_row(row) for row in rows)
         columns = "l" + "r" * (len(table.header) - 1)
         parts.append(
             f"\\begin{{table}}\n\\centering\n\\caption{{{_tex(table.title)}. {_tex(table.note)}}}\n"
@@ -55,6 +79,12 @@ def latex(tables: Sequence[Table]) -> str:
             "\\end{tabular}\n\\end{table}\n"
         )
     return "\n".join(parts)
+
+
+def _tex_row(cells: Sequence[str]) -> str:
+    """Return a row; a bracket at its beginning would be an argument of the line's end before it."""
+    row = " & ".join(cells)
+    return ("{}" if row.startswith("[") else "") + row + r" \\"
 
 
 def _tex(words: str) -> str:
@@ -78,8 +108,13 @@ def _records(table: Table) -> list[dict[str, object]]:
         record: dict[str, object] = {"table": table.title}
         for name, value in zip(table.header, row, strict=True):
             if isinstance(value, Summary | Difference):
-                fields = value._asdict().items()
-                record |= {f"{name}, {part}": number for part, number in fields if part != "n"}
+                fields = {part: number for part, number in value._asdict().items() if part != "n"}
+                record |= {
+                    f"{name}, {part.replace('_', ' ')}": "" if math.isnan(number) else number
+                    for part, number in fields.items()
+                }
+            elif isinstance(value, Span):
+                record |= {f"{name}, {part}": number for part, number in value._asdict().items()}
             else:
                 record[name] = "" if value is None else value
         records.append(record)

@@ -41,10 +41,10 @@ def run_on_ray(task: Work, console: Console) -> None:
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     folder = StudyFolder(task.root.absolute())
-    planner = folder.planner()
     remote = ray.remote(num_cpus=task.cpus, num_gpus=task.gpus, max_retries=DEATHS - 1)(train_cell)
     running: dict[Any, Cell] = {}
     while True:
+        planner = folder.planner()  # another process may have added cells
         plan = folder.plan(planner)
         taken = {cell.name for cell in running.values()}
         for cell in plan.cells:

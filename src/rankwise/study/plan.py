@@ -100,7 +100,8 @@ class Group(BaseModel):
         """Return the run at a rate (none: the recipe's) with a seed."""
         over: Section = {"seed": seed} | ({} if rate is None else {"training": {"learning_rate": rate}})
         label = "own" if rate is None else f"{rate:g}"
-        return Cell(f"{self.name}/rate-{label}-seed-{seed}", self.name, merged(self.content, over), rate, seed, role)
+        name = f"{self.name}/{role}-rate-{label}-seed-{seed}"  # a run that chose has not seen what a report is about
+        return Cell(name, self.name, merged(self.content, over), rate, seed, role)
 
 
 def slug(text: str) -> str:
@@ -174,6 +175,13 @@ def choose(group: Group, seeds: Sequence[int], found: Found) -> Choice:
             return Choice(flat, None, False, [*notes, f"{group.name}: no rate gave a loss that is a number"])
         edge = at_edge(best, grid)
         if edge == 0:
+            beside = grid.index(best)
+            lost = [rate for rate in (grid[beside - 1], grid[beside + 1]) if not math.isfinite(means[rate])]
+            if lost:
+                rates = " and ".join(f"{rate:g}" for rate in lost)
+                notes.append(
+                    f"{group.name}: {best:g} is the best rate, but {rates} beside it failed or had no finite loss"
+                )
             return Choice(flat, best, True, notes)
         if growth[edge] == LARGEST_GROWTH:
             return Choice(flat, None, False, [*notes, f"{group.name}: {best:g} is still the best rate, and the edge"])

@@ -1,13 +1,16 @@
 """Cells in an Optuna storage, which any number of workers take from: each is one worker's at a time.
 
-Optuna's samplers are not used: the cells are made up front by one process (``working.refresh`` holds a lock), a worker
-takes the next by the storage's atomic change of state, and says by a heartbeat that it is alive.
+Optuna's samplers are not used: the cells are made up front, a worker takes the next and says by a heartbeat that it is
+alive. Filling and taking happen under the lock of the study's folder (``working.take``): in SQLite, Optuna's change of
+a trial's state reads first and writes then, so that two at once would both have the cell.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
+import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -18,10 +21,32 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
+logger = logging.getLogger("rankwise")
 CELL = "cell"  # the attribute of a trial that names its cell
 HEARTBEAT = 30
+GRACE = 3  # heartbeats without a sign of life after which a worker is taken for dead
 DEATHS = 3  # so many workers may die on one cell
 POSTGRES = "postgresql://"
+
+
+class StorageError(RuntimeError):
+    """The storage did not do what it was asked for: away, locked, or full."""
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say of whatever the storage fails with what it means for the study."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+        raise StorageError(
+            f"the study's storage failed ({str(cause).splitlines()[0]}): see that it can be reached and written to; "
+            "the same command goes on with what has finished"
+        ) from error
 
 
 class Claim(NamedTuple):
@@ -34,10 +59,13 @@ class Claim(NamedTuple):
 class Queue:
     """The queue of one study.
 
+    What the storage fails with is a ``StorageError``.
+
     Args:
         url: Of the storage, as SQLAlchemy says it: ``sqlite:///FILE`` or ``postgresql://USER@HOST/NAME``.
         name: Of the queue in it.
-        heartbeat: Seconds between two signs of life; without one for three times as long a worker is taken for dead.
+        heartbeat: Seconds between two signs of life; without one for ``GRACE`` times as long a worker is taken for
+            dead.
     """
 
     def __init__(self, url: str, name: str, *, heartbeat: int = HEARTBEAT) -> None:
@@ -46,8 +74,9 @@ class Queue:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.heartbeat = heartbeat
         self.storage = _open(url, heartbeat)
-        self.study = optuna.create_study(storage=self.storage, study_name=name, load_if_exists=True)
-        self.id = self.storage.get_study_id_from_name(name)
+        with _told():
+            self.study = optuna.create_study(storage=self.storage, study_name=name, load_if_exists=True)
+            self.id = self.storage.get_study_id_from_name(name)
 
     def __enter__(self) -> Queue:
         return self
@@ -57,6 +86,7 @@ class Queue:
         self.storage.remove_session()
         self.storage.engine.dispose()
 
+    @_told()
     def trials(self, *states: str) -> list[FrozenTrial]:
         """Return the trials in these states (``WAITING``, ``RUNNING``, ``COMPLETE``, ``FAIL``)."""
         from optuna.trial import TrialState
@@ -68,6 +98,7 @@ class Queue:
         """Return the cells of these trials; one with several trials stands there as often."""
         return [str(trial.user_attrs[CELL]) for trial in self.trials(*states)]
 
+    @_told()
     def fill(self, names: Collection[str]) -> list[str]:
         """Add cells that nobody has or waits for; return those that too many workers died on, which are not added.
 
@@ -85,12 +116,14 @@ class Queue:
         states = [trial.state.name for trial in self.trials("COMPLETE", "FAIL") if trial.user_attrs[CELL] == name]
         return states[::-1].index("COMPLETE") if "COMPLETE" in states else len(states)
 
+    @_told()
     def forgive(self, name: str) -> None:
         """Forget how often workers died on a cell."""
         from optuna.trial import create_trial
 
         self.study.add_trial(create_trial(value=math.inf, user_attrs={CELL: name}))
 
+    @_told()
     def give_back_lost(self) -> None:
         """Mark cells whose worker has shown no sign of life as failed: ``fill`` adds them again."""
         from optuna.storages import fail_stale_trials
@@ -98,8 +131,12 @@ class Queue:
         with _experimental():
             fail_stale_trials(self.study)
 
+    @_told()
     def claim(self) -> Claim | None:
-        """Take the first cell that waits; none if there is none."""
+        """Take the first cell that waits; none if there is none.
+
+        Call it under the lock of the study's folder: two at once may take the same cell.
+        """
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
@@ -116,15 +153,23 @@ class Queue:
 
     @contextmanager
     def alive(self, claim: Claim, lost: Callable[[], None]) -> Iterator[None]:
-        """Show signs of life inside, and call ``lost`` once if the cell was given to another meanwhile."""
+        """Show signs of life inside, and call ``lost`` once if the cell was given to another meanwhile.
+
+        A storage that fails is asked again; after as long a time as makes others take the cell, it counts as lost.
+        """
         ended = threading.Event()
 
         def beat() -> None:
+            seen = time.monotonic()
             while not ended.wait(self.heartbeat):
-                if self.storage.get_trial(claim.trial).state.is_finished():
-                    lost()
-                    return
-                self.storage.record_heartbeat(claim.trial)
+                try:
+                    if not self._beat(claim):
+                        return lost()
+                    seen = time.monotonic()
+                except StorageError as error:
+                    logger.warning("%s: no sign of life: %s", claim.name, error)
+                    if time.monotonic() - seen >= GRACE * self.heartbeat:
+                        return lost()
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -134,6 +179,15 @@ class Queue:
             ended.set()
             thread.join()
 
+    @_told()
+    def _beat(self, claim: Claim) -> bool:
+        """Give a sign of life; return whether the cell is still ours."""
+        if self.storage.get_trial(claim.trial).state.is_finished():
+            return False
+        self.storage.record_heartbeat(claim.trial)
+        return True
+
+    @_told()
     def finish(self, claim: Claim, loss: float) -> None:
         """Say that a cell has come to its end, well or not."""
         from optuna.exceptions import UpdateFinishedTrialError
@@ -144,6 +198,7 @@ class Queue:
         except UpdateFinishedTrialError:  # taken for dead just now; the run folder says that it is finished
             return
 
+    @_told()
     def put_back(self, claim: Claim) -> None:
         """Let another worker take a cell that this one was stopped at."""
         from optuna.exceptions import UpdateFinishedTrialError
@@ -179,16 +234,21 @@ def _open(url: str, heartbeat: int) -> RDBStorage:
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"pool_pre_ping": True}  # a connection that the server has closed is opened again
     if url.startswith("sqlite"):
-        options = {"connect_args": {"timeout": 60}}  # workers wait for each other's writes
+        options["connect_args"] = {"timeout": 60}  # workers wait for each other's writes
     if url.startswith(POSTGRES):  # SQLAlchemy's own choice for this name is the driver before
         url = f"postgresql+psycopg://{url.removeprefix(POSTGRES)}"
     elif "://" not in url:
         raise ValueError(f"--storage {url!r} is no URL: give sqlite:///FILE or postgresql://USER@HOST/NAME")
     try:
         with _experimental():
-            return RDBStorage(url, engine_kwargs=options, heartbeat_interval=heartbeat, grace_period=3 * heartbeat)
+            return RDBStorage(url, engine_kwargs=options, heartbeat_interval=heartbeat, grace_period=GRACE * heartbeat)
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"the storage's driver is not installed ({error}): pip install 'rankwise[postgres]' and give "
+            "postgresql://USER@HOST/NAME, or take SQLite by sqlite:///FILE"
+        ) from error
     except (ArgumentError, NoSuchModuleError, OperationalError) as error:
         raise ValueError(
             f"the storage can't be opened ({str(error).splitlines()[0]}): give sqlite:///FILE or "

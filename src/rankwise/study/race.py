@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from rankwise.runs.recipes.reading import Section, merged
 from rankwise.study.grid import at_edge
@@ -63,6 +63,7 @@ class Race(BaseModel):
         seed: Of the race.
         confirm: Fresh seeds for the winner and its rival, at full length.
         full: The steps of a whole run.
+        asked: The recipe and the wish that it was made for.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -75,6 +76,7 @@ class Race(BaseModel):
     seed: int
     confirm: list[int]
     full: int
+    asked: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def cost(self) -> float:

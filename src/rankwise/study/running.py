@@ -17,7 +17,7 @@ from rankwise.study.folder import StudyFolder
 from rankwise.study.formats import FORMATS
 from rankwise.study.plan import Planner, Study
 from rankwise.study.queue import check_installed
-from rankwise.study.status import status_table
+from rankwise.study.status import error_line, status_table
 from rankwise.study.tables import study_tables
 from rankwise.study.working import Work, refresh, run_local
 
@@ -61,12 +61,26 @@ def run_study(
     plan = folder.plan(planner)
     done = sum(folder.loss(cell) is not None for cell in plan.cells)
     console.print(
-        f"{len(plan.cells)} runs known by now, {done} of them done; figures in {folder.root}", highlight=False
+        f"{len(plan.cells)} runs known by now, {done} of them done; figures in {escape(str(folder.root))}",
+        highlight=False,
     )
     _engine(engine)(task, console)
     for note in folder.plan(planner).notes:
         console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
     return folder
+
+
+def check_failed(folder: StudyFolder, planner: Planner) -> None:
+    """Raise where runs failed, with their names.
+
+    Raises:
+        RuntimeError: Some did.
+    """
+    cells = folder.plan(planner).cells
+    failed = [cell for cell in cells if folder.error_file(cell).is_file()]
+    if failed:
+        told = "; ".join(f"{cell.name}: {error_line(folder, cell)}" for cell in failed)
+        raise RuntimeError(f"{len(failed)} of {len(cells)} runs failed ({told}): --retry-failed runs them again")
 
 
 def _engine(name: str) -> Callable[[Work, Console], None]:

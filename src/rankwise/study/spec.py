@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from rankwise.errors import check_choice
 from rankwise.runs.recipes.problems import explain
-from rankwise.runs.recipes.reading import Section, merged, parse_yaml, with_overrides
+from rankwise.runs.recipes.reading import Section, flat, merged, parse_yaml, with_overrides
 from rankwise.runs.recipes.reading import read_yaml as read_recipe
 from rankwise.runs.recipes.recipe import Recipe, Spec, parse_recipe
 from rankwise.runs.recipes.shipped import find_recipe
@@ -64,8 +64,9 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         overrides: ``key.inner=value`` for the recipes of all cells.
 
     Raises:
-        FileNotFoundError: The file, or a recipe that it names, is not there.
-        ValueError: Something in it is wrong; the message starts with the file's name.
+        FileNotFoundError: The file is not there.
+        ValueError: Something in it is wrong, or a recipe that it names is not there; the message starts with the
+            file's name.
     """
     file = Path(path)
     if not file.is_file():
@@ -81,6 +82,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         groups = [
             _group(said, arm, dict(point), file.parent, overrides) for point in _points(said.axes) for arm in said.arms
         ]
+        _check_tasks(groups)
         baseline = said.baseline or next(iter(said.arms))
         return Study(title=said.title or file.stem, groups=groups, seeds=said.seeds, baseline=baseline)
     except (ValueError, UnicodeDecodeError) as error:
@@ -94,7 +96,8 @@ def laid_over(content: Mapping[str, Any], over: Mapping[str, Any]) -> Section:
         for part in reversed(key.split(".")[1:]):
             value = {part: value}
         fields = merged(fields, {key.partition(".")[0]: value})
-    below = {key: value for key, value in content.items() if key != "method" or "name" not in fields.get("method", {})}
+    whole = "name" in (fields.get("method") or {})
+    below = {key: value for key, value in content.items() if key != "method" or not whole}
     return merged(below, fields)
 
 
@@ -118,7 +121,7 @@ def _group(
     if base is not None:
         for axis, (label, _) in point.items():
             base = str(base).replace(f"{{{axis}}}", label)
-    content: Section = {} if base is None else read_recipe(_find(base, folder))
+    content: Section = {} if base is None else read_recipe(_find(base, folder, where))
     given = {key: value for key, value in own.items() if key not in OWN}
     for fields in (said.set, given, *(fields for _, fields in point.values())):
         content = laid_over(content, fields)
@@ -129,6 +132,8 @@ def _group(
         raise ValueError(f"{where}: rates: {explain(error, Rates)}") from error
     rates = rates or said.rates
     try:
+        for fields in (said.set, given, *(fields for _, fields in point.values()), with_overrides({}, overrides)):
+            _check_ours(fields, rates)
         recipe = parse_recipe(content)
         _check(recipe, rates, said.seeds)
     except ValueError as error:
@@ -136,11 +141,44 @@ def _group(
     return Group(arm=arm, point={axis: label for axis, (label, _) in point.items()}, content=content, rates=rates)
 
 
-def _find(base: str, folder: Path) -> Path:
-    return folder / base if (folder / base).is_file() else find_recipe(base)
+def _find(base: str, folder: Path, where: str) -> Path:
+    try:
+        return folder / base if (folder / base).is_file() else find_recipe(base)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{where}: base: {error}") from error
+
+
+def _check_ours(fields: Mapping[str, Any], rates: Rates | None) -> None:
+    """Refuse what the study itself says of each run."""
+    said = flat(fields)
+    if "seed" in said:
+        raise ValueError("seed is the study's to say: give seeds.report (and seeds.choose)")
+    if rates is not None and "training.learning_rate" in said:
+        raise ValueError("training.learning_rate is chosen from `rates`: change those, or leave `rates` out")
+
+
+def _check_tasks(groups: Sequence[Group]) -> None:
+    """Refuse arms of one point that do not share a task: they stand in one table."""
+    first: dict[tuple[str, ...], tuple[str, Any]] = {}
+    for group in groups:
+        data = group.content.get("data") or {}
+        task = (data.get("task"), data.get("kind"))
+        arm, other = first.setdefault(tuple(group.point.values()), (group.arm, task))
+        if task != other:
+            raise ValueError(
+                f"arms.{arm} and arms.{group.arm} have different tasks ({other[0] or 'own files'}, "
+                f"{task[0] or 'own files'}) and no figure in common: make the task an axis"
+            )
 
 
 def _check(recipe: Recipe, rates: Rates | None, seeds: Seeds) -> None:
+    data = recipe.data
+    elsewhere = data.validation_file or data.test_file or data.validation_fraction
+    if (rates is not None or recipe.select == "dev") and data.train_file and not elsewhere:
+        raise ValueError(
+            f"{'rates are' if rates is not None else 'the epoch is'} chosen on the dev split, and there is no other to "
+            "report: give data.validation_file, or data.validation_fraction=0.1 to set that share of train apart"
+        )
     if rates is None:
         return
     if not seeds.choose:

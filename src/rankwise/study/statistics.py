@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import nct
 from scipy.stats import t as student
 
 
@@ -24,13 +26,25 @@ class Summary(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A mean difference over common seeds, its bootstrap interval, and the difference that would have been seen."""
+    """A mean difference over common seeds, and what can be said of it; of one seed nothing, all is not a number.
+
+    Args:
+        mean: Over the seeds.
+        low: Lower end of Student's t interval.
+        high: Its upper end.
+        n: How many seeds.
+        detectable: The smallest true difference that would have been seen.
+        bootstrap_low: Lower end of the percentile bootstrap interval.
+        bootstrap_high: Its upper end.
+    """
 
     mean: float
     low: float
     high: float
     n: int
     detectable: float
+    bootstrap_low: float = math.nan
+    bootstrap_high: float = math.nan
 
 
 def summarise(values: Sequence[float]) -> Summary:
@@ -49,14 +63,16 @@ def paired(
 ) -> Difference:
     """Return how much an arm differs from a baseline over the seeds that both have.
 
-    The interval is the percentile bootstrap over seeds; with three seeds it can't be wider than their range, so it is
-    a lower bound of the uncertainty.
+    Two intervals: Student's, ``mean ± t sd / sqrt(n)`` with ``n - 1`` degrees of freedom, which holds its level where
+    the differences are normal, and the percentile bootstrap over seeds, which few seeds make too narrow: of normal
+    differences a 95 % one has the true mean in 50 % of all cases with two seeds, 74 % with three, 84 % with five and
+    89 % with ten. One seed has no interval.
 
     Args:
         arm: Value by seed.
         baseline: Value by seed.
         draws: Bootstrap samples.
-        level: Of the interval.
+        level: Of both intervals.
         seed: Seeds the bootstrap.
 
     Raises:
@@ -66,16 +82,22 @@ def paired(
     if not seeds:
         raise ValueError("no seed in common: nothing to pair")
     differences = np.array([arm[s] - baseline[s] for s in seeds])
-    picks = np.random.default_rng(seed).integers(len(seeds), size=(draws, len(seeds)))
-    low, high = np.quantile(differences[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    sd = float(differences.std(ddof=1)) if len(seeds) > 1 else math.nan
-    return Difference(float(differences.mean()), float(low), float(high), len(seeds), detectable(sd, len(seeds)))
+    mean, n = float(differences.mean()), len(seeds)
+    if n < 2:
+        return Difference(mean, math.nan, math.nan, n, math.nan)
+    picks = np.random.default_rng(seed).integers(n, size=(draws, n))
+    ends = np.quantile(differences[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    sd = float(differences.std(ddof=1))
+    half = float(student.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n)
+    return Difference(mean, mean - half, mean + half, n, detectable(sd, n), float(ends[0]), float(ends[1]))
 
 
 def detectable(sd: float, n: int, *, level: float = 0.05, power: float = 0.8) -> float:
     """Return the smallest true mean difference that a paired t-test of ``n`` pairs finds with the given power.
 
-    ``(t(1 - level / 2) + t(power)) sd / sqrt(n)``, both quantiles of Student's t with ``n - 1`` degrees of freedom.
+    ``c sd / sqrt(n)`` with the ``c`` at which the noncentral t distribution with ``n - 1`` degrees of freedom and
+    noncentrality ``c`` lies above Student's ``1 - level / 2`` quantile with probability ``power``. That the test finds
+    a difference in the wrong direction is not counted as power.
 
     Args:
         sd: Standard deviation of the differences.
@@ -85,4 +107,7 @@ def detectable(sd: float, n: int, *, level: float = 0.05, power: float = 0.8) ->
     """
     if n < 2:
         return math.nan
-    return float((student.ppf(1 - level / 2, n - 1) + student.ppf(power, n - 1)) * sd / math.sqrt(n))
+    critical, central = student.ppf([1 - level / 2, power], n - 1)
+    most = 2 * critical + 2 * abs(central) + 2  # above the root, which is near critical + central
+    shift = brentq(lambda c: nct.sf(critical, n - 1, c) - power, 0, most)
+    return float(shift) * sd / math.sqrt(n)

@@ -44,7 +44,7 @@ def time_left(folder: StudyFolder, plan: Plan, *, workers: int) -> float | None:
 
 def status_table(folder: StudyFolder, plan: Plan, *, running: Collection[str]) -> Table:
     """Return the cells by group and state, the notes and errors below."""
-    table = Table(title=f"{folder.root}: {len(plan.cells)} cells known by now", title_justify="left")
+    table = Table(title=escape(f"{folder.root}: {len(plan.cells)} cells known by now"), title_justify="left")
     table.add_column("group")
     for column in ("finished", "failed", "running", "waiting"):
         table.add_column(column, justify="right")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from rich.markup import escape
 
 from rankwise.errors import check_choice
 from rankwise.files import write_text_atomic
+from rankwise.runs.recipes.reading import flat
 from rankwise.runs.recipes.recipe import Recipe, parse_recipe
 from rankwise.study.arms import DEFAULT, NAMES, PLANNED, YOURS, Arms, arms_of
 from rankwise.study.folder import StudyFolder
-from rankwise.study.formats import markdown, terminal
+from rankwise.study.formats import interval, markdown, terminal
 from rankwise.study.grid import Rates
 from rankwise.study.plan import Found, Group
 from rankwise.study.queue import check_installed
@@ -26,6 +28,7 @@ from rankwise.study.running import run_study
 from rankwise.study.statistics import paired
 from rankwise.study.tables import Run, Table, Value, compared, finished_run, made_by, verdict
 from rankwise.study.working import Work, load_data
+from rankwise.tasks.labels import LABELS
 
 FACTOR = 10**0.5
 PLANNING = 48  # passes over the model that the rank plan takes, at most
@@ -58,9 +61,13 @@ def make_race(recipe: Recipe, wish: Wish) -> tuple[Race, Arms]:
     """
     if recipe.data.dev_fraction == 0:
         raise ValueError("a race goes by the dev split's loss, and data.dev_fraction=0 leaves none")
+    asked = as_asked(recipe, wish)
     for name in wish.without:
         check_choice("--without", name, [name for name in NAMES if name != DEFAULT])  # the default always runs
     data = load_data(recipe)
+    if data.validation is None and not data.extra and (data.test is None or LABELS not in data.test.column_names):
+        recipe = with_validation(recipe)
+        data = load_data(recipe)
     full = full_steps(recipe, len(data.train))
     rungs((len(NAMES) - len(set(wish.without))) * wish.rates, full=full, cost=wish.cost)  # before anything is spent
     arms = arms_of(recipe, data, budget=wish.budget, without=wish.without)
@@ -83,8 +90,42 @@ def make_race(recipe: Recipe, wish: Wish) -> tuple[Race, Arms]:
         seed=recipe.seed,
         confirm=[recipe.seed + 1 + number for number in range(wish.seeds)],
         full=full,
+        asked=asked,
     )
     return race, arms
+
+
+def with_validation(recipe: Recipe) -> Recipe:
+    """Return a recipe that sets a part of train apart to be reported: dev is what the race goes by."""
+    content = recipe.to_dict()
+    return parse_recipe({**content, "data": {**content["data"], "validation_fraction": recipe.data.dev_fraction}})
+
+
+def as_asked(recipe: Recipe, wish: Wish) -> dict[str, Any]:
+    """Return what was asked for, as JSON keeps it."""
+    found: dict[str, Any] = json.loads(json.dumps({**recipe.to_dict(), "wish": asdict(wish)}))
+    return found
+
+
+def too_dear(arms: Arms) -> str:
+    """Return which arms are above the budget, as the end of a sentence."""
+    told = ", ".join(f"{name} {cost:,}" for name, cost in arms.above.items())
+    return f"; above that: {told}" if told else ""
+
+
+def check_same(root: Path, race: Race, recipe: Recipe, wish: Wish) -> None:
+    """Refuse to go on with a race for another recipe or at another price.
+
+    Raises:
+        ValueError: Something differs; says what.
+    """
+    before, now = flat(race.asked), flat(as_asked(recipe, wish))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise ValueError(
+                f"{root} holds a race with {key.removeprefix('wish.')}={before.get(key)!r}, and it is "
+                f"{now.get(key)!r} now: give another --out, or the command as it was to go on with that one"
+            )
 
 
 def full_steps(recipe: Recipe, rows: int) -> int:
@@ -133,14 +174,23 @@ def tune(recipe: Recipe, task: Work, wish: Wish, *, console: Console, command: s
         race = folder.planner()
         if not isinstance(race, Race):
             raise ValueError(f"{task.root} holds a study and no race: give another --out")
-        console.print(f"going on with the race in {task.root}", highlight=False)
+        check_same(task.root, race, recipe, wish)
+        console.print(escape(f"going on with the race in {task.root}"), highlight=False)
     else:
         if PLANNED not in wish.without:
             console.print(
                 f"planning ranks for one of the arms first: at most {PLANNING} passes over a batch", highlight=False
             )
         race, arms = make_race(recipe, wish)
-        console.print(f"{len(race.groups)} arms of about {arms.budget:,} parameters", highlight=False)
+        console.print(f"{len(race.groups)} arms of at most {arms.budget:,} parameters{too_dear(arms)}", highlight=False)
+        apart = race.groups[0].content["data"].get("validation_fraction")
+        if apart and not recipe.data.validation_fraction:
+            console.print(
+                f"no validation split: {apart:g} of train is set apart to be reported, since dev chooses the winner "
+                "(data.validation_file names one of your own)",
+                highlight=False,
+                soft_wrap=True,
+            )
         for reason in arms.left_out:
             console.print(f"[yellow]left out: {escape(reason)}[/]", soft_wrap=True, highlight=False)
     console.print(price(race), highlight=False, soft_wrap=True)
@@ -173,7 +223,8 @@ def write_report(folder: StudyFolder, race: Race, console: Console) -> Path:
         console.print(terminal(table))
     console.print(script, markup=False, highlight=False, soft_wrap=True)
     console.print(f"[bold]{escape(said)}[/]", soft_wrap=True, highlight=False)
-    console.print(f"recipe: {folder.root / 'winner.yaml'}; report: {report}", soft_wrap=True, highlight=False)
+    files = escape(f"recipe: {folder.root / 'winner.yaml'}; report: {report}")
+    console.print(files, soft_wrap=True, highlight=False)
     return report
 
 
@@ -207,7 +258,7 @@ def tried_table(race: Race, standing: Standing, found: Found) -> Table:
         texts = ["failed" if math.isinf(loss) else f"{loss:.4f}" for loss in losses]
         place, rate = candidate
         row: list[Value] = [race.groups[place].arm, rate, *texts, *[None] * (len(race.rungs) - len(texts))]
-        rows.append((-len(losses), losses[-1], row))
+        rows.append((-len(losses), losses[-1] if losses else math.inf, row))
     rows.sort(key=lambda row: row[:2])  # those that came furthest first, by their last loss
     note = "Dev loss after each round, all with one seed and the same batches; the rounds' schedules have their length."
     return Table("What was tried", header, [row for *_, row in rows], note)
@@ -232,7 +283,9 @@ def ending(race: Race, standing: Standing, runs: Sequence[Run]) -> str:
     assert standing.winner is not None
     name = _label(race, standing.winner)
     first = f"{name} won the race, which cost {race.cost:.2f} whole runs at most."
-    if standing.rival is None or standing.rival == standing.winner:
+    if standing.rival is None:
+        return f"{first} Your recipe did not race, so that nothing can be said against it: leave {YOURS} in for that."
+    if standing.rival == standing.winner:
         return f"{first} It is what there was before: the race confirmed it and changed nothing."
     rival = _label(race, standing.rival)
     losses = {arm: {run.seed: run.value(run.select, "loss") for run in runs if run.arm == arm} for arm in (name, rival)}
@@ -240,10 +293,9 @@ def ending(race: Race, standing: Standing, runs: Sequence[Run]) -> str:
         return f"{first} Its runs with fresh seeds against {rival} are missing, so nothing can be said of it."
     found = paired(losses[name], losses[rival])
     words = {"lower": "it paid", "higher": "it did not pay: keep what you had"}.get(verdict(found), verdict(found))
-    return (
-        f"{first} With {found.n} fresh seeds its {runs[0].split} loss is {found.mean:+.4f} [{found.low:+.4f}, "
-        f"{found.high:+.4f}] against {rival}: {words}."
-    )
+    seeds = f"{found.n} fresh seeds" if found.n > 1 else "one fresh seed"
+    told = interval(found) if found.n > 1 else f"{found.mean:+.4f}"
+    return f"{first} With {seeds} its {runs[0].split} loss is {told} against {rival}: {words}."
 
 
 def snippet(recipe: Recipe) -> str:

@@ -10,7 +10,8 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,7 @@ from rankwise.study.status import outcome
 from rankwise.tasks import DataSpec, TaskData, load_task
 
 logger = logging.getLogger("rankwise")
+DEVICES = "CUDA_VISIBLE_DEVICES"
 PATIENCE = 2.0  # seconds between two looks for a cell
 
 
@@ -47,7 +49,7 @@ class Work:
         root: The study's folder.
         storage: The URL of the queue; none is SQLite in the folder.
         heartbeat: Seconds between signs of life.
-        number: Of this worker, which says which accelerator it takes.
+        number: Of this worker.
         workers: How many there are on this machine.
         cpus: Cores of a cell as a Ray task.
         gpus: Accelerators of a cell as a Ray task.
@@ -77,6 +79,17 @@ def refresh(folder: StudyFolder, planner: Planner, queue: Queue) -> Plan:
     return folder.plan(planner) if given_up else plan
 
 
+def take(folder: StudyFolder, queue: Queue) -> tuple[Planner, Plan, Claim | None]:
+    """Bring plan and queue up to date and take a cell, all under the folder's lock; none if none waits.
+
+    The plan is read anew each time: another process may have added cells to it, and to the queue.
+    """
+    with folder.lock():
+        planner = folder.planner()
+        plan = refresh(folder, planner, queue)
+        return planner, plan, queue.claim()
+
+
 def work(task: Work, console: Console | None = None) -> None:
     """Take cells until all of the study have come to their end.
 
@@ -85,14 +98,11 @@ def work(task: Work, console: Console | None = None) -> None:
         console: Where a line for each cell goes.
     """
     folder = StudyFolder(task.root)
-    planner = folder.planner()
     with folder.lock():
         queue = task.queue(folder)
     with queue:
         while True:
-            with folder.lock():
-                plan = refresh(folder, planner, queue)
-            claim = queue.claim()
+            planner, plan, claim = take(folder, queue)
             if claim is not None:
                 cell = next((cell for cell in plan.cells if cell.name == claim.name), None)
                 _take(folder, queue, claim, cell)
@@ -109,7 +119,7 @@ def work(task: Work, console: Console | None = None) -> None:
 
 def _take(folder: StudyFolder, queue: Queue, claim: Claim, cell: Cell | None) -> None:
     """Run a claimed cell; what it fails with is kept in its folder, and the next one is run."""
-    loss = math.inf if cell is None else folder.loss(cell)  # none: of an earlier plan
+    loss = math.inf if cell is None else folder.loss(cell)  # none: of an arm or rate that is gone
     if cell is not None and loss is None:
         stop = Stop()
         try:
@@ -186,8 +196,9 @@ def run_local(task: Work, console: Console) -> None:
     started = [
         context.Process(target=_worker, args=(replace(task, number=number), width)) for number in range(task.workers)
     ]
-    for process in started:
-        process.start()
+    for number, process in enumerate(started):
+        with device_of(number):
+            process.start()
     _wait(started)
     died = [process.exitcode for process in started if process.exitcode]
     if died:
@@ -210,11 +221,8 @@ def _wait(started: Sequence[Any]) -> None:
 
 
 def _worker(task: Work, width: int) -> None:
-    """Run in a process of its own: its share of the cores, an accelerator of its own."""
+    """Run in a process of its own, with its share of the cores."""
     signal.signal(signal.SIGTERM, _interrupt)
-    devices = _visible_devices()
-    if devices:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[task.number % len(devices)]
     torch.set_num_threads(max(1, torch.get_num_threads() // task.workers))
     try:
         work(task, Console(width=width, soft_wrap=True))
@@ -222,12 +230,27 @@ def _worker(task: Work, width: int) -> None:
         raise SystemExit(128 + signal.SIGTERM) from None
 
 
+@contextmanager
+def device_of(number: int) -> Iterator[None]:
+    """Show a process that is started inside one accelerator; it reads that when it imports torch."""
+    before, devices = os.environ.get(DEVICES), _visible_devices()
+    if devices:
+        os.environ[DEVICES] = devices[number % len(devices)]
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[DEVICES] = before
+        elif devices:
+            del os.environ[DEVICES]
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
 def _visible_devices() -> list[str]:
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = os.environ.get(DEVICES)
     if named is not None:
         return [device for device in named.split(",") if device]
     return [str(device) for device in range(torch.cuda.device_count())]

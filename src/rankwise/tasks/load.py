@@ -128,12 +128,7 @@ def _assemble(
     *,
     missing: Mapping[str, int] | None = None,
 ) -> TaskData:
-    if "dev" not in rows:
-        stratify = task.kind in ("classification", "choice")
-        rows["train"], dev = carve_dev(
-            rows["train"], spec.dev_fraction, at_most=spec.dev_max, seed=spec.split_seed, stratify=stratify
-        )
-        rows |= {"dev": dev} if dev is not None else {}
+    rows = _set_apart(rows, task, spec)
     encoded = {split: _encode(part, split, task, spec, tokenizer) for split, part in rows.items()}
     for split, part in encoded.items():
         if not len(part.rows):
@@ -157,6 +152,22 @@ def _assemble(
         cut_answers={split: part.cut_answers for split, part in encoded.items()},
         missing=missing or {},
     )
+
+
+def _set_apart(rows: dict[str, Dataset], task: Task, spec: DataSpec) -> dict[str, Dataset]:
+    """Return the splits with those parts of train that the spec sets apart."""
+    if spec.validation_fraction and "validation" in rows:
+        raise ValueError(
+            f"validation_fraction={spec.validation_fraction} beside a validation split that the data has: leave it out"
+        )
+    stratify = task.kind in ("classification", "choice")
+    for split, fraction in (("validation", spec.validation_fraction), ("dev", spec.dev_fraction)):
+        if split not in rows:
+            rest, part = carve_dev(
+                rows["train"], fraction, at_most=spec.dev_max, seed=spec.split_seed, stratify=stratify, split=split
+            )
+            rows = {**rows, "train": rest} | ({split: part} if part is not None else {})
+    return rows
 
 
 def _check_answers(part: Encoded, split: str, spec: DataSpec, max_length: int) -> None:

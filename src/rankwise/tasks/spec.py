@@ -41,7 +41,9 @@ class DataSpec(BaseModel):
         block_size: Tokens of a block for ``task="text"``; by default as ``max_length``.
         dev_fraction: The share of train that is set apart to choose the epoch by; 0 for none.
         dev_max: At most this many examples are set apart.
-        split_seed: Draws the dev split, the same one for every method and seed of a study.
+        validation_fraction: The share of train (at most ``dev_max`` examples) that is set apart to be reported, where
+            the data has no validation split; 0 for none.
+        split_seed: Draws the splits that are set apart, the same one for every method and seed of a study.
         max_train_samples: Train on a random part of this size (drawn by ``split_seed``, after dev is cut off).
         max_eval_samples: The same for every other split.
         train_on_prompt: For ``task="instruction"`` and ``"chat"``: count the prompt's tokens too, not the answer's
@@ -72,6 +74,7 @@ class DataSpec(BaseModel):
     block_size: int | None = Field(default=None, ge=2)
     dev_fraction: float = Field(default=0.1, ge=0, lt=1)
     dev_max: int = Field(default=1000, ge=1)
+    validation_fraction: float = Field(default=0, ge=0, lt=1)
     split_seed: int = Field(default=0, ge=0)
     max_train_samples: int | None = Field(default=None, ge=1)
     max_eval_samples: int | None = Field(default=None, ge=1)

@@ -11,7 +11,7 @@ from rankwise.tasks.labels import LABELS
 
 
 def carve_dev(
-    train: Dataset, fraction: float, *, at_most: int, seed: int, stratify: bool
+    train: Dataset, fraction: float, *, at_most: int, seed: int, stratify: bool, split: str = "dev"
 ) -> tuple[Dataset, Dataset | None]:
     """Set a part of ``train`` apart; both parts keep the order of the rows.
 
@@ -22,6 +22,7 @@ def carve_dev(
         fraction: The share to set apart; 0 for none.
         at_most: The most rows to set apart.
         seed: Of the draw.
+        split: What it is called, for messages.
         stratify: Keep the classes (column ``labels``) in the proportion they have in ``train``.
 
     Raises:
@@ -34,9 +35,11 @@ def carve_dev(
     size = max(min(int(fraction * len(train)), at_most), len(counts), 1)
     if counts and min(counts.values()) < 2:
         rare = min(counts, key=lambda label: counts[label])
-        raise ValueError(f"label {rare} has one training row, dev and train need one each: add rows or dev_fraction=0")
+        raise ValueError(
+            f"label {rare} has one training row, {split} and train need one each: add rows or {split}_fraction=0"
+        )
     if len(train) - size < max(len(counts), 1):
-        raise ValueError(f"{len(train)} training rows are too few to set {size} apart: add rows or dev_fraction=0")
+        raise ValueError(f"{len(train)} training rows are too few to set {size} apart: add rows or {split}_fraction=0")
     rest, dev = train_test_split(range(len(train)), test_size=size, random_state=seed, stratify=labels)
     return train.select(sorted(rest)), train.select(sorted(dev))
 

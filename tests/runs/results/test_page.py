@@ -68,6 +68,9 @@ def test_ranks_are_those_that_the_search_chose(make: Make, tmp_path: Path) -> No
     options = {"mode": "static", "granularity": "rank", "budget": 600, "search_every": None}
     train(make("heterolora", method=options), tmp_path / "run")
     found = told(tmp_path / "run")
+    figures = RunFolder(tmp_path / "run").figures()
+    assert figures["parameters"]["at_start"] == figures["parameters"]["trainable"] > 0
+    assert 0 < figures["seconds"]["search"] < figures["seconds"]["train"]
     ranks = searches(read_history(tmp_path / "run" / "search_history.jsonl"))[0].ranks
     assert {path["name"]: path["r"] for path in found["paths"] if path["on"]} == {n: r for n, r in ranks.items() if r}
     assert {path["r"] for path in found["paths"] if not path["on"]} <= {None}
@@ -149,6 +152,11 @@ def test_a_folder_of_runs_is_a_comparison_and_a_damaged_one_is_named(tmp_path: P
     (tmp_path / "study" / "broken" / "config.yaml").write_text("model: [")
     (tmp_path / "study" / "notes").mkdir()
     (tmp_path / "study" / "notes" / "config.yaml").write_text("title: no run of ours")
+    (tmp_path / "study" / "study.json").write_text("{}")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "error.txt").write_text("of something else")
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        find_runs(tmp_path / "elsewhere")
     (tmp_path / "study" / "failed").mkdir()
     (tmp_path / "study" / "failed" / "error.txt").write_text("Traceback\nValueError: no such file")
     runs = find_runs(tmp_path / "study")

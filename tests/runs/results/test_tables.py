@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rankwise.rules.records import SearchRecord
+from rankwise.runs.results.predicting import answer_table
 from rankwise.runs.results.tables import plan_table, result_table, score_table
 from rankwise.runs.score import ScoreTable
 
@@ -32,6 +33,24 @@ def test_results() -> None:
     assert "0.7500" in text
     assert "73,728 trainable parameters" in text
     assert "1.5 s of them searching (2.5%)" in text
+
+
+def test_a_text_in_brackets_is_shown_as_it_is() -> None:
+    asked = "see [red] wine [/b]"
+    assert asked in shown(answer_table([{"text": asked, "[/b]": 0.5}]))
+    assert asked in shown(plan_table({"targets": asked}))
+    last = {"step": 4, "epoch": 2.0, asked: {"loss": 0.5}}
+    metrics: dict[str, Any] = {
+        "method": "lora",
+        "task": asked,
+        "seed": 3,
+        "metrics": {"last": last, "dev_selected": last},
+        "parameters": {"trainable": 1, "head": 1, "total": 2},
+        "seconds": {"train": 60.0, "search": 1.5, "search_share": 0.025},
+        "edits": [{"step": 1, "what": asked, "enabled": 1, "dev_loss": (None, None)}],
+    }
+    metrics["parameters"]["at_start"] = 1
+    assert shown(result_table(metrics)).count(asked) == 4
 
 
 def test_scores_fall_and_say_what_is_missing() -> None:

@@ -21,6 +21,15 @@ def test_seconds_go_on_after_an_interruption(tmp_path: Path) -> None:
     assert seconds_before(None) == 0.0
 
 
+def test_what_goes_before_the_first_step_counts(tmp_path: Path) -> None:
+    """A search for ranks is made when the Trainer is, and its seconds are a share of the training's."""
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    saved = Saved()
+    saved.started -= 50
+    saved.on_train_begin(arguments, TrainerState(), TrainerControl())
+    assert saved.seconds >= 50
+
+
 def test_history_is_rewritten_only_when_it_grew(tmp_path: Path) -> None:
     file = HistoryFile(tmp_path / "history.jsonl")
     first, second = (SearchRecord(step=step, search=number, proxy="snip") for number, step in enumerate((0, 5)))

@@ -17,6 +17,7 @@ from rankwise.runs.training.metrics import dev_by_epoch
 FINISHED, UNFINISHED, FAILED, DAMAGED = "finished", "unfinished", "failed", "damaged"
 UNREADABLE = (FAILED, DAMAGED)  # states without figures
 ERROR = "error.txt"  # what a study leaves in the folder of a run that failed
+PLAN, DEPTH = "study.json", 3  # a study's own file, and how far below it a run is at most
 CHOSEN = ("last", "dev_selected")
 REMEDY = "delete it, or copy it again"
 
@@ -101,12 +102,16 @@ def find_runs(place: str | Path) -> list[RunFolder]:
 
 def _is_run(run: RunFolder) -> bool:
     if not run.config.is_file():
-        return (run.root / ERROR).is_file()
+        return (run.root / ERROR).is_file() and _in_study(run.root)
     try:
         content = read_yaml(run.config)
     except ValueError:
         return True  # a damaged one is told of, not passed over
     return "model" in content and "method" in content
+
+
+def _in_study(folder: Path) -> bool:
+    return any((parent / PLAN).is_file() for parent in list(folder.absolute().parents)[:DEPTH])
 
 
 def name_of(run: RunFolder, root: Path) -> str:

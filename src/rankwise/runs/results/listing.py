@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -124,7 +125,7 @@ def runs_table(runs: Sequence[Summary], *, split: str | None = None, width: int 
         if name in kept and _width(kept) > width:
             dropped.append(name)
             del kept[name]
-    title = f"metrics of the last checkpoint on {chosen}"
+    title = escape(f"metrics of the last checkpoint on {chosen}")
     table = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     for name in kept:
         table.add_column(

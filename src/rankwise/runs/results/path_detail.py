@@ -31,7 +31,8 @@ def moments_of(history: Sequence[Record], on: Sequence[str], parameters: int | N
 
 def paths_shown(history: Sequence[Record], found: Sequence[Moment], ranks: Mapping[str, int]) -> Data:
     """Return every path there was, with the moments that say which of them were on."""
-    names = _sorted({name for each in found for name in each.on}.union(*(record.paths for record in history)))
+    acting = {name for each in found for name in each.on | each.frozen}  # a span that was frozen when it was made
+    names = _sorted(acting.union(*(record.paths for record in history)))
     if not names:
         return {"paths": [], "moments": [], "thinned": None, "heat": None}
     place = {name: number for number, name in enumerate(names)}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from rich.table import Table
+from rich.text import Text
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
@@ -84,10 +85,10 @@ def answer_table(answers: Sequence[Answer]) -> Table:
     """Return the answers, a row each; a long text is cut on the screen."""
     table = Table()
     for name in answers[0]:
-        table.add_column(name, overflow="fold")
+        table.add_column(Text(name), overflow="fold")
     for answer in answers:
         cells = (f"{value:.4f}" if isinstance(value, float) else str(value) for value in answer.values())
-        table.add_row(*(cell if len(cell) <= 500 else f"{cell[:500]} ..." for cell in cells))
+        table.add_row(*(Text(cell if len(cell) <= 500 else f"{cell[:500]} ...") for cell in cells))
     return table
 
 

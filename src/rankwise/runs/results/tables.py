@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from rankwise.runs.score import ScoreTable
@@ -13,22 +15,23 @@ if TYPE_CHECKING:
 
 def result_table(metrics: Mapping[str, Any]) -> Table:
     """Return a run's figures: one row per checkpoint and split."""
-    table = Table(title=f"{metrics['method']} on {metrics['task']}, seed {metrics['seed']}", title_justify="left")
+    title = escape(f"{metrics['method']} on {metrics['task']}, seed {metrics['seed']}")
+    table = Table(title=title, title_justify="left")
     for column in ("checkpoint", "epoch", "split"):
         table.add_column(column)
     found = metrics["metrics"]
     splits = {key: value for key, value in found["last"].items() if isinstance(value, Mapping) and value}
     names = sorted({name for values in splits.values() for name in values})
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     for which in ("last", "dev_selected"):
         for split in splits:
             cells = [f"{found[which][split][name]:.4f}" for name in names]
-            table.add_row(which, f"{found[which]['epoch']:.2f}", split, *cells)
+            table.add_row(which, f"{found[which]['epoch']:.2f}", Text(split), *cells)
     counts, spent = metrics["parameters"], metrics["seconds"]
     edits = metrics.get("edits", [])
     what = "editing" if edits else "searching"
-    table.caption = (
+    caption = (
         f"{counts['trainable']:,} trainable parameters and {counts['head']:,} in the head of {counts['total']:,}; "
         f"{spent['train']:.1f} s of training, {spent['search']:.1f} s of them {what} ({spent['search_share']:.1%})"
     )
@@ -36,9 +39,10 @@ def result_table(metrics: Mapping[str, Any]) -> Table:
         made = "; ".join(
             f"after step {each['step']} {each['what']} ({each['enabled']:,}{_losses(each)})" for each in edits
         )
-        table.caption += f"\nEdits, with the parameters that trained then: start ({counts['at_start']:,}); {made}"
+        caption += f"\nEdits, with the parameters that trained then: start ({counts['at_start']:,}); {made}"
     if "kept" in counts:
-        table.caption += f"\n{counts['kept']:,} of the trainable parameters are in triplets that were kept"
+        caption += f"\n{counts['kept']:,} of the trainable parameters are in triplets that were kept"
+    table.caption = escape(caption)
     return table
 
 
@@ -51,7 +55,9 @@ def _losses(edit: Mapping[str, Any]) -> str:
 def score_table(found: ScoreTable) -> Table:
     """Return the paths by falling score, with the choice."""
     record = found.record
-    table = Table(title=f"{record.proxy} on {record.score_on}: {len(found.chosen)} of {len(found.scores)} paths")
+    table = Table(
+        title=escape(f"{record.proxy} on {record.score_on}: {len(found.chosen)} of {len(found.scores)} paths")
+    )
     table.add_column("path")
     table.add_column("score", justify="right")
     table.add_column("parameters", justify="right")
@@ -61,7 +67,7 @@ def score_table(found: ScoreTable) -> Table:
         mark = "[green]yes[/]" if name in found.chosen else ""
         unscored = " (unscored)" if name in record.unscored else ""
         text = "not finite" if value is None else f"{value:.4g}{unscored}"
-        table.add_row(name, text, f"{found.costs[name]:,}", mark)
+        table.add_row(Text(name), text, f"{found.costs[name]:,}", mark)
     spent = sum(found.costs[name] for name in found.chosen)
     table.caption = f"{spent:,} of {sum(found.costs.values()):,} parameters chosen, in {record.seconds:.1f} s"
     return table
@@ -73,7 +79,8 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     table.add_column(style="bold")
     table.add_column(justify="right")
     for name, value in plan.items():
-        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, (int, float)) else str(value))
+        text = f"{value:,}" if isinstance(value, (int, float)) else str(value)
+        table.add_row(Text(name.replace("_", " ")), Text(text))
     return table
 
 

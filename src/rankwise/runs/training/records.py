@@ -20,7 +20,7 @@ from rankwise.runs.folder import RunFolder
 class Saved(TrainerCallback):
     """Makes each checkpoint complete, the last of the callbacks to write into it; then deletes those that are too many.
 
-    Seconds of training are counted over interruptions.
+    Seconds of training are counted over interruptions, from before the Trainer is made: a search for ranks is then.
 
     Args:
         before: Seconds of training that led to the checkpoint continued from.
@@ -34,14 +34,8 @@ class Saved(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """Seconds since training began, and those of the runs this one continues."""
+        """Seconds since this was made, and those of the runs this one continues."""
         return self.before + time.perf_counter() - self.started
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start."""
-        self.started = time.perf_counter()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the manifest when every process has written its part."""

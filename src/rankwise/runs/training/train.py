@@ -144,7 +144,8 @@ def _finish(
     log = list(trainer.state.log_history)
     last_step = trainer.state.global_step
     best_step = trainer.state.best_global_step or last_step
-    counts = {**metrics.parameters(job), "at_start": at_start}
+    begun = at_start or (history[0].counts["enabled"] if history else 0)  # ranks are chosen when nothing trains yet
+    counts = {**metrics.parameters(job), "at_start": begun}
     last = metrics.measure(trainer, job, last_step)
     picked = {"last": metrics.chosen(job)}
     if job.recipe.select == "last" and writes:
