@@ -55,11 +55,12 @@ def main() -> None:
         7.2,
         4.3,
         "What a parameter buys, by where it goes",
-        f"A LLaMA-type model of 260,000 weights on WikiText-2, 150 steps; each point the mean of {given.seeds} seeds "
+        f"A LLaMA-type model of 260,000 weights on WikiText-2, 150 steps; each point the mean of {given.seeds} seeds or more "
         "at the better of the rates run, bars from the best to the worst seed",
     )
     axes = figure.subplots()
-    for arm, points in curves(runs, given.seeds).items():
+    drawn = curves(runs, given.seeds)
+    for arm, points in drawn.items():
         label, colour, marker = LINES[arm]
         sizes, means, lows, highs = (list(column) for column in zip(*points, strict=True))
         bars = [
@@ -68,7 +69,8 @@ def main() -> None:
         ]
         axes.errorbar(sizes, means, bars, label=label, color=colour, marker=marker, capsize=3, linewidth=1.6)
     axes.set_xscale("log")
-    ticks = sorted({run["budget"] for run in runs})
+    least = min(size for points in drawn.values() for size, *_ in points)
+    ticks = sorted({run["budget"] for run in runs if run["budget"] >= least})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
     axes.minorticks_off()
     axes.set_xlabel("trained parameters")
