@@ -55,8 +55,8 @@ def main() -> None:
         7.2,
         4.3,
         "What a parameter buys, by where it goes",
-        f"A LLaMA-type model of 260,000 weights on WikiText-2, 150 steps; each point the mean of {given.seeds} seeds or "
-        "more at the better of the rates run, bars from the best to the worst seed",
+        f"A LLaMA-type model of 260,000 weights on WikiText-2, 150 steps; each point the mean of {given.seeds} seeds "
+        "or more at the better of the rates run, bars from the best to the worst seed",
     )
     axes = figure.subplots()
     drawn = curves(runs, given.seeds)
