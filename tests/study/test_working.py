@@ -35,7 +35,7 @@ def call(*arguments: object) -> Result:
 def test_help_has_an_example(command: str) -> None:
     shown = call("study", command, "--help")
     assert shown.exit_code == 0
-    assert f"rankwise study {command}" in shown.output.replace("\n", " ")
+    assert f"rankwise study {command}" in " ".join(shown.output.split())
 
 
 ONE_ARM: dict[str, Any] = {"arms": {"four": {}}, "rates": None, "seeds": {"report": [1]}}
@@ -62,7 +62,7 @@ def test_a_study_runs_tells_and_goes_on(write: Write, tmp_path: Path) -> None:
     assert csv.read_text().count("\n") == 3
     other = call("study", "run", write(**{**ONE_ARM, "arms": {"four": {"method.r": 1}}}), "--out", out)
     assert other.exit_code == 2
-    assert "method.r=4" in other.output.replace("\n", " ")
+    assert "method.r=4" in " ".join(other.output.split())
 
 
 def test_a_failed_cell_keeps_its_error_and_the_others_run(write: Write, tmp_path: Path) -> None:
@@ -70,11 +70,11 @@ def test_a_failed_cell_keeps_its_error_and_the_others_run(write: Write, tmp_path
     arms = {"four": {}, "wrong": {"method.target_modules": ["nothing"]}}
     done = call("study", "run", write(**{**ONE_ARM, "arms": arms}), "--out", out)
     assert done.exit_code == 1, done.output
-    assert "1 of 2 runs failed (wrong/report-rate-own-seed-1: ValueError" in done.output.replace("\n", " ")
+    assert "1 of 2 runs failed (wrong/report-rate-own-seed-1: ValueError" in " ".join(done.output.split())
     assert "failed: ValueError: method.target_modules: 'nothing' names no module" in done.output
     error = (out / "wrong" / "report-rate-own-seed-1" / "error.txt").read_text()
     assert "Traceback" in error
-    assert "names no module" in call("study", "status", out).output.replace("\n", " ")
+    assert "names no module" in " ".join(call("study", "status", out).output.split())
     assert "1 failed" in call("study", "table", out).output
     arms["wrong"] = {"method.target_modules": ["value"]}  # nothing of it ran, so it may be put right
     again = call("study", "run", write(**{**ONE_ARM, "arms": arms}), "--out", out, "--retry-failed")
