@@ -86,7 +86,7 @@ class Gate(LoraVariant):
 
     def needs_source(self, module: Any) -> bool:
         """Tell whether the forward pass under way reads the path's source."""
-        return self.path.contributing or (self.paths.session.probing and self.path.available) or self._records(module)
+        return self.trains() or self.path.contributing or self._records(module)
 
     def ties(self) -> bool:
         """Tell whether the path is off and tied into the graph."""

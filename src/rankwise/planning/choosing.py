@@ -124,8 +124,7 @@ def plan_paths(
     ranks = chooser.ranks(signals["all"], picks)
     # Sums over processes may differ in the last bit, and one bit may turn a choice.
     check_same_everywhere(list(map(repr, ranks.items())), "the rank plan", next(model.parameters()).device)
-    for note in guarded.notes:  # a warning where something else was done than was asked for
-        warnings.warn(note, stacklevel=3) if guarded.breadth != choice.breadth else logger.warning(note)
+    _tell(guarded, choice)
     return RankPlan(
         ranks=ranks,
         modules={name: path.module for name, path in paths.paths.items() if path.kind == "linear"},
@@ -165,6 +164,15 @@ class _Guarded:
     overlap: float | None = None
     kept: float | None = None
     notes: tuple[str, ...] = ()
+
+
+def _tell(guarded: _Guarded, choice: Choice) -> None:
+    """Say what the halves give reason to say; a warning where something else was done than was asked for."""
+    for note in guarded.notes:
+        if guarded.breadth != choice.breadth:
+            warnings.warn(note, stacklevel=4)
+        else:
+            logger.warning(note)
 
 
 def _guard(chooser: _Chooser, signals: Mapping[str, Signal], choice: Choice, batches: int) -> _Guarded:

@@ -86,8 +86,7 @@ class Listener:
         self.paths.session.listener = self
         self.paths.session.recorder = None
         self.paths.session.detached = False
-        # DDP waits for every parameter that requires a gradient, so what is off is tied in; alone, that costs for
-        # nothing.
+        # DDP waits for every parameter that requires a gradient, so what is off is tied in; one process needs no tie.
         self.paths.session.tied = world_size() > 1
         _allow_recompiling(self.planned_changes)
         driver().listen(self.paths)
