@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-console = Console()
+console = Console(soft_wrap=not sys.stdout.isatty())  # a file or a pipe gets whole lines
 
 RecipeFile = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe (YAML), or the name of one that ships.", show_default=False)
