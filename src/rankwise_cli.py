@@ -213,6 +213,7 @@ def plan(
 @app.command(
     epilog="Examples:\n\n"
     "[bold]rankwise ranks minilm/mrpc-uniform --set data.data_dir=data --budget 9216[/]\n\n"
+    "[bold]rankwise ranks my.yaml --budget 100000 --time-limit 0.6[/]   steps of 60 % of uniform LoRA's time\n\n"
     "[bold]rankwise ranks my.yaml --budget 100000 --out planned[/]   writes an adapter that other tools start from"
 )
 def ranks(
@@ -220,6 +221,10 @@ def ranks(
     budget: Annotated[int, typer.Option(help="The most parameters of the adapter.", show_default=False)],
     space: Annotated[str, typer.Option(help="linear: plain LoRA; all: with shortcuts and LoR2C.")] = "linear",
     batches: Annotated[int, typer.Option(help="Training batches to plan on.", min=2)] = 24,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(help="The most that a step may take, in steps of uniform LoRA: 0.6.", show_default=False),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Write an untrained adapter, the plan and snippets for other tools.", show_default=False),
@@ -235,7 +240,7 @@ def ranks(
         from rankwise.report.terminal import render_ranks
         from rankwise.runs.ranks import plan_ranks
 
-        found = plan_ranks(checked, budget=budget, space=space, batches=batches, out=out)
+        found = plan_ranks(checked, budget=budget, space=space, batches=batches, out=out, time_limit=time_limit)
         console.print(render_ranks(found.plan))
         for name in () if out is not None else ("Python",):
             console.print(found.snippets.get(name, ""), markup=False, highlight=False, soft_wrap=True)

@@ -27,6 +27,15 @@ def sum_over_processes_(tensors: Iterable[Tensor]) -> None:
             dist.all_reduce(tensor)
 
 
+def from_first_process(values: Sequence[float], device: torch.device) -> list[float]:
+    """Return what the first process gave, in all of them."""
+    if world_size() == 1:
+        return list(values)
+    told = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.broadcast(told, src=0)
+    return told.tolist()
+
+
 def check_same_everywhere(names: Sequence[str], what: str, device: torch.device) -> None:
     """Raise unless all processes hold the same names.
 

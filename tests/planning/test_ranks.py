@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import rankwise
 from rankwise.method.targets import all_linear
 from rankwise.planning.choosing import overlap_of
+from rankwise.planning.step_time import StepTime
 from rankwise.rules.joint import choose_jointly, curvature_of
 from rankwise.scores.probe import model_loss
 
@@ -42,10 +43,12 @@ class Broken(RuntimeError):
     """The user's own error."""
 
 
-@pytest.mark.parametrize("fails_at", [None, 0, 3, 12])
+@pytest.mark.parametrize(
+    ("fails_at", "time_limit"), [(None, None), (0, None), (3, None), (12, None), (None, 2.0), (16, 2.0)]
+)
 @pytest.mark.parametrize("space", ["linear", "all"])
-def test_nothing_is_left_behind(space: str, fails_at: int | None) -> None:
-    """Whether it fails while the head is trained, in the first pass, or in the second."""
+def test_nothing_is_left_behind(space: str, fails_at: int | None, time_limit: float | None) -> None:
+    """Whether it fails while the head is trained, in the first pass, in the second, or while a step is timed."""
     model = tiny_bert(**QUIET)
     model.register_buffer("running", torch.zeros(2))
     model.train()
@@ -70,7 +73,7 @@ def test_nothing_is_left_behind(space: str, fails_at: int | None) -> None:
         yield from class_batches(6)
 
     before = snapshot(model)
-    options: dict[str, Any] = {"budget": 300, "space": space, "least_overlap": 0.0, "head_warmup": 2}
+    options: dict[str, Any] = {"budget": 300, "space": space, "head_warmup": 2, "time_limit": time_limit}
     if fails_at is None:
         rankwise.rank_plan(model, batches(), **options)
     else:
@@ -341,6 +344,10 @@ def test_plan_lora_by_rank_is_a_rank_plan() -> None:
         (lambda: plan_of(least_overlap=2), r"least_overlap=2 must lie in \[0, 1\]"),
         (lambda: plan_of(breadth=2.0), r"breadth=2.0 must lie in \[0, 1\]"),
         (lambda: plan_of(damping=0.0), "damping=0.0 must be positive"),
+        (lambda: plan_of(time_limit=0.0), "time_limit=0.0 must be a positive share"),
+        (lambda: plan_of(time_limit=0.01), r"time_limit=0.01 is below the quickest step, which takes 0\.\d+ of that"),
+        (lambda: plan_of(prefix_cache=True), "prefix_cache= belongs to a time limit"),
+        (lambda: plan_of(time_limit=1.0, step_time=StepTime(1.0, (), (), {}, {}, {}, {})), "other paths"),
         (lambda: bert_plan(head_warmup=-1), "head_warmup=-1 must be a whole number of steps"),
         (
             lambda: plan_of(get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"]))),

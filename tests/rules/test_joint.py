@@ -11,6 +11,7 @@ import pytest
 from rankwise.rules.joint import (
     DenseCurvature,
     ExampleCurvature,
+    TimeRoom,
     Vector,
     choose_jointly,
     curvature_of,
@@ -150,6 +151,38 @@ def test_a_limit_per_owner_holds() -> None:
     picks = choose_jointly(lin, curvature_of(values, TERMS), [1] * 12, 12, owners=owners, most=[2, 0, 1])
     assert np.bincount([owners[j] for j in picks.order], minlength=3).tolist() == [2, 0, 1]
     assert picks.left == 9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_under_a_time_limit_each_pick_is_the_best_for_the_shares_it_takes(seed: int) -> None:
+    """Against a loop by the definition: gain per (share of the budget + share of the seconds), both limits kept."""
+    lin, values = drawn(12, 20, seed)
+    generator = np.random.default_rng(seed)
+    costs, owners = generator.integers(3, 9, 12).tolist(), [j % 4 for j in range(12)]
+    first, more = generator.uniform(1, 3, 4), generator.uniform(0.1, 0.3, 4)
+    budget, limit = 40, 7.0
+    matrix = matrix_of(values)
+    chosen: list[int] = []
+    left, seconds = float(budget), limit
+    while True:
+        taken = {owners[j] for j in chosen}
+        takes = [more[owner] if owner in taken else first[owner] for owner in owners]
+        fitting = [j for j in range(12) if j not in chosen and costs[j] <= left and takes[j] <= seconds]
+        if not fitting:
+            break
+        now = joint_gain(lin, matrix, chosen) if chosen else 0.0
+        rates = [
+            (joint_gain(lin, matrix, [*chosen, j]) - now) / (costs[j] / budget + takes[j] / limit) for j in fitting
+        ]
+        best = fitting[int(np.argmax(rates))]
+        chosen.append(best)
+        left, seconds = left - costs[best], seconds - takes[best]
+    room = TimeRoom(limit, first, more)
+    picks = choose_jointly(lin, curvature_of(values, TERMS), costs, budget, owners=owners, room=room)
+    assert list(picks.order) == chosen
+    assert sum(picks.marginals) == pytest.approx(joint_gain(lin, matrix, chosen))
+    assert picks.left == left
+    assert seconds < max(first)  # the limit was felt
 
 
 def test_nothing_that_fits_stays_outside() -> None:

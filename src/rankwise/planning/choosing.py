@@ -16,8 +16,10 @@ from torch import nn
 from rankwise.distributed import check_same_everywhere
 from rankwise.errors import check_choice
 from rankwise.paths.path_set import PathSet
-from rankwise.planning.rank_plan import Pick, RankPlan
-from rankwise.rules.joint import Picks, choose_jointly, curvature_of
+from rankwise.planning.rank_plan import Pick, RankPlan, Time
+from rankwise.planning.step_time import StepTime, measure_step
+from rankwise.planning.time_limit import TimeLimit, uniform_ranks
+from rankwise.rules.joint import Picks, TimeRoom, choose_jointly, curvature_of
 from rankwise.scores.components import DIRECTIONS
 from rankwise.scores.curvature import DrawBatch
 from rankwise.scores.probe import Batch, ComputeLoss
@@ -45,6 +47,9 @@ class Choice:
     least_overlap: float = 0.0
     breadth: float = 0.0
     reduction: str = "auto"
+    time_limit: float | None = None
+    prefix_cache: bool = False
+    step_time: StepTime | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,6 +63,14 @@ class Choice:
             raise ValueError(f"components={components!r} must be a whole number of at least 1, or None")
         if not 0.0 <= self.least_overlap <= 1.0:
             raise ValueError(f"least_overlap={self.least_overlap!r} must lie in [0, 1]; 0 never falls back")
+        if self.time_limit is not None and not 0 < self.time_limit < math.inf:
+            raise ValueError(
+                f"time_limit={self.time_limit!r} must be a positive share of the time of a step of uniform LoRA, such "
+                "as 0.6"
+            )
+        for name, given in (("prefix_cache", self.prefix_cache), ("step_time", self.step_time)):
+            if given and self.time_limit is None:
+                raise ValueError(f"{name}= belongs to a time limit, and none is set: give time_limit=, or leave it out")
 
     def check_batches(self, batches: Sequence[Batch]) -> None:
         """Refuse fewer batches than the choice needs."""
@@ -118,7 +131,8 @@ def plan_paths(
         cross_validate=choice.cross_validate,
         seed=choice.seed,
     )
-    chooser = _Chooser(costs, budget, choice.damping)
+    limit = _time_limit(model, paths, batches[0], loss_of, choice, uniform_ranks(costs, budget))
+    chooser = _Chooser(costs, budget, choice.damping, limit)
     guarded = _guard(chooser, signals, choice, len(batches))
     picks = chooser.choose(signals["all"], guarded.breadth)
     ranks = chooser.ranks(signals["all"], picks)
@@ -142,7 +156,34 @@ def plan_paths(
         seconds=time.perf_counter() - began,
         passes=passes + _passes(len(batches), choice),
         warnings=guarded.notes,
+        time=None if limit is None else Time(limit.share, limit.share_of(ranks), limit.prefix_cache, limit.step),
     )
+
+
+def _time_limit(
+    model: nn.Module,
+    paths: PathSet,
+    batch: Batch,
+    loss_of: ComputeLoss,
+    choice: Choice,
+    uniform: Mapping[str, int],
+) -> TimeLimit | None:
+    """Return the limit on a step's time, if there is one, its parts measured unless they were given."""
+    if choice.time_limit is None:
+        return None
+    step = choice.step_time
+    if step is None:
+        modes = [(module, module.training) for module in model.modules()]
+        step = measure_step(model, paths.paths, batch, loss_of)
+        for module, mode in modes:
+            module.training = mode
+    elif set(step.first) != set(paths.paths):
+        strange = sorted(set(step.first) ^ set(paths.paths))
+        raise ValueError(
+            f"step_time= was measured for other paths, {strange[0]} among them: give that of a plan for the same model "
+            "and space, or leave it out to have it measured"
+        )
+    return TimeLimit(choice.time_limit, step, uniform, choice.prefix_cache)
 
 
 def _named(picks: Picks, names: Sequence[str], owners: Sequence[int]) -> tuple[Pick, ...]:
@@ -218,14 +259,31 @@ class _Chooser:
         costs: What one rank of each path costs, by its name.
         budget: The largest total cost.
         damping: The damping.
+        time: The limit on a step's time, if there is one.
     """
 
     costs: Mapping[str, int]
     budget: int
     damping: float
+    time: TimeLimit | None = None
 
     def choose(self, signal: Signal, breadth: float, *, most: Sequence[int] | None = None) -> Picks:
-        """Choose jointly; ``most`` limits the rank of each path."""
+        """Choose jointly; ``most`` limits the rank of each path.
+
+        Under a time limit there is one choice for each depth of the backward pass, of which the best is taken.
+        """
+        if self.time is None:
+            return self._choose(signal, breadth, most, None)
+        limits = list(most) if most is not None else [len(signal.owners)] * len(self.costs)
+        found = [
+            self._choose(
+                signal, breadth, [n * (name in allowed) for name, n in zip(self.costs, limits, strict=True)], room
+            )
+            for allowed, room in self.time.rooms()
+        ]
+        return max(found, key=lambda picks: sum(picks.marginals))  # the shallowest of equals
+
+    def _choose(self, signal: Signal, breadth: float, most: Sequence[int] | None, room: TimeRoom | None) -> Picks:
         prices = list(self.costs.values())
         return choose_jointly(
             signal.slopes,
@@ -236,6 +294,7 @@ class _Chooser:
             damping=self.damping,
             breadth=breadth,
             most=most,
+            room=room,
         )
 
     def ranks(self, signal: Signal, picks: Picks) -> dict[str, int]:
@@ -266,6 +325,8 @@ def _unspent(picks: Picks, costs: Mapping[str, int], owners: Sequence[int]) -> s
         return f"all {len(owners)} components that the paths offer are taken: more budget needs a larger components="
     names, taken = list(costs), set(picks.order)
     least = min(costs[names[owner]] for j, owner in enumerate(owners) if j not in taken)
+    if least <= picks.left:
+        return "what fits into the rest does not fit into the time"
     return f"one more rank costs at least {least} parameters"
 
 

@@ -12,6 +12,7 @@ from peft import LoraConfig
 
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.method.ranks import rank_fields
+from rankwise.planning.step_time import StepTime
 from rankwise.rules.kinds import BLOCK_KINDS, kind_of
 
 
@@ -27,6 +28,22 @@ class Pick(NamedTuple):
     path: str
     gain: float
     cost: int
+
+
+class Time(NamedTuple):
+    """What a plan's training step takes, in steps of uniform LoRA.
+
+    Args:
+        limit: The most that was asked for.
+        share: What it is predicted to take.
+        prefix_cache: Whether that is with the frozen prefix kept, from the second epoch on.
+        step: The parts of a step, in seconds; the same plan comes out of ``rank_plan(..., step_time=step)``.
+    """
+
+    limit: float
+    share: float
+    prefix_cache: bool
+    step: StepTime
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,7 @@ class RankPlan:
         seconds: How long planning took.
         passes: Forward and backward passes made, over all batches.
         warnings: What to know before trusting the plan.
+        time: What a step takes, where that was limited.
     """
 
     ranks: dict[str, int]
@@ -69,6 +87,7 @@ class RankPlan:
     seconds: float = 0.0
     passes: int = 0
     warnings: tuple[str, ...] = field(default=())
+    time: Time | None = None
 
     @property
     def spent(self) -> int:
@@ -84,6 +103,11 @@ class RankPlan:
     def gain(self) -> float:
         """By how much the loss is predicted to fall, by the damped quadratic model."""
         return sum(pick.gain for pick in self.picks)
+
+    @property
+    def step_share(self) -> float | None:
+        """What a training step is predicted to take, in steps of uniform LoRA; None where time was not limited."""
+        return None if self.time is None else self.time.share
 
     @property
     def chosen(self) -> dict[str, int]:
@@ -182,10 +206,14 @@ class RankPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary that JSON can hold."""
-        return {**asdict(self), "picks": [pick._asdict() for pick in self.picks]}
+        time = None if self.time is None else {**self.time._asdict(), "step": self.time.step.to_dict()}
+        return {**asdict(self), "picks": [pick._asdict() for pick in self.picks], "time": time}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> RankPlan:
         """Return the plan that ``to_dict`` gave."""
         picks = tuple(Pick(**pick) for pick in saved["picks"])
-        return cls(**{**saved, "picks": picks, "warnings": tuple(saved["warnings"])})
+        time = saved.get("time")  # plans of earlier versions have none
+        if time is not None:
+            time = Time(**{**time, "step": StepTime.from_dict(time["step"])})
+        return cls(**{**saved, "picks": picks, "warnings": tuple(saved["warnings"]), "time": time})

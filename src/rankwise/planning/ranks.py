@@ -16,6 +16,7 @@ from rankwise.planning.candidates import with_candidates
 from rankwise.planning.choosing import Choice, plan_paths
 from rankwise.planning.head_warmup import head_steps, warmed_head
 from rankwise.planning.rank_plan import RankPlan
+from rankwise.planning.step_time import StepTime
 from rankwise.scores.curvature import drawn_loss
 from rankwise.scores.likelihood import DrawLosses
 from rankwise.scores.probe import Autocast, Batch, ComputeLoss, loss_in, model_loss, to_device, untouched
@@ -39,6 +40,9 @@ def rank_plan(
     head_warmup: int | None = None,
     keep_head: bool = False,
     reduction: str = "auto",
+    time_limit: float | None = None,
+    prefix_cache: bool = False,
+    step_time: StepTime | None = None,
     compute_loss: ComputeLoss | None = None,
     draw_losses: DrawLosses | None = None,
     autocast: Autocast = nullcontext,
@@ -77,6 +81,13 @@ def rank_plan(
         keep_head: Leave the head as trained by ``head_warmup``; else it is put back.
         reduction: Says that the loss is a ``"mean"`` or a ``"sum"`` over its terms; ``"auto"`` checks that it is the
             mean.
+        time_limit: The most that a training step may take, in steps of uniform LoRA (one rank for all projections, or
+            as many as the budget has): 0.6 for 60 %. What a path costs is then also how deep it pulls the backward
+            pass, which is paid once; a step's parts are measured on the first batch. The one thing in a plan that a
+            seed does not fix: ``step_time`` does.
+        prefix_cache: Whether training will keep the frozen prefix (``rankwise.prefix_cache``), so that blocks below
+            the lowest path cost nothing.
+        step_time: The parts of a step from another plan for the same model and space, ``plan.time.step``.
         compute_loss: Called with (model, batch), for losses that the model does not compute itself.
         draw_losses: For such losses; called with (model, batch, generator), returns each example's summed loss under
             labels drawn from the prediction, and the number of loss terms.
@@ -96,6 +107,9 @@ def rank_plan(
         least_overlap=least_overlap,
         breadth=breadth,
         reduction=reduction,
+        time_limit=time_limit,
+        prefix_cache=prefix_cache,
+        step_time=step_time,
         seed=seed,
     )
     given = list(batches)
@@ -109,21 +123,15 @@ def rank_plan(
         warmed_head(model, given, loss_of, steps, keep=keep_head),
         with_candidates(model, space, target_modules, seed=seed) as wrapped,
         untouched(wrapped),
-        torch.enable_grad(),
     ):
-        wrapped.eval()
-        made = plan_paths(
-            wrapped,
-            path_set(wrapped),
-            given,
-            loss_of,
-            draw_of,
-            budget=budget,
-            scale=scale,
-            choice=choice,
-            passes=steps,
-        )
+        made = _plan(wrapped, given, loss_of, draw_of, budget=budget, scale=scale, choice=choice, passes=steps)
     return replace(made, seconds=time.perf_counter() - began)
+
+
+@torch.enable_grad()
+def _plan(wrapped: nn.Module, *given: Any, **options: Any) -> RankPlan:
+    wrapped.eval()
+    return plan_paths(wrapped, path_set(wrapped), *given, **options)
 
 
 def _check_numbers(budget: Any, scale: float) -> None:

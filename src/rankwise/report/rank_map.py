@@ -45,6 +45,11 @@ class Planned(Protocol):
         ...
 
     @property
+    def step_share(self) -> float | None:
+        """What a training step takes, in steps of uniform LoRA, if that was limited."""
+        ...
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before trusting it."""
         ...
@@ -86,9 +91,10 @@ def rank_table(ranks: Mapping[str, int]) -> RankTable:
 
 def summary(plan: Planned) -> str:
     """Return one line on what a plan spends and what it is predicted to bring."""
+    time = "" if plan.step_share is None else f"; a step takes {plan.step_share:.0%} of uniform LoRA's time"
     return (
         f"{plan.spent:,} of {plan.budget:,} parameters; predicted gain {plan.gain:.3g}, half of it with "
-        f"{plan.parameters_for(HALF):,}"
+        f"{plan.parameters_for(HALF):,}{time}"
     )
 
 

@@ -167,6 +167,21 @@ class Picks:
         return np.cumsum(self.costs).astype(np.float64), np.cumsum(self.marginals)
 
 
+@dataclass(frozen=True)
+class TimeRoom:
+    """A limit on seconds beside the budget.
+
+    Args:
+        limit: The largest total.
+        first: The seconds that an owner's first component takes.
+        more: The seconds that each further one takes.
+    """
+
+    limit: float
+    first: Vector
+    more: Vector
+
+
 def damping_of(diagonal: Vector, damping: float) -> float:
     """Return ``lambda = damping mean(diag H)``.
 
@@ -211,6 +226,7 @@ def choose_jointly(
     damping: float = 1.0,
     breadth: float = 0.0,
     most: Sequence[int] | None = None,
+    room: TimeRoom | None = None,
 ) -> Picks:
     """Pick components greedily by marginal gain per cost until nothing fits into the budget.
 
@@ -222,6 +238,9 @@ def choose_jointly(
     breadth mean(v) / d`` with ``v`` the marginal gain per cost, its mean taken before the first pick. At 1 every owner
     gets its d-th component before any gets one more, exactly; within one round the better ones come first.
 
+    With ``room``, a component costs the share of the budget plus the share of the seconds that it takes, and has to fit
+    into both.
+
     Args:
         lin: The slope of each component (n,).
         curvature: The curvature, conditioned on nothing yet; it is used up.
@@ -231,6 +250,7 @@ def choose_jointly(
         damping: ``lambda`` is this times the mean diagonal of ``H``.
         breadth: From 0 (by gain alone) to 1 (uniform over owners).
         most: How many components each owner may have at most.
+        room: The time limit, if there is one.
 
     Raises:
         ValueError: A number is out of range, or there is no curvature.
@@ -240,36 +260,77 @@ def choose_jointly(
     price = np.asarray(costs, dtype=np.int64)
     if len(price) and price.min() <= 0:
         raise ValueError(f"costs must be positive, got {price.min()}")
+    owner = np.arange(len(price)) if owners is None else np.asarray(owners, dtype=np.int64)
+    offer = _Offer(price, budget, owner, most, room)
     resid = np.asarray(lin, dtype=np.float64).copy()
     variance = curvature.diagonal()
     variance += damping_of(variance, damping)
-    owner = np.arange(len(price)) if owners is None else np.asarray(owners, dtype=np.int64)
-    limit = np.full(int(owner.max()) + 1, len(price)) if most is None else np.asarray(most, dtype=np.int64)
-    taken = np.zeros(len(limit), dtype=np.int64)
-    value = resid * resid / (2 * variance) / price
+    value = resid * resid / (2 * variance * offer.weight)
     level = float(np.mean(value))
     order: list[int] = []
     gains: list[float] = []
-    left = budget
-    waits = np.ones(len(price), dtype=bool)
-    while (fits := waits & (price <= left) & (taken < limit)[owner]).any():
-        wanted = fits
+    while (wanted := offer.fits()).any():
         if breadth:
-            priority = (1 - breadth) * value + breadth * level / (1 + taken[owner])
-            wanted = fits & (priority == priority[fits].max())
+            priority = (1 - breadth) * value + breadth * level / (1 + offer.taken[owner])
+            wanted = wanted & (priority == priority[wanted].max())
         ranked = np.where(wanted, value, -1.0)
         j = int(np.argmax(ranked))
         order.append(j)
-        gains.append(float(value[j] * price[j]))
-        waits[j] = False
-        taken[owner[j]] += 1
-        left -= int(price[j])
+        gains.append(float(value[j] * offer.weight[j]))
+        offer.take(j)
         column = curvature.column(j, partial(_highest, ranked))
         curvature.pick(float(variance[j]))
         resid -= column * (resid[j] / variance[j])
         variance -= column * (column / variance[j])
-        value = resid * resid / (2 * variance * price)
-    return Picks(tuple(order), tuple(gains), tuple(int(price[j]) for j in order), left)
+        value = resid * resid / (2 * variance * offer.weight)
+    return Picks(tuple(order), tuple(gains), tuple(int(price[j]) for j in order), offer.left)
+
+
+class _Offer:
+    """What may still be picked, and what a pick of it weighs.
+
+    Args:
+        price: The cost of each component.
+        budget: The largest total cost.
+        owner: The owner of each.
+        most: How many each owner may have.
+        room: The time limit.
+    """
+
+    def __init__(
+        self, price: Indices, budget: int, owner: Indices, most: Sequence[int] | None, room: TimeRoom | None
+    ) -> None:
+        self.price, self.budget, self.left = price, budget, budget
+        self.owner, self.room = owner, room
+        self.most = np.full(int(owner.max()) + 1, len(price)) if most is None else np.asarray(most, dtype=np.int64)
+        self.taken = np.zeros(len(self.most), dtype=np.int64)
+        self.waits = self.most[owner] > 0
+        self.seconds = np.zeros(len(price)) if room is None else np.asarray(room.first, dtype=np.float64)[owner]
+        self.time_left = 0.0 if room is None else room.limit
+        self.weight = self._weigh()
+
+    def fits(self) -> NDArray[np.bool_]:
+        """Return which components fit into what is left."""
+        fits: NDArray[np.bool_] = self.waits & (self.price <= self.left) & (self.seconds <= self.time_left)
+        return fits
+
+    def take(self, j: int) -> None:
+        """Pay for a component; from then on its owner's others take less time, or are no longer on offer."""
+        owner = self.owner[j]
+        self.waits[j] = False
+        self.left -= int(self.price[j])
+        self.time_left -= float(self.seconds[j])
+        self.taken[owner] += 1
+        if self.taken[owner] == self.most[owner]:
+            self.waits[self.owner == owner] = False
+        if self.room is not None and self.taken[owner] == 1:
+            self.seconds[self.owner == owner] = self.room.more[owner]
+            self.weight = self._weigh()
+
+    def _weigh(self) -> Vector:
+        if self.room is None:
+            return self.price.astype(np.float64)
+        return self.price / self.budget + self.seconds / self.room.limit
 
 
 def _highest(value: Vector, count: int) -> Indices:

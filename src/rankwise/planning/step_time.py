@@ -1,0 +1,244 @@
+"""How long a training step takes for paths that begin in one block or another, measured on a real batch.
+
+The step of a set of paths is taken as
+
+    ``all forward passes + backward passes of the blocks above the lowest destination + each path's own work``
+
+so depth is paid once, by whichever path is lowest. Passes are timed block by block, a path's own work once for each
+pair of input and output size: what ran elsewhere on the machine makes a time longer, so the shortest of some counts.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.distributed import from_first_process
+from rankwise.paths.fused import LowRankSum
+from rankwise.paths.low_rank_path import LowRankPath
+from rankwise.rules.kinds import BLOCK_KINDS, BLOCK_OUTPUT, FEED_FORWARD_SUM
+from rankwise.scores.probe import Batch, ComputeLoss
+from rankwise.wiring.anatomy import anatomy_of, find_blocks
+from rankwise.wiring.block_hooks import output_tensor
+
+OUTSIDE = -1  # what runs before and after the blocks
+STEPS, REPEATS = 4, 8
+WIDER = 8  # the rank at which a path is timed once more
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """The parts of a training step, in seconds.
+
+    Args:
+        outside: Forward and backward passes outside the blocks.
+        forward: Each block's forward pass.
+        backward: Each block's backward pass, its weights frozen.
+        first: What the first rank of each path adds, its optimizer included.
+        more: What each further rank adds.
+        sources: The block that each path reads in.
+        depths: The lowest block whose backward pass each path needs.
+    """
+
+    outside: float
+    forward: tuple[float, ...]
+    backward: tuple[float, ...]
+    first: Mapping[str, float]
+    more: Mapping[str, float]
+    sources: Mapping[str, int]
+    depths: Mapping[str, int]
+
+    def frozen(self, depth: int, source: int = 0) -> float:
+        """Return the step without the paths' own work.
+
+        Args:
+            depth: The lowest block whose backward pass runs.
+            source: The lowest block whose forward pass runs; 0 unless a prefix is kept.
+        """
+        return self.outside + sum(self.forward[source:]) + sum(self.backward[depth:])
+
+    def own(self, ranks: Mapping[str, int]) -> float:
+        """Return what paths add by themselves."""
+        return sum(self.first[name] + (rank - 1) * self.more[name] for name, rank in ranks.items() if rank)
+
+    def step(self, ranks: Mapping[str, int], *, prefix_cache: bool = False) -> float:
+        """Return the seconds of a step with the given ranks.
+
+        Args:
+            ranks: The rank of each path.
+            prefix_cache: Whether what runs below the lowest source is kept and not run.
+        """
+        on = [name for name, rank in ranks.items() if rank]
+        top = len(self.backward)
+        depth = min((self.depths[name] for name in on), default=top)
+        source = min((self.sources[name] for name in on), default=top) if prefix_cache else 0
+        return self.frozen(depth, source) + self.own(ranks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> StepTime:
+        """Return what ``to_dict`` gave."""
+        return cls(**{**saved, "forward": tuple(saved["forward"]), "backward": tuple(saved["backward"])})
+
+
+def measure_step(model: nn.Module, paths: Mapping[str, LowRankPath], batch: Batch, loss_of: ComputeLoss) -> StepTime:
+    """Time some training steps of a model whose paths are off meanwhile; all processes get the first one's times.
+
+    Args:
+        model: A ``PeftModel`` with the candidates on it; it is left in training mode.
+        paths: The candidates.
+        batch: What the steps run on.
+        loss_of: Called with (model, batch): the loss.
+
+    Raises:
+        ValueError: The family's blocks are not described.
+    """
+    wrapped: Any = model
+    base = wrapped.get_base_model()
+    blocks = list(find_blocks(base, anatomy_of(base)).values())
+    model.train()  # dropout and checkpointing take their time
+    forward, backward = [math.inf] * (len(blocks) + 1), [math.inf] * (len(blocks) + 1)
+    for _ in range(STEPS):
+        with wrapped.disable_adapter(), _timed(blocks) as timer:
+            loss = loss_of(model, batch)
+            forward = list(map(min, forward, timer.lap()))
+            torch.autograd.grad(loss, timer.entered)
+            backward = list(map(min, backward, timer.lap()))
+    x = timer.entered
+    sizes = {name: (path.lora_A.shape[1], path.lora_B.shape[0]) for name, path in paths.items()}
+    kinds = sorted(set(sizes.values()))
+    own = [_path_time(x.reshape(-1, x.shape[-1]), size) for size in kinds]
+    found = iter(from_first_process([*forward, *backward, *(part for pair in own for part in pair)], x.device))
+    forward, backward = [next(found) for _ in forward], [next(found) for _ in backward]
+    times = {size: (next(found), next(found)) for size in kinds}
+    return StepTime(
+        outside=forward[OUTSIDE] + backward[OUTSIDE],
+        forward=tuple(forward[:OUTSIDE]),
+        backward=tuple(backward[:OUTSIDE]),
+        first={name: times[size][0] for name, size in sizes.items()},
+        more={name: times[size][1] for name, size in sizes.items()},
+        sources={name: max(path.built_block - (path.kind == "cut"), 0) for name, path in paths.items()},
+        depths={name: _depth(path) for name, path in paths.items()},
+    )
+
+
+def _depth(path: LowRankPath) -> int:
+    """Return the lowest block whose backward pass a path needs; one that ends behind its block does not need it."""
+    ends_behind = path.kind in BLOCK_KINDS and BLOCK_KINDS[path.kind].destination in (FEED_FORWARD_SUM, BLOCK_OUTPUT)
+    return max(path.built_block + ends_behind, 0)
+
+
+def _path_time(x: Tensor, size: Size) -> tuple[float, float]:
+    """Return what the first rank of a path of that size adds to a step, and each further rank.
+
+    Args:
+        x: Tokens x features; their number, precision and device count.
+        size: Input and output size.
+    """
+    tokens, gradient = (torch.ones(len(x), width, dtype=x.dtype, device=x.device) for width in size)
+    base = torch.ones_like(gradient)
+
+    def took(rank: int) -> float:
+        a = torch.ones(rank, size[0], dtype=x.dtype, device=x.device, requires_grad=True)
+        b = torch.ones(size[1], rank, dtype=x.dtype, device=x.device, requires_grad=True)
+        optimizer = torch.optim.AdamW([a, b])
+        source = tokens.requires_grad_()
+
+        def step() -> None:
+            y = LowRankSum.apply(source, a, b, 1.0, x.dtype, base, None, None)
+            _, a.grad, b.grad = torch.autograd.grad(y, (source, a, b), gradient)
+            optimizer.step()
+
+        return min(_seconds(step, x.device) for _ in range(REPEATS))
+
+    first, wider = took(1), took(WIDER)
+    return first, max(wider - first, 0.0) / (WIDER - 1)
+
+
+def _now(device: torch.device) -> float:
+    """Return the seconds so far; with one thread those of this process, which stand still while others run."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time() if alone else time.perf_counter()
+
+
+def _seconds(step: Callable[[], object], device: torch.device) -> float:
+    began = _now(device)
+    step()
+    return _now(device) - began
+
+
+class _Timer:
+    """Adds up seconds by section; the last one is what is outside the blocks.
+
+    Args:
+        sections: How many there are.
+        device: Where they run.
+    """
+
+    def __init__(self, sections: int, device: torch.device) -> None:
+        self.seconds = [0.0] * sections
+        self.device = device
+        self.running = [OUTSIDE]
+        self.last = _now(device)
+        self.entered = torch.empty(0)
+
+    def turn(self) -> None:
+        """Give the time since the last turn to the section that ran."""
+        now = _now(self.device)
+        self.seconds[self.running[-1]] += now - self.last
+        self.last = now
+
+    def lap(self) -> list[float]:
+        """Return the seconds since the last lap."""
+        self.turn()
+        found, self.seconds = self.seconds, [0.0] * len(self.seconds)
+        return found
+
+
+@contextmanager
+def _timed(blocks: list[nn.Module]) -> Iterator[_Timer]:
+    """Tell a timer which block runs, inside; its ``entered`` becomes what enters the lowest one, cut off below."""
+    timer = _Timer(len(blocks) + 1, next(blocks[0].parameters()).device)
+
+    def begin(number: int) -> Callable[..., Any]:
+        def hook(block: nn.Module, args: Any, kwargs: Any) -> Any:
+            timer.turn()
+            timer.running.append(number)
+            if number or timer.entered.numel():
+                return None
+            x = timer.entered = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_()
+            return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+
+        return hook
+
+    def end(number: int) -> Callable[..., Any]:
+        def reached(gradient: Tensor) -> None:
+            timer.turn()
+            timer.running[0] = number
+
+        def hook(block: nn.Module, args: Any, output: Any) -> None:
+            timer.turn()
+            timer.running.pop()
+            output_tensor(output).register_hook(reached)
+
+        return hook
+
+    with ExitStack() as stack:
+        for number, block in enumerate(blocks):
+            stack.callback(block.register_forward_pre_hook(begin(number), with_kwargs=True).remove)
+            stack.callback(block.register_forward_hook(end(number)).remove)
+        yield timer

@@ -1,0 +1,89 @@
+"""The parts of a training step: which are measured, that they add up, and which block a path pulls the pass to."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from tests.models import class_batches, text_batches, tiny_bert, tiny_llama
+from torch import Tensor, nn
+
+from rankwise.paths.path_set import path_set
+from rankwise.planning.candidates import with_candidates
+from rankwise.planning.step_time import StepTime, measure_step
+from rankwise.scores.probe import model_loss
+from rankwise.wiring.anatomy import anatomy_of, find_blocks
+
+
+def measured(model: Any, batch: Any, space: str = "all", loss_of: Any = model_loss) -> StepTime:
+    with with_candidates(model, space, None, seed=0) as wrapped:
+        return measure_step(wrapped, path_set(wrapped).paths, batch, loss_of)
+
+
+@pytest.mark.parametrize(("make", "batches"), [(tiny_llama, text_batches), (tiny_bert, class_batches)])
+def test_every_part_is_measured_and_comes_back_from_a_dictionary(make: Any, batches: Any) -> None:
+    step = measured(make(), batches(1)[0])
+    blocks = len(find_blocks(make(), anatomy_of(make())))
+    assert len(step.forward) == len(step.backward) == blocks
+    parts = [step.outside, *step.forward, *step.backward, *step.first.values()]
+    assert all(0 < part < 60 for part in parts)
+    assert all(0 <= part < 60 for part in step.more.values())
+    assert StepTime.from_dict(step.to_dict()) == step
+
+
+class Slow(nn.Module):
+    """A block's own norm, which spins for a while in its forward pass."""
+
+    def __init__(self, norm: nn.Module, rounds: int) -> None:
+        super().__init__()
+        self.norm, self.rounds = norm, rounds
+        self.weight = norm.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.rounds):
+            torch.ones(200_000).exp_()
+        found: Tensor = self.norm(x)
+        return found
+
+
+def test_time_goes_to_the_block_that_took_it() -> None:
+    model: Any = tiny_llama()
+    block = model.model.layers[1]
+    block.input_layernorm = Slow(block.input_layernorm, 40)
+    step = measured(model, text_batches(1)[0], "linear")
+    others = [seconds for index, seconds in enumerate(step.forward) if index != 1]
+    assert step.forward[1] > 3 * max(others)
+    assert step.forward[1] > 3 * step.outside
+    assert step.forward[1] > 3 * max(step.backward)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_backward_pass_ends_at_the_lowest_block_and_leaves_no_gradient(checkpointing: bool) -> None:
+    model: Any = tiny_llama()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    seen: list[Tensor] = []
+
+    def looking(wrapped: nn.Module, batch: Any) -> Tensor:
+        loss = model_loss(wrapped, batch)
+        seen.append(loss)
+        return loss
+
+    step = measured(model, text_batches(1)[0], loss_of=looking)
+    assert all(loss.requires_grad for loss in seen)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(math.isfinite(seconds) for seconds in step.backward)
+
+
+def test_a_path_that_ends_behind_its_block_needs_no_backward_pass_of_it() -> None:
+    step = measured(tiny_bert(), class_batches(1)[0])
+    last = len(step.backward) - 1
+    assert step.depths[f"layers.{last}.layer"] == last + 1
+    assert step.depths[f"layers.{last}.res2"] == last + 1
+    assert step.depths[f"layers.{last}.res1"] == last
+    assert step.depths[f"layers.{last}.query"] == last
+    assert step.depths[f"layers.{last}.cut"] == last
+    assert step.sources[f"layers.{last}.cut"] == last - 1
+    assert step.sources[f"layers.{last}.layer"] == last

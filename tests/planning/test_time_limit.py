@@ -1,0 +1,113 @@
+"""The limit on a step's time: depth is paid once, own work by each path, and the choice keeps to both limits."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from tests.models import text_batches, tiny_llama
+
+import rankwise
+from rankwise.planning.step_time import StepTime
+from rankwise.planning.time_limit import TimeLimit, uniform_ranks
+
+FORWARD, BACKWARD = (1.0, 2.0, 3.0), (4.0, 5.0, 6.0)
+DEPTHS = {"layers.0.q": 0, "layers.1.q": 1, "layers.2.q": 2, "layers.2.layer": 3}
+SOURCES = {"layers.0.q": 0, "layers.1.q": 1, "layers.2.q": 2, "layers.2.layer": 2}
+STEP = StepTime(
+    outside=10.0,
+    forward=FORWARD,
+    backward=BACKWARD,
+    first=dict.fromkeys(DEPTHS, 0.5),
+    more=dict.fromkeys(DEPTHS, 0.25),
+    sources=SOURCES,
+    depths=DEPTHS,
+)
+
+
+def by_hand(ranks: dict[str, int], *, prefix_cache: bool) -> float:
+    on = [name for name, rank in ranks.items() if rank]
+    seconds = 10.0
+    for block in range(3):
+        if not prefix_cache or any(SOURCES[name] <= block for name in on):
+            seconds += FORWARD[block]
+        if any(DEPTHS[name] <= block for name in on):
+            seconds += BACKWARD[block]
+    return seconds + sum(0.5 + 0.25 * (ranks[name] - 1) for name in on)
+
+
+@pytest.mark.parametrize("prefix_cache", [False, True])
+def test_a_step_is_the_sum_of_what_has_to_run(prefix_cache: bool) -> None:
+    for ranks in itertools.product((0, 1, 3), repeat=len(DEPTHS)):
+        given = dict(zip(DEPTHS, ranks, strict=True))
+        assert STEP.step(given, prefix_cache=prefix_cache) == pytest.approx(by_hand(given, prefix_cache=prefix_cache))
+
+
+@pytest.mark.parametrize("prefix_cache", [False, True])
+@pytest.mark.parametrize("share", [0.6, 0.8, 0.95, 1.2])
+def test_whatever_fits_into_a_room_is_within_the_limit_and_every_such_set_has_one(
+    share: float, prefix_cache: bool
+) -> None:
+    limit = TimeLimit(share, STEP, uniform_ranks(dict.fromkeys(DEPTHS, 8), 24), prefix_cache)
+    rooms = list(limit.rooms())
+    for ranks in itertools.product((0, 1, 2), repeat=len(DEPTHS)):
+        given = {name: rank for name, rank in zip(DEPTHS, ranks, strict=True) if rank}
+        if not given:
+            continue
+        fits = any(set(given) <= allowed and STEP.own(given) <= room.limit for allowed, room in rooms)
+        lowest = min(DEPTHS[name] for name in given)
+        sure = prefix_cache and min(SOURCES[name] for name in given) > min(
+            SOURCES[name] for name in DEPTHS if DEPTHS[name] >= lowest
+        )
+        if fits:
+            assert limit.share_of(given) <= share + 1e-9
+        elif not sure:  # a room counts the forward pass from the lowest source that it allows
+            assert limit.share_of(given) > share - 1e-9
+
+
+def test_uniform_ranks_are_those_of_the_projections() -> None:
+    costs = {"layers.0.q": 10, "layers.1.q": 20, "layers.1.layer": 16}
+    assert uniform_ranks(costs, 70) == {"layers.0.q": 2, "layers.1.q": 2}
+    assert uniform_ranks(costs, 5) == {"layers.0.q": 1, "layers.1.q": 1}
+    assert uniform_ranks({"layers.1.layer": 16}, 48) == {"layers.1.layer": 3}
+
+
+def plan(time_limit: float | None, step_time: StepTime | None = None, **fields: Any) -> rankwise.RankPlan:
+    return rankwise.rank_plan(
+        tiny_llama(), text_batches(6, 4), budget=600, time_limit=time_limit, step_time=step_time, **fields
+    )
+
+
+def times(space: str) -> StepTime:
+    """Times in which depth is all that counts, whatever this machine measures."""
+    measured = plan(9.0, space=space).time
+    assert measured is not None
+    blocks = len(measured.step.forward)
+    same = dict.fromkeys(measured.step.first, 0.01)
+    return StepTime(1.0, (1.0,) * blocks, (1.0,) * blocks, same, same, measured.step.sources, measured.step.depths)
+
+
+@pytest.mark.parametrize("space", ["linear", "all"])
+def test_a_plan_keeps_to_its_time_and_says_what_it_takes(space: str) -> None:
+    step = times(space)
+    blocks = len(step.forward)
+    free = plan(9.0, step, space=space)
+    assert free.ranks == plan(None, space=space).ranks  # nothing is paid for time that nobody counts
+    shallow = (1.0 + blocks + 1.5) / step.step(uniform_ranks(free.costs, 600))  # room for one block's backward pass
+    limited = plan(shallow, step, space=space)
+    assert limited.step_share is not None
+    assert limited.step_share <= shallow
+    assert {step.depths[name] for name in limited.chosen} <= {blocks - 1, blocks}
+    assert 0 < limited.gain <= free.gain
+    assert limited == rankwise.RankPlan.from_dict(limited.to_dict())
+
+
+def test_a_kept_prefix_makes_room_for_more() -> None:
+    step = times("linear")
+    with pytest.raises(ValueError, match=r"below the quickest step, which takes 0\.\d\d .* prefix_cache=True"):
+        plan(0.5, step)
+    kept = plan(0.62, step, prefix_cache=True)
+    assert kept.step_share is not None
+    assert kept.step_share <= 0.62
+    assert kept.step_share < step.step(kept.ranks) / step.step(uniform_ranks(kept.costs, 600))
