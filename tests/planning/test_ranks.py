@@ -347,7 +347,7 @@ def test_plan_lora_by_rank_is_a_rank_plan() -> None:
         (lambda: plan_of(time_limit=0.0), "time_limit=0.0 must be a positive share"),
         (lambda: plan_of(time_limit=0.01), r"time_limit=0.01 is below the quickest step, which takes 0\.\d+ of that"),
         (lambda: plan_of(prefix_cache=True), "prefix_cache= belongs to a time limit"),
-        (lambda: plan_of(time_limit=1.0, step_time=StepTime(1.0, (), (), {}, {}, {}, {})), "other paths"),
+        (lambda: plan_of(time_limit=1.0, step_time=StepTime(1.0, (), (), (), {}, {}, {}, {})), "other paths"),
         (lambda: bert_plan(head_warmup=-1), "head_warmup=-1 must be a whole number of steps"),
         (
             lambda: plan_of(get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"]))),

@@ -26,8 +26,8 @@ def measured(model: Any, batch: Any, space: str = "all", loss_of: Any = model_lo
 def test_every_part_is_measured_and_comes_back_from_a_dictionary(make: Any, batches: Any) -> None:
     step = measured(make(), batches(1)[0])
     blocks = len(find_blocks(make(), anatomy_of(make())))
-    assert len(step.forward) == len(step.backward) == blocks
-    parts = [step.outside, *step.forward, *step.backward, *step.first.values()]
+    assert len(step.still) == len(step.forward) == len(step.backward) == blocks
+    parts = [step.outside, *step.still, *step.forward, *step.backward, *step.first.values()]
     assert all(0 < part < 60 for part in parts)
     assert all(0 <= part < 60 for part in step.more.values())
     assert StepTime.from_dict(step.to_dict()) == step
@@ -55,6 +55,7 @@ def test_time_goes_to_the_block_that_took_it() -> None:
     step = measured(model, text_batches(1)[0], "linear")
     others = [seconds for index, seconds in enumerate(step.forward) if index != 1]
     assert step.forward[1] > 3 * max(others)
+    assert step.still[1] > 3 * max(others)
     assert step.forward[1] > 3 * step.outside
     assert step.forward[1] > 3 * max(step.backward)
 
@@ -72,7 +73,7 @@ def test_the_backward_pass_ends_at_the_lowest_block_and_leaves_no_gradient(check
         return loss
 
     step = measured(model, text_batches(1)[0], loss_of=looking)
-    assert all(loss.requires_grad for loss in seen)
+    assert [loss.requires_grad for loss in seen] == [False, True] * (len(seen) // 2)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(math.isfinite(seconds) for seconds in step.backward)
 

@@ -12,11 +12,12 @@ import rankwise
 from rankwise.planning.step_time import StepTime
 from rankwise.planning.time_limit import TimeLimit, uniform_ranks
 
-FORWARD, BACKWARD = (1.0, 2.0, 3.0), (4.0, 5.0, 6.0)
+STILL, FORWARD, BACKWARD = (1.0, 2.0, 3.0), (1.5, 2.25, 3.5), (4.0, 5.0, 6.0)
 DEPTHS = {"layers.0.q": 0, "layers.1.q": 1, "layers.2.q": 2, "layers.2.layer": 3}
 SOURCES = {"layers.0.q": 0, "layers.1.q": 1, "layers.2.q": 2, "layers.2.layer": 2}
 STEP = StepTime(
     outside=10.0,
+    still=STILL,
     forward=FORWARD,
     backward=BACKWARD,
     first=dict.fromkeys(DEPTHS, 0.5),
@@ -30,10 +31,10 @@ def by_hand(ranks: dict[str, int], *, prefix_cache: bool) -> float:
     on = [name for name, rank in ranks.items() if rank]
     seconds = 10.0
     for block in range(3):
-        if not prefix_cache or any(SOURCES[name] <= block for name in on):
-            seconds += FORWARD[block]
         if any(DEPTHS[name] <= block for name in on):
-            seconds += BACKWARD[block]
+            seconds += FORWARD[block] + BACKWARD[block]
+        elif not prefix_cache or any(SOURCES[name] <= block for name in on):
+            seconds += STILL[block]
     return seconds + sum(0.5 + 0.25 * (ranks[name] - 1) for name in on)
 
 
@@ -85,7 +86,7 @@ def times(space: str) -> StepTime:
     assert measured is not None
     blocks = len(measured.step.forward)
     same = dict.fromkeys(measured.step.first, 0.01)
-    return StepTime(1.0, (1.0,) * blocks, (1.0,) * blocks, same, same, measured.step.sources, measured.step.depths)
+    return StepTime(1.0, *(((1.0,) * blocks,) * 3), same, same, measured.step.sources, measured.step.depths)
 
 
 @pytest.mark.parametrize("space", ["linear", "all"])

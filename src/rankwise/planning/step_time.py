@@ -2,7 +2,7 @@
 
 The step of a set of paths is taken as
 
-    ``all forward passes + backward passes of the blocks above the lowest destination + each path's own work``
+    ``all forward passes + backward passes of the blocks from the lowest destination on + each path's own work``
 
 so depth is paid once, by whichever path is lowest. Passes are timed block by block, a path's own work once for each
 pair of input and output size: what ran elsewhere on the machine makes a time longer, so the shortest of some counts.
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ class StepTime:
 
     Args:
         outside: Forward and backward passes outside the blocks.
-        forward: Each block's forward pass.
+        still: Each block's forward pass where no backward pass follows.
+        forward: Each block's forward pass where one does, for which it keeps what it made.
         backward: Each block's backward pass, its weights frozen.
         first: What the first rank of each path adds, its optimizer included.
         more: What each further rank adds.
@@ -50,6 +52,7 @@ class StepTime:
     """
 
     outside: float
+    still: tuple[float, ...]
     forward: tuple[float, ...]
     backward: tuple[float, ...]
     first: Mapping[str, float]
@@ -64,7 +67,7 @@ class StepTime:
             depth: The lowest block whose backward pass runs.
             source: The lowest block whose forward pass runs; 0 unless a prefix is kept.
         """
-        return self.outside + sum(self.forward[source:]) + sum(self.backward[depth:])
+        return self.outside + sum(self.still[source:depth]) + sum(self.forward[depth:]) + sum(self.backward[depth:])
 
     def own(self, ranks: Mapping[str, int]) -> float:
         """Return what paths add by themselves."""
@@ -90,7 +93,7 @@ class StepTime:
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> StepTime:
         """Return what ``to_dict`` gave."""
-        return cls(**{**saved, "forward": tuple(saved["forward"]), "backward": tuple(saved["backward"])})
+        return cls(**{**saved, **{name: tuple(saved[name]) for name in ("still", "forward", "backward")}})
 
 
 def measure_step(model: nn.Module, paths: Mapping[str, LowRankPath], batch: Batch, loss_of: ComputeLoss) -> StepTime:
@@ -109,22 +112,27 @@ def measure_step(model: nn.Module, paths: Mapping[str, LowRankPath], batch: Batc
     base = wrapped.get_base_model()
     blocks = list(find_blocks(base, anatomy_of(base)).values())
     model.train()  # dropout and checkpointing take their time
-    forward, backward = [math.inf] * (len(blocks) + 1), [math.inf] * (len(blocks) + 1)
+    passes = [[math.inf] * (len(blocks) + 1) for _ in ("still", "forward", "backward")]
     for _ in range(STEPS):
         with wrapped.disable_adapter(), _timed(blocks) as timer:
+            with torch.no_grad():
+                loss_of(model, batch)
+            laps = [timer.lap()]
             loss = loss_of(model, batch)
-            forward = list(map(min, forward, timer.lap()))
+            laps.append(timer.lap())
             torch.autograd.grad(loss, timer.entered)
-            backward = list(map(min, backward, timer.lap()))
+            laps.append(timer.lap())
+        passes = [list(map(min, shortest, lap)) for shortest, lap in zip(passes, laps, strict=True)]
     x = timer.entered
     sizes = {name: (path.lora_A.shape[1], path.lora_B.shape[0]) for name, path in paths.items()}
     kinds = sorted(set(sizes.values()))
     own = [_path_time(x.reshape(-1, x.shape[-1]), size) for size in kinds]
-    found = iter(from_first_process([*forward, *backward, *(part for pair in own for part in pair)], x.device))
-    forward, backward = [next(found) for _ in forward], [next(found) for _ in backward]
+    found = iter(from_first_process([*chain(*passes), *chain(*own)], x.device))
+    still, forward, backward = ([next(found) for _ in seconds] for seconds in passes)
     times = {size: (next(found), next(found)) for size in kinds}
     return StepTime(
         outside=forward[OUTSIDE] + backward[OUTSIDE],
+        still=tuple(still[:OUTSIDE]),
         forward=tuple(forward[:OUTSIDE]),
         backward=tuple(backward[:OUTSIDE]),
         first={name: times[size][0] for name, size in sizes.items()},
@@ -218,7 +226,7 @@ def _timed(blocks: list[nn.Module]) -> Iterator[_Timer]:
         def hook(block: nn.Module, args: Any, kwargs: Any) -> Any:
             timer.turn()
             timer.running.append(number)
-            if number or timer.entered.numel():
+            if number or not torch.is_grad_enabled() or timer.entered.numel():
                 return None
             x = timer.entered = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_()
             return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
@@ -233,7 +241,8 @@ def _timed(blocks: list[nn.Module]) -> Iterator[_Timer]:
         def hook(block: nn.Module, args: Any, output: Any) -> None:
             timer.turn()
             timer.running.pop()
-            output_tensor(output).register_hook(reached)
+            if output_tensor(output).requires_grad:
+                output_tensor(output).register_hook(reached)
 
         return hook
 
