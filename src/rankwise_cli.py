@@ -171,10 +171,13 @@ def score(
         from rankwise.runs.recipes.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides or [])
+        from rankwise.runs.progress import passes_shown
         from rankwise.runs.results.tables import score_table
         from rankwise.runs.score import score as search
 
-        console.print(score_table(search(checked, out=out)))
+        with passes_shown(console):
+            found = search(checked, out=out)
+        console.print(score_table(found))
         if out is not None:
             console.print(f"untrained plain LoRA adapter: [bold]{escape(str(out))}[/]")
 
@@ -238,9 +241,11 @@ def ranks(
 
         checked = load_recipe(recipe, overrides or [])
         from rankwise.report.terminal import render_ranks
+        from rankwise.runs.progress import passes_shown
         from rankwise.runs.ranks import plan_ranks
 
-        found = plan_ranks(checked, budget=budget, space=space, batches=batches, out=out, time_limit=time_limit)
+        with passes_shown(console):
+            found = plan_ranks(checked, budget=budget, space=space, batches=batches, out=out, time_limit=time_limit)
         console.print(render_ranks(found.plan))
         for name in () if out is not None else ("Python",):
             console.print(found.snippets.get(name, ""), markup=False, highlight=False, soft_wrap=True)

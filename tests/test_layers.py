@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "rankwise"
 
 # Lowest first. A module may import its own layer and those below. "" is the public surface, rankwise/__init__.py.
 LAYERS: list[set[str]] = [
-    {"errors", "fields", "files", "seeds", "notebook", "distributed"},
+    {"errors", "fields", "files", "seeds", "notebook", "distributed", "passes"},
     {"rules"},
     {"configs"},
     {"paths", "wiring"},
@@ -30,7 +30,7 @@ LAYERS: list[set[str]] = [
     {"study"},
     {"cli"},
 ]
-PURE = ("errors", "fields", "files", "seeds", "notebook", "rules")  # free of torch
+PURE = ("errors", "fields", "files", "seeds", "notebook", "passes", "rules")  # free of torch
 
 # A third-party name, and the only places that may import it.
 ONLY_IN: dict[str, tuple[str, ...]] = {

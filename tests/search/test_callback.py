@@ -372,3 +372,11 @@ def test_a_causal_model_with_accumulation_and_bf16(tmp_path: Path) -> None:
     run.train()
     assert searched_at(model) == [(0, "probe"), (2, "online")]
     assert all(score is not None for record in rankwise.history(model) for score in record["scores"].values())
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_first_search_has_a_bar_where_trainer_has_one(
+    hidden: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer(searching(), tmp_path, max_steps=1, disable_tqdm=hidden).train()
+    assert ("paths by grad_norm" in capsys.readouterr().err) is not hidden

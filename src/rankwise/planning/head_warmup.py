@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rankwise.distributed import sum_over_processes_, world_size
 from rankwise.method.targets import HEADS
+from rankwise.passes import passed
 from rankwise.scores.probe import untouched
 
 MOST_STEPS = 100
@@ -106,6 +107,7 @@ def _train(
                 sum_over_processes_(gradients)
                 for parameter, gradient, (first, second) in zip(parameters, gradients, moments, strict=True):
                     _adam_(parameter, gradient / world_size(), first, second, step)
+                passed()
     finally:
         for parameter, flag in flags:
             parameter.requires_grad = flag

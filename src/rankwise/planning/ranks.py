@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rankwise.passes import work
 from rankwise.paths.path_set import path_set
 from rankwise.planning.candidates import with_candidates
 from rankwise.planning.choosing import Choice, plan_paths
@@ -120,6 +121,7 @@ def rank_plan(
     steps = head_steps(model, given, head_warmup)
     began = time.perf_counter()
     with (
+        work("planning ranks", steps + 2 * len(given)),
         warmed_head(model, given, loss_of, steps, keep=keep_head),
         with_candidates(model, space, target_modules, seed=seed) as wrapped,
         untouched(wrapped),

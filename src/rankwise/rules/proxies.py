@@ -25,6 +25,8 @@ class Proxy:
     blind_at_zero: bool = False
 
 
+PASSES = {"nothing": 0, "gradients": 1, "flow": 1, "curvature": 2}  # over the batches, by what a proxy needs
+
 PROXIES: dict[str, Proxy] = {
     proxy.name: proxy
     for proxy in (

@@ -10,8 +10,26 @@ from typing import Any
 
 import transformers
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rankwise.passes import Watcher, watched_by
+
+COLUMNS = (
+    TextColumn("[bold]{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+)
 
 
 class RichProgress(TrainerCallback):
@@ -21,15 +39,7 @@ class RichProgress(TrainerCallback):
         """Print to ``console`` and show ``eval_<headline>``."""
         self.headline = headline
         self.figures: dict[str, str] = {}
-        self.bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=console,
-        )
+        self.bar = Progress(*COLUMNS, TextColumn("{task.fields[figures]}"), console=console)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -56,6 +66,28 @@ class RichProgress(TrainerCallback):
     def close(self) -> None:
         """Take the bar off the screen's live part; also after an error."""
         self.bar.stop()
+
+
+def follow(bar: Progress) -> Watcher:
+    """Return what shows the passes of a search as a bar among those of ``bar``, for as long as they last."""
+    shown: list[TaskID] = []
+
+    def watch(what: str, done: int, total: int) -> None:
+        if not shown:
+            bar.start()
+            shown.append(bar.add_task(what, total=total or None, figures=""))
+        bar.update(shown[0], completed=done)
+        if done and done == total:
+            bar.remove_task(shown.pop())
+
+    return watch
+
+
+@contextmanager
+def passes_shown(console: Console) -> Iterator[None]:
+    """Show how far a search inside is."""
+    with Progress(*COLUMNS, console=console, transient=True) as bar, watched_by(follow(bar)):
+        yield
 
 
 @contextmanager

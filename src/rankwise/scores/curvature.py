@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.distributed import gather_rows, rank, sum_over_processes_
+from rankwise.passes import passed
 from rankwise.paths.autograd import Tap
 from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.path_set import PathSet
@@ -137,6 +138,7 @@ def gradient_pass(
         # One batch is one step: its G is added with the weight of a batch, as an optimizer step would see it.
         recorder.fold()
         losses.append(float(loss.detach()))
+        passed()
     if len(batches) < parts:
         raise ValueError(f"the curvature needs at least {parts} training batches, got {len(batches)}")
     return [recorder.means() for recorder in recorders], losses
@@ -189,6 +191,7 @@ def curvature_pass(
         rows.append(_beside(recorder.take(), directions, recorder.examples))
         terms += drawn.terms
         means.append(drawn.mean)
+        passed()
     # Every process has its own examples, and the choice needs what components share over all of them.
     together = gather_rows(torch.cat(rows))
     total = torch.tensor([terms], dtype=torch.int64, device=together.device)

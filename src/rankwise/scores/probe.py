@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -17,9 +17,10 @@ from transformers import PreTrainedConfig
 
 from rankwise.configs.heterolora import CHOICES
 from rankwise.errors import check_choice
+from rankwise.passes import passed, work
 from rankwise.paths.low_rank_path import dequantised_weight
 from rankwise.paths.path_set import PathSet, path_set
-from rankwise.rules.proxies import PROXIES
+from rankwise.rules.proxies import PASSES, PROXIES
 from rankwise.scores.components import component_statistic, gradients_of, truncation_of
 from rankwise.scores.curvature import curvature_pass, drawn_loss, gradient_pass, newton_scores
 from rankwise.scores.likelihood import DrawLosses
@@ -176,20 +177,27 @@ def score_paths(
     check_choice("mode", mode, CHOICES["probe_mode"])
     if isinstance(sketch, int) and sketch < 1:
         raise ValueError(f"sketch={sketch!r} must be a number of columns >= 1, 'auto' or None (exact)")
-    return probe(
-        model,
-        path_set(model, adapter),
-        batches,
-        proxy=proxy,
-        score_on=score_on,
-        compute_loss=compute_loss or model_loss,
-        autocast=autocast,
-        mode=mode,
-        sketch=sketch,
-        synflow_loss=synflow_loss,
-        seed=seed,
-        draw_losses=draw_losses,
-    ).values
+    paths = path_set(model, adapter)
+    with work(f"scoring {len(paths.paths)} paths by {proxy}", PASSES[PROXIES[proxy].needs] * size_of(batches)):
+        return probe(
+            model,
+            paths,
+            batches,
+            proxy=proxy,
+            score_on=score_on,
+            compute_loss=compute_loss or model_loss,
+            autocast=autocast,
+            mode=mode,
+            sketch=sketch,
+            synflow_loss=synflow_loss,
+            seed=seed,
+            draw_losses=draw_losses,
+        ).values
+
+
+def size_of(batches: Iterable[Batch]) -> int:
+    """Return how many batches there are, 0 where that is not known."""
+    return len(batches) if isinstance(batches, Sized) else 0
 
 
 def probe(
@@ -227,6 +235,7 @@ def probe(
             with autocast():
                 loss = compute_loss(model, batch)
             collect(recorder, loss)
+            passed()
         if not recorder.steps:
             raise ValueError(f"proxy={proxy!r} needs training batches, got none")
         return score_from_means(proxy, candidates, recorder.means())

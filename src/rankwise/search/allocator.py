@@ -7,9 +7,10 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from torch.optim import Optimizer
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.distributed import check_same_everywhere
 from rankwise.edits import apply_to_paths_
+from rankwise.passes import work
 from rankwise.paths.path_set import head_parameters, path_set
 from rankwise.rules.budget import resolve_budget, why_unspent
 from rankwise.rules.edits import switches
-from rankwise.rules.proxies import PROXIES
+from rankwise.rules.proxies import PASSES, PROXIES
 from rankwise.rules.records import SearchRecord, searches
 from rankwise.rules.schedule import FALLBACK_EVERY, Schedule
 from rankwise.scores.probe import Autocast, Batch, ComputeLoss, model_loss, probe
@@ -327,13 +329,13 @@ class Allocator(Listener):
                 f"a search by {proxy!r} needs gradients, but no training step was seen since the last one and "
                 "there are no batches to probe with: pass rankwise.Allocator(..., batches=...)"
             )
-        with ExitStack() as stack:
-            # A search runs without gradients, its probe is the exception.
-            stack.enter_context(torch.enable_grad())
+        passes = PASSES[PROXIES[proxy].needs] * config.score_batches
+        # A search runs without gradients, its probe is the exception.
+        with torch.enable_grad(), work(f"scoring {len(self.paths.paths)} paths by {proxy}", passes):
             scores = probe(
                 self.model,
                 self.paths,
-                _first(batches or (), config.score_batches),
+                islice(batches or (), config.score_batches),
                 proxy=proxy,
                 score_on=config.score_on,
                 compute_loss=self._compute_loss,
@@ -393,8 +395,3 @@ class Allocator(Listener):
         if recorder is not None:
             devices = {name: path.lora_A.device for name, path in self.paths.paths.items()}
             recorder.restore(state["sums"], state["window_steps"], devices)
-
-
-def _first(batches: Iterable[Batch], count: int) -> Iterable[Batch]:
-    for _, batch in zip(range(count), batches, strict=False):
-        yield batch

@@ -23,7 +23,7 @@ from rankwise.search.listener import Training, warn_if_idle
 from rankwise.search.listeners import make_listener
 from rankwise.search.logged import draw_at_the_end, figures
 from rankwise.search.rank_search import choose_ranks_, restore_ranks_, undecided_error
-from rankwise.search.trainer import current_run, obstacle, probe_batches, wrap_trainer
+from rankwise.search.trainer import bar_of_passes, current_run, obstacle, probe_batches, wrap_trainer
 
 CLAIMS: weakref.WeakKeyDictionary[PathSet, AllocationCallback] = weakref.WeakKeyDictionary()
 
@@ -101,7 +101,8 @@ class AllocationCallback(TrainerCallback):
             if state.global_step:
                 load_search(listener, self._resumed_from(args, state, model, paths))
             elif not listener.begun:
-                listener.begin()
+                with bar_of_passes(args):  # the first search; before the first step nothing else moves
+                    listener.begin()
 
     def on_log(self, args: Any, state: Any, control: Any, model: Any = None, logs: Any = None, **kwargs: Any) -> None:
         """Add what was decided to the logs, whoever claimed the search: the automatic one comes before the loggers."""
@@ -237,14 +238,15 @@ def choose_ranks_before_training(trainer: Trainer, resume: str | bool | None) ->
                 "beforehand with rankwise.rank_plan and train plan.to_config()"
             )
         assert isinstance(trainer.model, nn.Module)
-        choose_ranks_(
-            trainer.model,
-            paths,
-            probe_batches(dataloader, trainer.args.per_device_train_batch_size, paths.config, 0),
-            optimizer=trainer.optimizer,
-            compute_loss=given[0].compute_loss if given else None,
-            autocast=_autocast(trainer.args),
-        )
+        with bar_of_passes(trainer.args):
+            choose_ranks_(
+                trainer.model,
+                paths,
+                probe_batches(dataloader, trainer.args.per_device_train_batch_size, paths.config, 0),
+                optimizer=trainer.optimizer,
+                compute_loss=given[0].compute_loss if given else None,
+                autocast=_autocast(trainer.args),
+            )
 
 
 def register_with_trainer() -> None:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.method.resizing import resize_
+from rankwise.passes import work
 from rankwise.paths.path_set import PathSet, head_parameters
 from rankwise.planning.choosing import Choice, plan_paths
 from rankwise.planning.head_warmup import head_steps, warmed_head
@@ -68,7 +69,12 @@ def choose_ranks_(
     # moves).
     before, paths.session.probing = paths.session.probing, True
     try:
-        with warmed_head(model, given, loss_of, steps, keep=False), untouched(model), torch.enable_grad():
+        with (
+            work(f"choosing the ranks of {len(paths.paths)} paths", steps + 2 * len(given)),
+            warmed_head(model, given, loss_of, steps, keep=False),
+            untouched(model),
+            torch.enable_grad(),
+        ):
             model.eval()
             plan = plan_paths(
                 model,

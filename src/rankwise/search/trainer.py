@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.distributed import rank, world_size
+from rankwise.passes import watched, watched_by
 from rankwise.paths.path_set import PathSet
 from rankwise.paths.state import Status
 from rankwise.rules.records import edits
@@ -99,6 +101,36 @@ def wrap_trainer(before: Callable[[Trainer, Any], None]) -> None:
 
     wrapped.__dict__["rankwise"] = True
     Trainer.train = wrapped  # type: ignore[method-assign]
+
+
+class _PassBar:
+    """Transformers' kind of bar for the passes of a search."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show a bar, move it, take it away at the end."""
+        if self.bar is None:
+            self.bar = transformers.logging.tqdm(total=total or None, desc=what, leave=False)
+        self.bar.update(done - self.bar.n)
+        if done and done == total:
+            self.bar.close()
+            self.bar = None
+
+
+@contextmanager
+def bar_of_passes(args: Any) -> Iterator[None]:
+    """Show how far the searches inside are, unless Trainer shows no bars or somebody else shows it.
+
+    Args:
+        args: ``TrainingArguments``.
+    """
+    if args.disable_tqdm or rank() or watched():
+        yield
+        return
+    with watched_by(_PassBar()):
+        yield
 
 
 def obstacle(dataloader: Any, label_names: list[str], *, own_loss: bool) -> str | None:

@@ -134,6 +134,6 @@ def told(record: Record) -> str:
     names = sorted(record.chosen, key=lambda name: -(record.scores.get(name) or 0.0))
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return (
-        f"step {record.step}: search {record.search + 1} ({record.how}) chose {len(names)} of {len(record.paths)} paths"
-        f"{changes}: {', '.join(names[:SHOWN])}{more}"
+        f"step {record.step}: search {record.search + 1} ({record.how}, {record.seconds:.1f} s) chose {len(names)} of "
+        f"{len(record.paths)} paths{changes}: {', '.join(names[:SHOWN])}{more}"
     )

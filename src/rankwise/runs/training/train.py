@@ -17,12 +17,13 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 import rankwise
 from rankwise.baselines import save_truncated
 from rankwise.files import delete, write_json_atomic
+from rankwise.passes import watched_by
 from rankwise.rules.records import searches
 from rankwise.runs.building.job import Job, build, make_trainer, training_arguments
 from rankwise.runs.building.models import load_state
 from rankwise.runs.checkpoints import seconds_before
 from rankwise.runs.folder import LENGTH, RunFolder
-from rankwise.runs.progress import RichProgress, quiet
+from rankwise.runs.progress import RichProgress, follow, quiet
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.training import metrics
 from rankwise.runs.training.announce import Announce
@@ -127,7 +128,8 @@ def _progress(console: Console | None, job: Job) -> Iterator[list[TrainerCallbac
         return
     bar = RichProgress(console, job.data.headline)
     try:
-        yield [Announce(console, job), bar]
+        with watched_by(follow(bar.bar)):
+            yield [Announce(console, job), bar]
     finally:
         bar.close()
 
