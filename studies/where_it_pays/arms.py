@@ -115,6 +115,8 @@ def planned(
         "plan_seconds": round(plan.seconds, 1),
         "warnings": list(plan.warnings),
     }
+    if plan.step_share is not None:
+        about["step_share"] = round(plan.step_share, 3)
     return Choice({name: rank for name, rank in plan.ranks.items() if rank}, about)
 
 
