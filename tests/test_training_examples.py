@@ -16,7 +16,7 @@ SCRIPTS = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
 
 
 def test_there_is_an_example_for_each_loop() -> None:
-    assert len(SCRIPTS) == 10
+    assert len(SCRIPTS) == 11
 
 
 @pytest.mark.slow
