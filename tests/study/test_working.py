@@ -237,18 +237,33 @@ LONG = [word for field in ("max_steps=4000", "evaluate=steps", "every=5") for wo
 
 
 def threading_interrupt(out: Path) -> Any:
-    """Interrupt this process once the first run has begun; the returned function waits for that."""
+    """Interrupt this process once the first run has begun; the returned function ends that.
+
+    Python drops an interrupt that comes while it runs a finalizer: if training goes on, it is interrupted again.
+    """
     import threading
 
+    over = threading.Event()
+
+    def newest() -> int:
+        files = out.glob("*/*/checkpoints/checkpoint-*/rankwise_run.json")
+        return max((int(file.parent.name.partition("-")[2]) for file in files), default=0)
+
     def wait() -> None:
-        end = time.monotonic() + 60
-        while not list(out.glob("*/*/checkpoints/checkpoint-*/rankwise_run.json")) and time.monotonic() < end:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
+        end, seen = time.monotonic() + 120, 0
+        while not over.wait(0.05) and time.monotonic() < end:
+            if newest() > seen:
+                seen = newest() + 50
+                os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=wait)
     thread.start()
-    return thread.join
+
+    def stop() -> None:
+        over.set()
+        thread.join()
+
+    return stop
 
 
 @pytest.mark.slow

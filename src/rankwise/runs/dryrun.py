@@ -109,7 +109,7 @@ def stand_in(recipe: Recipe, room: Path) -> Recipe:
     }
     if not local:
         cut |= {"train_file": None, "validation_file": None, "test_file": None, "text_columns": ()}
-        cut |= {"dataset": None, "config": None, "splits": {}}
+        cut |= {"dataset": None, "config": None, "splits": {}, "validation_fraction": 0}
         cut["data_dir"] = _write_data(TASKS[_named(recipe)], room / "data")
     training: dict[str, Any] = {
         "epochs": 1.0,

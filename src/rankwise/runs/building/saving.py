@@ -33,6 +33,13 @@ class WholeCheckpoints:
             return
         trainer._run_epoch(*args, **kwargs)
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log whenever a checkpoint is due: what continues from it begins a new mean of the training loss."""
+        trainer: Any = super()
+        mine: Any = self
+        mine.control.should_log = mine.control.should_log or mine.control.should_save
+        trainer._maybe_log_save_evaluate(*args, **kwargs)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Write a checkpoint; one that fails says where and what to do."""
         trainer: Any = super()
