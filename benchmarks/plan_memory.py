@@ -56,7 +56,9 @@ def model_folder(name: str, room: Path) -> str:
         model: Any = OPTModel(OPTConfig(vocab_size=50272, word_embed_proj_dim=768, **OPT, **special))
     else:
         model = LlamaForCausalLM(LlamaConfig(vocab_size=32000, **LLAMA, **special))
-    model.save_pretrained(folder)
+    # In another precision than the run's: loading then copies the weights. Else they stay mapped from the file, and of
+    # an embedding only those rows are resident that were looked up.
+    model.to(torch.bfloat16).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return str(folder)
 
@@ -95,9 +97,17 @@ def recipe_for(name: str, room: Path, rows: int) -> Any:
 
 def measure(name: str, rows: int) -> None:
     """Train in this process and print planned and measured bytes."""
+    from transformers import TrainerCallback
+
     from rankwise.runs.dryrun import dry_run
     from rankwise.runs.memory import plan_memory
     from rankwise.runs.training.train import train
+
+    peaks = []
+
+    class Peak(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            peaks.append(resident("VmHWM"))  # later the card's picture is drawn, which is no training
 
     with tempfile.TemporaryDirectory() as place:
         room = Path(place)
@@ -106,8 +116,8 @@ def measure(name: str, rows: int) -> None:
         dry_run(recipe)  # what the first run of a process loads besides
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # starts VmHWM anew
-        train(recipe, room / "run")
-        print(json.dumps({"planned": planned, "measured": resident("VmHWM") - before}))
+        train(recipe, room / "run", callbacks=[Peak()])
+        print(json.dumps({"planned": planned, "measured": peaks[-1] - before}))
 
 
 def main() -> None:
