@@ -17,7 +17,7 @@ from rankwise.distributed import check_same_everywhere
 from rankwise.errors import check_choice
 from rankwise.paths.path_set import PathSet
 from rankwise.planning.rank_plan import Pick, RankPlan
-from rankwise.rules.joint import Picks, choose_jointly, curvature_of
+from rankwise.rules.joint import Picks, check_breadth, check_damping, choose_jointly, curvature_of
 from rankwise.scores.components import DIRECTIONS
 from rankwise.scores.curvature import DrawBatch
 from rankwise.scores.probe import Batch, ComputeLoss
@@ -48,7 +48,9 @@ class Choice:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check every value."""
+        """Check every value, before any pass is made."""
+        check_damping(self.damping)
+        check_breadth(self.breadth)
         check_choice("directions", self.directions, DIRECTIONS)
         check_choice("reduction", self.reduction, REDUCTIONS)
         components: Any = self.components
