@@ -18,7 +18,7 @@ from rankwise.planning.head_warmup import head_steps, warmed_head
 from rankwise.planning.rank_plan import RankPlan
 from rankwise.scores.curvature import drawn_loss
 from rankwise.scores.likelihood import DrawLosses
-from rankwise.scores.probe import Autocast, Batch, ComputeLoss, loss_in, model_loss, to_device, untouched
+from rankwise.scores.probe import Autocast, Batch, ComputeLoss, loss_in, model_loss, same_draws, to_device, untouched
 
 
 def rank_plan(
@@ -98,8 +98,9 @@ def rank_plan(
         reduction=reduction,
         seed=seed,
     )
-    given = list(batches)
     _check_numbers(budget, scale)
+    with same_draws(model):  # a loader that shuffles draws, and so may a collator
+        given = list(batches)
     choice.check_batches(given)
     loss_of = loss_in(compute_loss or model_loss, autocast)
     draw_of = drawn_loss(draw_losses, autocast, to_device, seed)
