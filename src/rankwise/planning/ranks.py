@@ -99,8 +99,7 @@ def rank_plan(
         seed=seed,
     )
     _check_numbers(budget, scale)
-    with same_draws(model):  # a loader that shuffles draws, and so may a collator
-        given = list(batches)
+    given = _taken(batches, model)
     choice.check_batches(given)
     loss_of = loss_in(compute_loss or model_loss, autocast)
     draw_of = drawn_loss(draw_losses, autocast, to_device, seed)
@@ -125,6 +124,12 @@ def rank_plan(
             passes=steps,
         )
     return replace(made, seconds=time.perf_counter() - began)
+
+
+def _taken(batches: Iterable[Batch], model: nn.Module) -> list[Batch]:
+    """Return the batches; a loader that shuffles draws, and so may a collator."""
+    with same_draws(model):
+        return list(batches)
 
 
 def _check_numbers(budget: Any, scale: float) -> None:
