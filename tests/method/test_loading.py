@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tests.models import fill_, tiny_bert
+from tests.models import fill_, logits, tiny_bert
 from torch import Tensor
 
 import rankwise
@@ -77,3 +77,24 @@ def test_tensors_that_no_training_makes_are_refused(
     accept(tmp_path)
     with pytest.raises(ValueError, match=words):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("change", [0.0, 0.5])
+def test_a_file_with_every_blocks_a_loads_where_they_are_one(tmp_path: Path, change: float) -> None:
+    """As tools write it that save what a model has, module by module."""
+    model = get_peft_model(tiny_bert(3), rankwise.Lor2cConfig(task_type="SEQ_CLS", r=2, share=True))
+    fill_(model)
+    model.save_pretrained(str(tmp_path))
+
+    def spread(tensors: dict[str, Tensor]) -> None:
+        (key,) = [key for key in tensors if "layer_paths.0.lora_A." in key]
+        for block in (1, 2):
+            tensors[key.replace("layer_paths.0.", f"layer_paths.{block}.")] = tensors[key] + change * (block == 2)
+
+    change_tensors(tmp_path, spread)
+    accept(tmp_path)
+    if change:
+        with pytest.raises(ValueError, match=r"holds 3 lora_A that differ, .*with share=True all blocks have one"):
+            load(tmp_path)
+    else:
+        assert torch.equal(logits(load(tmp_path)), logits(model))

@@ -71,11 +71,11 @@ def test_a_path_that_is_off_leaves_the_projection_alone() -> None:
     assert not layer(x).requires_grad
 
 
-def test_what_only_peft_understands_is_passed_on() -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_what_only_peft_understands_is_passed_on(training: bool) -> None:
     """Names of adapters by row: the second row is the base model's alone."""
-    layer = two().get_base_model().biased
+    layer = two().get_base_model().biased.train(training)
     x = torch.ones(2, 5, dtype=torch.float64)
-    layer.eval()  # PEFT mixes adapters in evaluation mode only
     found = layer(x, adapter_names=["default", "__base__"])
     torch.testing.assert_close(found[0], layer(x)[0])
     torch.testing.assert_close(found[1], layer.base_layer(x)[1])

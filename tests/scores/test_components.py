@@ -153,6 +153,8 @@ def test_a_sketch_of_a_small_matrix_knows_all_of_it(shape: tuple[int, int]) -> N
     path, statistic = a_path(), TwoSidedSketch(8, seed=0)
     x, g = drawn(9, shape[1], seed=1), drawn(9, shape[0], seed=2)
     found = statistic.gradient(path.name, statistic.contribution(path, x, g))
+    omega, psi = statistic.matrices(path.name, *shape)
+    assert (omega.shape, psi.shape) == ((shape[1], min(shape)), (shape[0], shape[0]))
     torch.testing.assert_close(found.tall @ found.wide, g.T @ x, rtol=1e-6, atol=1e-6)
 
 
