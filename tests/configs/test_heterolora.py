@@ -12,7 +12,6 @@ from tests.models import adapted, in_a_clean_process, tiny_llama
 
 import rankwise
 from rankwise.configs.heterolora import CHOICES
-from rankwise.configs.path import UNSUPPORTED
 
 EVERYTHING: dict[str, Any] = {
     "task_type": "CAUSAL_LM",
@@ -129,36 +128,11 @@ def test_a_number_that_counts_something_is_whole(field: str, value: Any) -> None
         ({"sketch": 2.5}, r"sketch=2\.5"),
         pytest.param({"sketch": True}, "sketch=True"),
         ({"shortcuts": ["res3"]}, r"shortcuts='res3' is not one of .*did you mean 'res2'"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' changes W0.*use one of True"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights='olora' changes W0"),
-        pytest.param({"use_qalora": True}, "use_qalora=True can't be searched"),
     ],
 )
 def test_a_value_outside_what_is_allowed_is_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         config_of(**fields)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("use_dora", True),
-        ("use_bdlora", {"nblocks": 2}),
-        ("lora_bias", True),
-        ("layer_replication", [(0, 2), (1, 2)]),
-        ("target_parameters", ["mlp.experts.gate_up_proj"]),
-        ("alora_invocation_tokens", [1, 2]),
-        ("arrow_config", {"top_k": 2}),
-        ("velora_config", {}),
-        ("monteclora_config", {}),
-        ("kasa_config", {}),
-        ("megatron_config", {"a": 1}),
-    ],
-)
-def test_an_option_of_lora_that_does_not_fit_a_search_is_refused(field: str, value: Any) -> None:
-    assert field in UNSUPPORTED
-    with pytest.raises(ValueError, match=f"{field}=.* can't be searched: .*; leave {field} out"):
-        config_of(task_type="CAUSAL_LM", **{field: value})
 
 
 def test_every_field_survives_json(tmp_path: Path) -> None:

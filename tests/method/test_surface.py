@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, convert_to_lora, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.error import NoMatchingPeftModuleError
 from tests.models import adapted, class_batches, fill_, keep_only_, logits, tiny_bert, tiny_llama
 from torch import nn
 
@@ -69,58 +67,6 @@ def test_a_trained_plain_adapter_is_not_built_over() -> None:
         ours(model.get_base_model())
     assert structure(model) == before
     assert len(rankwise.named_paths(ours(model.unload()))) == 4
-
-
-def refused_late(model: Any) -> Any:
-    """LoRA waits in the blocks, and only when all of it is built do fewer blocks have some than edits want."""
-    return get_peft_model(
-        model,
-        rankwise.Lor2cConfig(
-            task_type="SEQ_CLS", r=2, injections=2, inject_targets=["encoder.layer.0.attention.self.query"]
-        ),
-    )
-
-
-def test_a_refusal_after_injection_leaves_nothing_behind() -> None:
-    base = tiny_bert()
-    before, wanted = structure(base), logits(base)
-    with pytest.raises(ValueError, match="injections"):
-        refused_late(base)
-    assert structure(base) == before
-    model = ours(base)
-    assert len(rankwise.named_paths(model)) == 4
-    assert torch.equal(logits(model), wanted)
-
-
-def test_a_second_adapter_that_is_refused_leaves_the_first_as_it_was() -> None:
-    model = get_peft_model(tiny_bert(), rankwise.Lor2cConfig(task_type="SEQ_CLS", r=2))
-    fill_(model)
-    before, wanted = structure(model), logits(model)
-    late = rankwise.Lor2cConfig(
-        task_type="SEQ_CLS", r=2, injections=2, inject_targets=["encoder.layer.0.attention.self.query"]
-    )
-    with pytest.raises(ValueError, match="injections"):
-        model.add_adapter("late", late)
-    assert structure(model) == before
-    assert list(model.peft_config) == ["default"]
-    assert torch.equal(logits(model), wanted)
-    model.add_adapter("late", rankwise.Lor2cConfig(r=3))
-    assert list(rankwise.named_paths(model, "late")) == ["layers.0.layer", "layers.1.layer"]
-
-
-def test_an_adapter_of_another_model_that_is_refused_leaves_the_base_as_it_was(tmp_path: Path) -> None:
-    ours(tiny_bert(blocks=3)).save_pretrained(str(tmp_path))
-    base = tiny_bert()
-    before = structure(base)
-    with pytest.raises(ValueError, match="no place for"):
-        PeftModel.from_pretrained(base, tmp_path)
-    assert structure(base) == before
-    model = ours(base)
-    before = structure(model)
-    with pytest.raises(ValueError, match="no place for"):
-        model.load_adapter(str(tmp_path), "other")
-    assert structure(model) == before
-    assert list(model.peft_config) == ["default"]
 
 
 def test_each_file_belongs_to_one_adapter(tmp_path: Path) -> None:
@@ -209,21 +155,3 @@ def test_a_path_of_another_rank_is_refused_whatever_is_asked_for(tmp_path: Path)
     (tmp_path / "allocation.json").unlink()  # whose digest would tell first
     with pytest.raises(ValueError, match="another r"):
         PeftModel.from_pretrained(tiny_bert(), tmp_path, ignore_mismatched_sizes=True)
-
-
-@pytest.mark.parametrize("targets", [["qery"], ".*qery"])
-def test_a_target_that_matches_nothing_is_pefts_error_with_our_words(targets: Any) -> None:
-    with pytest.raises(NoMatchingPeftModuleError, match="did you mean 'query'"):
-        ours(target_modules=targets)
-
-
-@pytest.mark.parametrize("blocks", [[0, 7], 7])
-def test_a_block_beyond_the_model_is_named(blocks: Any) -> None:
-    with pytest.raises(ValueError, match=r"layers_to_transform=.*names block 7"):
-        ours(layers_to_transform=blocks)
-
-
-def test_blocks_that_are_there_are_taken() -> None:
-    model = ours(layers_to_transform=[1])
-    assert list(rankwise.named_paths(model)) == ["layers.1.query", "layers.1.value"]
-    assert not any(isinstance(module, BaseTunerLayer) for module in model.unload().modules())

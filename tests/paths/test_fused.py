@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import get_peft_model
-from tests.models import adapted, class_batches, fill_, keep_only_, tiny_bert, tiny_llama
+from tests.models import adapted, class_batches, fill_, keep_only_, tiny_bert
 from tests.shortcuts import FIVE, batches, checkpointed, made
 from torch import Tensor, nn
 
@@ -137,64 +137,6 @@ def test_what_is_off_or_frozen_is_as_it_was() -> None:
     assert frozen.lora_A.grad is None
 
 
-def test_every_projection_of_a_plain_model_is_one_node() -> None:
-    model = adapted(tiny_llama(), task_type="CAUSAL_LM", target_modules="all-linear").double().train()
-    fill_(model)
-    (batch,) = batches("llama")
-    assert_same_step(model, batch, len(rankwise.named_paths(model)))
-
-
-def several(model: Any) -> None:
-    model.add_adapter("other", rankwise.HeteroLoraConfig(r=3, target_modules=["q_proj"], mode="off"))
-    model.base_model.set_adapter(["default", "other"])
-    model.double()
-
-
-def first(model: Any) -> Any:
-    return model.get_base_model().model.layers[0].self_attn.q_proj
-
-
-def heard(model: Any) -> None:
-    first(model).base_layer.register_forward_hook(lambda module, args, output: output * 2)
-    first(model).lora_A["default"].register_forward_hook(lambda module, args, output: output * 3)
-
-
-def thawed(model: Any) -> None:
-    first(model).base_layer.weight.requires_grad_()
-
-
-def mixed(model: Any) -> None:
-    model.to(torch.bfloat16)
-    for path in rankwise.named_paths(model).values():
-        path.host.lora_A.float()
-        path.host.lora_B.float()
-
-
-CHANGES: dict[Callable[[Any], None], int] = {several: 4, heard: 1, thawed: 2, mixed: 0}
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_what_is_not_plain_goes_peft_s_way(change: Callable[[Any], None]) -> None:
-    """Of two projections; one that only its base excludes still adds its path in one node."""
-    model = adapted(tiny_llama(), target_modules=["q_proj"]).double()
-    fill_(model)
-    change(model)
-    (batch,) = batches("llama")
-    assert_same_step(model.train(), batch, CHANGES[change])
-
-
-@pytest.mark.parametrize("way", ["evaluating", "merged", "disabled"])
-def test_nothing_is_fused_where_no_path_trains(way: str) -> None:
-    model: Any = adapted(tiny_bert(**STILL), **QUERY)
-    fill_(model)
-    (batch,) = class_batches(1)
-    model.train(way != "evaluating")
-    if way == "merged":
-        model.merge_adapter()
-    with model.disable_adapter() if way == "disabled" else nullcontext():
-        assert nodes(model(**batch).loss) == 0
-
-
 def test_under_autocast_it_is_no_further_from_the_truth_than_the_formula() -> None:
     """PEFT's sum rounds four times to bfloat16 where this one rounds twice."""
     model = made("bert", tiny_bert(**STILL), target_modules="all-linear").train()
@@ -289,85 +231,3 @@ def test_training_scores_are_the_same() -> None:
     with plain_paths():
         wanted = score_paths(model, batches("bert", 2), mode="train")
     assert found == pytest.approx(wanted, rel=1e-10)
-
-
-class InPlace(nn.Module):
-    """A projection whose output is changed in place."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.proj = nn.Linear(4, 4)
-        self.after = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.after(self.proj(x))
-        return found
-
-
-def in_place() -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = get_peft_model(InPlace(), rankwise.HeteroLoraConfig(r=2, target_modules=["proj"], mode="off"))
-    fill_(model)
-    return model.train()
-
-
-@pytest.mark.parametrize("seen", ["plain", "recorded", "tied"])
-def test_what_comes_after_may_change_the_output_in_place(seen: str) -> None:
-    model = in_place()
-    session = path_set(model).session
-    if seen == "tied":
-        keep_only_(model)
-        session.tied = True
-    if seen == "recorded":
-        session.recorder = StatisticRecorder(WeightGradient())
-    x = drawn(3, 4, seed=0, dtype=torch.float32)
-    model(x).sum().backward()
-    found = x.grad
-    with plain_paths():
-        (expected,) = torch.autograd.grad(torch.relu(model.get_base_model().proj(x)).sum(), x)
-    torch.testing.assert_close(found, expected)
-
-
-def test_a_backward_pass_inside_autocast_has_the_precision_of_its_forward_pass() -> None:
-    model = in_place()
-    x = drawn(3, 4, seed=0, dtype=torch.float32)
-    loss = model(x).sum()
-    (expected,) = torch.autograd.grad(loss, x, retain_graph=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        (found,) = torch.autograd.grad(loss, x)
-    assert torch.equal(found, expected)
-
-
-def test_a_path_that_is_frozen_keeps_nothing_for_its_backward_pass() -> None:
-    model = in_place()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    x = drawn(3, 4, seed=0, dtype=torch.float32)
-    kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):  # type: ignore[func-returns-value]
-        y = model(x)
-    assert not any(t.shape == x.shape and t.data_ptr() == x.data_ptr() for t in kept)
-    y.sum().backward()
-    assert x.grad is not None
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, on its way
-def test_forward_mode_and_the_meta_device_go_through_the_formula() -> None:
-    model = in_place()
-    x = drawn(3, 4, seed=0, dtype=torch.float32).detach()
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
-        assert torch.autograd.forward_ad.unpack_dual(model(dual)).tangent is not None
-    assert model.to("meta")(x.to("meta")).shape == (3, 4)
-
-
-def test_global_hooks_hear_every_layer() -> None:
-    model = in_place()
-    heard: list[str] = []
-    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: heard.append(type(module).__name__))
-    try:
-        model(torch.ones(3, 4))
-    finally:
-        handle.remove()
-    assert heard.count("Linear") == 3  # the projection, A and B

@@ -8,7 +8,6 @@ import pickle
 import torch
 from tests.models import class_batches, one_of_trio
 
-from rankwise.paths.driver import driver
 from rankwise.paths.path_set import path_set
 from rankwise.paths.session import Session
 
@@ -25,14 +24,3 @@ def test_a_copy_starts_idle_while_the_search_of_the_original_goes_on() -> None:
     assert path_set(copy.deepcopy(model)).session == Session()
     assert path_set(model).session is session
     assert path_set(pickle.loads(pickle.dumps(model))).session == Session()  # noqa: S301 - our own bytes
-
-
-def test_importing_rankwise_fills_the_slot() -> None:
-    model = one_of_trio("bert", mode="dynamic", budget=0.5)
-    paths = path_set(model)
-    driver().wake(model, paths)
-    assert paths.session.listener is not None
-    listener = paths.session.listener
-    assert listener.paths is paths
-    listener.close()
-    assert paths.session.listener is None

@@ -205,3 +205,8 @@ def test_bad_numbers_are_errors_that_say_so(fields: dict[str, Any], message: str
     given: dict[str, Any] = {"curvature": DenseCurvature(np.eye(3)), "costs": [1, 1, 1], "budget": 2, **fields}
     with pytest.raises(ValueError, match=message):
         choose_jointly(np.ones(3), **given)
+
+
+def test_curvature_is_formed_whole_or_not_by_size() -> None:
+    small, large = (curvature_of(np.ones((3, size)), 3) for size in (10, 2_001))
+    assert (type(small).__name__, type(large).__name__) == ("DenseCurvature", "ExampleCurvature")

@@ -70,7 +70,7 @@ def test_nothing_finite_means_no_choice(value: float) -> None:
     ("budget", "unit", "expected"),
     [
         (0.5, "parameters", {"a.q", "b.q"}),  # 21 of 42
-        (33, "parameters", {"a.q", "c.q", "d.res1"}),
+        (33, "parameters", {"a.q", "c.q", "layers.3.res1"}),
         (
             0.5,
             "paths",
@@ -80,7 +80,10 @@ def test_nothing_finite_means_no_choice(value: float) -> None:
     ],
 )
 def test_the_unit_of_the_budget(budget: float, unit: str, expected: set[str]) -> None:
-    scores, costs = {"a.q": 4.0, "b.q": 3.0, "c.q": 5.0, "d.res1": 0.1}, {"a.q": 12, "b.q": 9, "c.q": 20, "d.res1": 1}
+    scores, costs = (
+        {"a.q": 4.0, "b.q": 3.0, "c.q": 5.0, "layers.3.res1": 0.1},
+        {"a.q": 12, "b.q": 9, "c.q": 20, "layers.3.res1": 1},
+    )
     assert choice(policy(budget=budget, budget_unit=unit), 0, scores, costs) == expected
 
 

@@ -18,11 +18,8 @@ import rankwise
 from rankwise.paths.path_set import path_set
 from rankwise.scores.components import (
     Directions,
-    TwoSidedSketch,
     component_statistic,
-    directions_of,
     gradients_of,
-    singular_triplets,
 )
 from rankwise.scores.curvature import Examples, curvature_pass, drawn_loss, gradient_pass
 from rankwise.scores.likelihood import draw
@@ -262,65 +259,6 @@ def test_autocast_is_near() -> None:
         bert_model(), data, proxy="newton", autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16)
     )
     assert [half[name] for name in exact] == pytest.approx(list(exact.values()), rel=0.3)
-
-
-def test_what_an_example_draws_depends_on_itself_alone() -> None:
-    """Not on its batch, its neighbours or what pads it."""
-    model = tiny_bert(**QUIET).double()
-    ids = tokens(4, 5)
-    labels = torch.zeros(4, dtype=torch.long)
-    whole = draw(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}, 5).losses
-    mask = torch.tensor([[1] * 5 + [0] * 2])
-    for row in range(4):
-        longer = torch.cat([ids[row : row + 1], torch.zeros(1, 2, dtype=torch.long)], 1)
-        alone = draw(model, {"input_ids": longer, "attention_mask": mask, "labels": labels[:1]}, 5).losses
-        assert torch.allclose(alone, whole[row : row + 1])
-
-
-def test_directions_matched_to_adam_are_the_best_of_one_size() -> None:
-    generator = torch.Generator().manual_seed(0)
-    gradient = torch.randn(7, 5, generator=generator, dtype=torch.float64)
-    u, sigma, v = singular_triplets(gradient, 3)
-    found = directions_of(gradient, 3, "adam")
-    assert torch.allclose(found.slopes(gradient), sigma * u.abs().sum(0))
-    assert torch.equal(found.left, u.sign())
-    assert torch.allclose(directions_of(gradient, 3, "sgd").slopes(gradient), sigma)
-    for _ in range(20):
-        other = torch.randn(7, generator=generator).sign().double()
-        assert float(other @ gradient @ v[:, 0]) <= float(found.slopes(gradient)[0]) + 1e-12
-
-
-def test_sketched_directions_are_close_to_exact_ones() -> None:
-    """One pass over tokens of a matrix with a falling spectrum, as gradients have; and exact where G has low rank."""
-    path = next(iter(rankwise.named_paths(bert_model()).values()))
-    generator = torch.Generator().manual_seed(0)
-    left, right = (torch.linalg.qr(torch.randn(90, 60, generator=generator, dtype=torch.float64)).Q for _ in range(2))
-    for sizes, angle in ((0.5 ** torch.arange(60), 0.99), ((torch.arange(60) < 4) + 0.0, 1 - 1e-9)):
-        sizes = sizes.double() * torch.linspace(1.2, 1.0, 60, dtype=torch.float64)
-        gradient = left * sizes @ right.T
-        statistic = TwoSidedSketch(4, seed=1)
-        tokens_x = torch.randn(200, 90, generator=generator, dtype=torch.float64)
-        tokens_g = torch.linalg.pinv(tokens_x.T) @ gradient.T  # so that g^T x is the matrix
-        parts = (slice(0, 99), slice(99, 200))
-        halves = [statistic.contribution(path, tokens_x[part], tokens_g[part]) for part in parts]
-        sums = tuple(a + b for a, b in zip(*halves, strict=True))
-        sketched = statistic.gradient(path.name, sums)
-        u, sigma, v = singular_triplets(gradient, 3)
-        su, ssigma, sv = singular_triplets(sketched, 3)
-        assert ((u * su).sum(0).abs() > angle).all()
-        assert ((v * sv).sum(0).abs() > angle).all()
-        assert torch.allclose(sigma, ssigma, rtol=0.02)
-
-
-def test_a_model_too_large_for_exact_gradients_is_sketched(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = class_batches(4)
-    exact = rankwise.score_paths(bert_model(), data, proxy="newton")
-    monkeypatch.setattr("rankwise.scores.components.EXACT_BYTES", 0)
-    sketched = rankwise.score_paths(bert_model(), data, proxy="newton")
-    assert sketched.keys() == exact.keys()
-    best = sorted(exact, key=exact.__getitem__)[-3:]
-    assert sketched != exact
-    assert [sketched[name] for name in best] == pytest.approx([exact[name] for name in best], rel=0.5)
 
 
 def test_newton_says_what_it_needs() -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
+from tests.models import class_batches
+from tests.search.test_callback import searched_at, searching, trainer
+from tests.search.test_trainer import FIELDS
 from tests.traces import assert_same, snapshot
+from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 import rankwise
@@ -121,3 +126,37 @@ def test_synflow_of_an_encoder_and_a_decoder() -> None:
     scores = rankwise.score_paths(model, proxy="synflow")
     assert len(scores) == 12
     assert all(np.isfinite(list(scores.values())))
+
+
+class Plain(nn.Module):
+    """Returns what it is told: a tuple, a dictionary."""
+
+    def __init__(self, inner: nn.Module, kind: str) -> None:
+        super().__init__()
+        self.inner, self.kind = inner, kind
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Any:
+        found = self.inner(input_ids=input_ids, labels=labels)
+        return (found.loss, found.logits) if self.kind == "tuple" else {"loss": found.loss, "logits": found.logits}
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict"])
+def test_models_return_what_they_like(kind: str, tmp_path: Path) -> None:
+    """A probe takes the loss as Trainer does, whatever it comes in; synflow the logits."""
+    inner = searching(**FIELDS)
+    run = trainer(Plain(inner, kind), tmp_path)
+    run.train()
+    assert searched_at(inner)[0] == (0, "probe")
+    one, other = (rankwise.score_paths(model, class_batches(1)) for model in (inner, Plain(inner, kind)))
+    assert one == other
+
+
+def test_a_model_told_to_return_tuples(tmp_path: Path) -> None:
+    model = searching(**FIELDS)
+    config: Any = model.get_base_model().config
+    config.return_dict = False
+    trainer(model, tmp_path).train()
+    assert searched_at(model)[0] == (0, "probe")
+    scores = rankwise.score_paths(model, proxy="synflow")
+    config.return_dict = True
+    assert scores == rankwise.score_paths(model, proxy="synflow")

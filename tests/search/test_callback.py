@@ -106,24 +106,6 @@ def test_every_search_probes_when_asked(tmp_path: Path) -> None:
     assert searched_at(model) == [(0, "random"), (4, "probe")]
 
 
-@pytest.mark.parametrize("probe_data", ["fixed", "rotating"])
-def test_probe_batches_come_from_the_training_set(probe_data: str, tmp_path: Path) -> None:
-    seen: list[list[int]] = []
-
-    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        rows = [Examples()[index]["input_ids"].tolist() for index in range(EXAMPLES)]
-        seen.append([rows.index(row.tolist()) for row in batch["input_ids"]])
-        return model(**batch).loss
-
-    model = searching(search_every=4, scoring="probe", probe_data=probe_data)
-    trainer(model, tmp_path, rankwise.AllocationCallback(compute_loss=loss)).train()
-    assert [len(batch) for batch in seen] == [4] * 4
-    first, second = seen[0] + seen[1], seen[2] + seen[3]
-    assert len(set(first)) == 8
-    assert (first == second == list(range(8))) == (probe_data == "fixed")
-    assert (first != second) == (probe_data == "rotating")
-
-
 def test_searching_does_not_change_what_the_run_draws(tmp_path: Path) -> None:
     """The order of the data and the dropout masks are those of a run that never searches."""
     losses = []

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from tests.models import adapted, class_batches, logits, tiny_bert, tokens
+from tests.models import Batch, adapted, class_batches, logits, tiny_bert, tokens
 from tests.processes import in_two_processes
 from tests.search.test_callback import StopAt
 from transformers import Trainer, TrainingArguments
@@ -80,6 +83,22 @@ def test_trainer_chooses_before_it_makes_its_optimizer(tmp_path: Path) -> None:
     assert owned == sum(p.numel() for p in model.parameters() if p.requires_grad)
     resident = sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
     assert resident == sum(path.num_parameters for path in paths.values()), "what was not chosen is gone"
+
+
+def test_batches_that_draw_leave_the_generators_as_they_were() -> None:
+    """Training draws what it would have drawn without the choice."""
+
+    def drawn() -> Iterator[Batch]:
+        for batch in class_batches(6, size=8):
+            torch.rand(3), random.random(), np.random.random()  # noqa: NPY002
+            yield batch
+
+    model = undecided(task_type=None)
+    before = random.getstate(), str(np.random.get_state()), torch.get_rng_state()  # noqa: NPY002
+    rankwise.Allocator(model, batches=drawn())
+    assert len(rankwise.history(model)) == 1
+    assert (random.getstate(), str(np.random.get_state())) == before[:2]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), before[2])
 
 
 def test_it_is_what_a_plan_with_the_same_batches_chooses(tmp_path: Path) -> None:

@@ -170,33 +170,6 @@ def test_a_checkpoint_loaded_before_it_is_resumed_keeps_its_schedule(tmp_path: P
     assert all(isinstance(record, EditRecord) for record in rankwise.history(resumed))
 
 
-@pytest.mark.slow
-def test_a_retry_with_smaller_batches_counts_nothing_twice(tmp_path: Path) -> None:
-    """``auto_find_batch_size`` starts the whole training again; what it comes to is the run at that size."""
-    found = []
-    for size, auto in ((8, True), (5, False)):  # 8, 7, 6, 5: accelerate takes a tenth off each time
-        model = searching(search_every=4, warmup_searches=1)
-        limited = Limited(model, largest=5)
-        run = trainer(model, tmp_path, per_device_train_batch_size=size, auto_find_batch_size=auto)
-        run.train()
-        limited.remove()
-        found.append((searched_at(model), on(model), [r["search"] for r in rankwise.history(model)]))
-    assert found[0] == found[1]
-
-
-class Limited:
-    """Lets a model run out of memory on batches that are too large."""
-
-    def __init__(self, model: nn.Module, largest: int) -> None:
-        self.largest = largest
-        self.handle = model.register_forward_pre_hook(self.check, with_kwargs=True)
-        self.remove = self.handle.remove
-
-    def check(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if len(kwargs["input_ids"]) > self.largest:
-            raise RuntimeError("CUDA out of memory.")
-
-
 def test_a_history_is_kept_when_a_search_is_made_by_hand() -> None:
     model = adapted(tiny_bert(), task_type="SEQ_CLS", target_modules=["query", "value"], mode="static", score_batches=2)
     for _ in range(2):

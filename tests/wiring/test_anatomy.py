@@ -1,198 +1,242 @@
+"""Where things are in a family's blocks: what is described, what is not, and what a description has to fit."""
+
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.models import VOCABULARY, adapted, bert_config, build, llama_config, tiny_bert, tiny_llama, tiny_opt
-from torch import nn
+import torch
+from peft import PeftModel, get_peft_model
+from tests.families import distilbert_config, gpt2_config
+from tests.models import adapted, build, fill_, keep_only_, logits, tiny_bert
+from tests.shortcuts import made, names, own_hooks
+from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    Gemma3TextConfig,
-    GPT2Config,
-    MistralConfig,
-    MixtralConfig,
-    PreTrainedConfig,
-    Qwen3Config,
-    T5Config,
+    DistilBertForSequenceClassification,
+    GPT2LMHeadModel,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
 )
 
 import rankwise
-from rankwise.wiring.names import Place, locate, path_names
-
-DECODER: dict[str, Any] = {
-    **{"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2},
-    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "pad_token_id": 0},
-}
-T5 = T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
+from rankwise.wiring.anatomy import FAMILIES as DESCRIBED
+from rankwise.wiring.anatomy import Anatomy
 
 
-def causal(config: PreTrainedConfig) -> nn.Module:
-    model: nn.Module = build(AutoModelForCausalLM.from_config, config)
-    return model
+def tiny_starcoder() -> Any:
+    """A Starcoder 2, whose family is not described."""
+    fields: dict[str, Any] = {
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.2,
+    }
+    ids: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2}
+    return build(
+        Starcoder2ForCausalLM, Starcoder2Config(vocab_size=40, hidden_size=16, intermediate_size=24, **fields, **ids)
+    )
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "bert": tiny_bert,
-    "opt": lambda: tiny_opt(tie_word_embeddings=False),
-    "llama": tiny_llama,
-    "qwen3": lambda: causal(Qwen3Config(**DECODER)),
-    "gemma3": lambda: causal(Gemma3TextConfig(**DECODER)),
-    "mistral": lambda: causal(MistralConfig(**DECODER)),
-    "mixtral": lambda: causal(MixtralConfig(**DECODER, num_local_experts=3)),
-    "gpt2": lambda: causal(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=16)),
-    "t5": lambda: build(AutoModelForSeq2SeqLM.from_config, T5),
-}
+class Attention(nn.Module):
+    """Mixes tokens; what it does with keyword arguments differs between the tests."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.value = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.value(x).cumsum(dim=1)
+        return mixed
 
 
-@pytest.mark.parametrize(
-    ("name", "place"),
-    [
-        ("model.layers.3.self_attn.q_proj", Place("model.layers", 3, "self_attn.q_proj")),
-        ("bert.encoder.layer.11.output.dense", Place("bert.encoder.layer", 11, "output.dense")),
-        ("layers.0.mlp.experts.7.w1", Place("layers", 0, "mlp.experts.7.w1")),  # the first number counts blocks
-        ("0.fc", Place("", 0, "fc")),
-        ("h2o.layer4.q", None),  # a digit inside a name is no number
-        ("model.layers.3", None),
-        ("lm_head", None),
-        ("", None),
-    ],
+class Block(nn.Module):
+    def __init__(self, width: int, *, passes_keywords_on: bool = True) -> None:
+        super().__init__()
+        self.first_norm, self.attention = nn.LayerNorm(width), Attention(width)
+        self.second_norm, self.feed_forward = nn.LayerNorm(width), nn.Linear(width, width)
+        self.passes_keywords_on = passes_keywords_on
+
+    def forward(self, x: Tensor, **keywords: Any) -> Tensor:
+        passed = keywords if self.passes_keywords_on else {}
+        mid = x + self.attention(self.first_norm(x), **passed)
+        out: Tensor = mid + self.feed_forward(self.second_norm(mid))
+        return out
+
+
+class Toy(nn.Module):
+    """A transformer that no library knows; its blocks take and give tensors."""
+
+    def __init__(self, *widths: int, model_type: str | None = "toy", passes_keywords_on: bool = True) -> None:
+        super().__init__()
+        if model_type:
+            self.config = SimpleNamespace(model_type=model_type, to_dict=dict)
+        self.blocks = nn.ModuleList(Block(width, passes_keywords_on=passes_keywords_on) for width in widths)
+
+    def forward(self, input_ids: Tensor) -> Any:
+        x = torch.sin(input_ids[..., None] * torch.arange(1, 5))
+        for block in self.blocks:
+            x = block(x)
+        return SimpleNamespace(logits=x)
+
+
+TOY = Anatomy(
+    blocks="blocks",
+    norm="pre",
+    attention="attention",
+    block_input=("first_norm", "input"),
+    attention_sum=("attention", "output"),
+    mid=("second_norm", "input"),
+    feed_forward_sum=("feed_forward", "output"),
 )
-def test_where_a_module_is(name: str, place: Place | None) -> None:
-    assert locate(name) == place
 
 
-BERT = ["attention.self.query", "attention.self.value", "attention.output.dense", "intermediate.dense", "output.dense"]
-LLAMA = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
-MOE = ["mlp.gate", "mlp.experts.0.w1", "mlp.experts.1.w1", "mlp.experts.10.w1", "mlp.shared.w2"]
-
-
-@pytest.mark.parametrize(
-    ("stack", "inner", "expected"),
-    [
-        (
-            "bert.encoder.layer",
-            BERT,
-            ["query", "value", "attention.output.dense", "intermediate.dense", "output.dense"],
-        ),
-        ("model.layers", LLAMA, ["q_proj", "v_proj", "down_proj"]),
-        ("model.layers", MOE, ["gate", "0.w1", "1.w1", "10.w1", "w2"]),
-        ("h", ["attn.c_proj", "mlp.c_proj"], ["attn.c_proj", "mlp.c_proj"]),
-        ("h", ["a.x", "b.a.x", "c.b.a.x"], ["a.x", "b.a.x", "c.b.a.x"]),  # each name is a suffix of the next
-        ("", ["fc1", "fc2"], ["fc1", "fc2"]),
-    ],
+STARCODER = Anatomy(
+    blocks="model.layers",
+    norm="pre",
+    attention="self_attn",
+    block_input=("input_layernorm", "input"),
+    attention_sum=("self_attn", "output"),
+    mid=("post_attention_layernorm", "input"),
+    feed_forward_sum=("mlp", "output"),
 )
-def test_a_projection_is_named_by_the_shortest_suffix_unique_in_its_block(
-    stack: str, inner: list[str], expected: list[str]
-) -> None:
-    prefix = f"{stack}." if stack else ""
-    modules = [f"{prefix}{block}.{name}" for block in (0, 3, 12) for name in inner]
-    found = path_names(modules, [*modules, "lm_head", stack])
-    if inner is BERT:  # "output.dense" alone also ends "attention.output.dense", so the outer one keeps its full name
-        assert found["bert.encoder.layer.3.output.dense"] == "layers.3.output.dense"
-    assert list(found.values()) == [f"layers.{block}.{name}" for block in (0, 3, 12) for name in expected]
-    assert list(found) == modules
 
 
-def test_what_is_not_targeted_counts_for_uniqueness_too() -> None:
-    modules = ["layer.0.attention.dense", "layer.0.ffn.dense"]
-    assert path_names(modules[:1], modules) == {"layer.0.attention.dense": "layers.0.attention.dense"}
-    assert path_names(modules[:1], modules[:1]) == {"layer.0.attention.dense": "layers.0.dense"}
+@pytest.fixture
+def register() -> Iterator[Callable[[str, Any], None]]:
+    """Describe families for the length of a test."""
+    before = dict(DESCRIBED)
+    yield rankwise.register_anatomy
+    DESCRIBED.clear()
+    DESCRIBED.update(before)
 
 
-def test_modules_outside_the_blocks_and_of_several_stacks_go_by_their_full_names() -> None:
-    names = path_names(["lm_head", "model.layers.0.q_proj"], ["lm_head", "model.layers.0.q_proj"])
-    assert names == {"lm_head": "lm_head", "model.layers.0.q_proj": "layers.0.q_proj"}
-    both = ["encoder.block.0.q", "decoder.block.0.q", "lm_head"]
-    assert path_names(both, both) == {name: name for name in both}
-    assert path_names(["decoder.block.0.q"], both) == {"decoder.block.0.q": "layers.0.q"}
-    assert path_names([], both) == {}
+def test_an_unknown_family_is_named_with_the_way_to_describe_it() -> None:
+    base = tiny_starcoder()
+    modules = [name for name, _ in base.named_modules()]
+    words = (
+        r"family 'starcoder2' of Starcoder2ForCausalLM is not described; described are bert, .*opt.*"
+        r"register_anatomy\('starcoder2', "
+    )
+    with pytest.raises(ValueError, match=words + r".*or leave shortcuts out: linear paths work in every model"):
+        adapted(base, target_modules=["v_proj"], shortcuts=["res1"])
+    assert [name for name, _ in base.named_modules()] == modules
+    assert own_hooks(base) == []
+    assert names(adapted(base, target_modules=["v_proj"]))
 
 
-def place_of(module: str) -> Place:
-    place = locate(module)
-    assert place is not None
-    return place
+def test_a_model_without_a_family_is_told_to_the_user() -> None:
+    with pytest.raises(ValueError, match=r"Toy has no config.model_type.*register_anatomy"):
+        adapted(Toy(4, 4, model_type=None), target_modules=["value"], shortcuts=["res1"])
 
 
-@pytest.mark.parametrize("family", MODELS)
-def test_names_in_real_models_are_unique_and_lead_back_to_their_modules(family: str) -> None:
-    modules = dict(MODELS[family]().named_modules())
-    targets = [name for name, module in modules.items() if "weight" in module._parameters and module.weight.ndim == 2]
-    names = path_names(targets, modules)
-    assert list(names) == targets
-    assert len(set(names.values())) == len(targets)
-    short = {module: name.split(".", 2) for module, name in names.items() if name != module}
-    assert bool(short) == (family != "t5")
-    for module, (layers, block, suffix) in short.items():
-        assert layers == "layers"
-        ends = [other for other in modules if re.search(rf"\.{block}\.(.*\.)?{re.escape(suffix)}$", other)]
-        assert ends == [module] or module.endswith(f"{place_of(module).stack}.{block}.{suffix}")
-        shorter = suffix.partition(".")[2]
-        assert not shorter or len([o for o in modules if re.search(rf"\.{block}\..*\b{re.escape(shorter)}$", o)]) > 1
+@pytest.mark.parametrize("describe", [STARCODER, lambda config: STARCODER if config.num_hidden_layers == 3 else None])
+def test_a_described_family_has_every_kind(register: Callable[[str, Any], None], describe: Any, tmp_path: Path) -> None:
+    register("starcoder2", describe)
+    expected = logits(tiny_starcoder())
+    fields = {"target_modules": ["v_proj"], "shortcuts": ["res1", "res2", "in", "cut"]}
+    model = adapted(tiny_starcoder(), **fields)
+    assert torch.equal(logits(model), expected), "with B = 0 it is the base model"
+    fill_(model)
+    model.save_pretrained(str(tmp_path))
+    whole = logits(model)
+    for name in names(model):
+        keep_only_(model, name)
+        assert (logits(model) - expected).abs().max() > 1e-2, name
+    keep_only_(model)
+    assert torch.equal(logits(model), expected)
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny_starcoder(), tmp_path)), whole)
+    assert names(model, "cut") == ["layers.1.cut", "layers.2.cut"]
 
 
-@pytest.mark.parametrize(
-    ("family", "targets", "block_1"),
-    [
-        ("bert", ["query", "dense"], ["query", "attention.output.dense", "intermediate.dense", "output.dense"]),
-        ("opt", ["q_proj", "fc2", "lm_head"], ["q_proj", "fc2"]),
-        ("llama", ["q_proj", "down_proj"], ["q_proj", "down_proj"]),
-        ("qwen3", ["v_proj", "up_proj"], ["v_proj", "up_proj"]),
-        ("gemma3", ["o_proj", "gate_proj"], ["o_proj", "gate_proj"]),
-        ("mistral", ["k_proj"], ["k_proj"]),
-        ("gpt2", ["c_attn", "c_proj"], ["c_attn", "attn.c_proj", "mlp.c_proj"]),
-    ],
-)
-def test_the_paths_of_a_family(family: str, targets: list[str], block_1: list[str]) -> None:
-    paths = rankwise.named_paths(adapted(MODELS[family](), target_modules=targets))
-    assert [name for name, path in paths.items() if path.blocks == (1, 1)] == [f"layers.1.{name}" for name in block_1]
-    outside = [name for name, path in paths.items() if path.blocks == (-1, -1)]
-    assert outside == {"bert": ["bert.pooler.dense"], "opt": ["lm_head"]}.get(family, [])
-    assert {path.kind for path in paths.values()} == {"linear"}
-    for path in paths.values():
-        assert path.num_parameters == path.lora_A.numel() + path.lora_B.numel()
-        assert (path.lora_A.shape[0], path.lora_B.shape[1], path.scaling) == (2, 2, 2.0)
+def test_a_custom_model_whose_blocks_take_tensors(register: Callable[[str, Any], None]) -> None:
+    register("toy", TOY)
+    base = Toy(4, 4)
+    expected = logits(base)
+    model = adapted(base, target_modules=["value"], shortcuts=["res1", "res2", "in"])
+    fill_(model)
+    for name in names(model):
+        keep_only_(model, name)
+        assert (logits(model) - expected).abs().max() > 1e-3, name
+    keep_only_(model)
+    assert torch.equal(logits(model), expected)
 
 
-def test_an_encoder_decoder_goes_by_full_names() -> None:
-    paths = rankwise.named_paths(adapted(MODELS["t5"](), target_modules=["q"]))
-    assert list(paths) == [
-        *(f"encoder.block.{i}.layer.0.SelfAttention.q" for i in range(2)),
-        *(f"decoder.block.{i}.layer.{j}" for i in range(2) for j in ("0.SelfAttention.q", "1.EncDecAttention.q")),
-    ]
-    assert [path.blocks for path in paths.values()] == [(0, 0), (1, 1), (0, 0), (0, 0), (1, 1), (1, 1)]
+def test_blocks_that_keep_keywords_from_their_attention_can_have_no_cut(register: Callable[[str, Any], None]) -> None:
+    register("toy", TOY)
+    base = Toy(4, 4, passes_keywords_on=False)
+    expected = logits(base)
+    try:
+        model = adapted(base, target_modules=[], shortcuts=["cut"])
+        fill_(model)
+        found = logits(model)
+    except ValueError:
+        return
+    assert not torch.equal(found, expected)
 
 
-def test_names_stay_when_another_adapter_comes_beside() -> None:
-    model = adapted(tiny_bert(), target_modules=["query", "dense"])
-    before = list(rankwise.named_paths(model))
-    model.add_adapter("other", rankwise.HeteroLoraConfig(r=2, target_modules=["dense"], mode="off"))
-    assert list(rankwise.named_paths(model, "default")) == before
-    assert set(rankwise.named_paths(model, "other")) == {name for name in before if name.endswith("dense")}
-
-
-@pytest.mark.parametrize(
-    ("targets", "words"),
-    [
-        (["quary", "value"], "names 'quary', which matches no module of BertFor.*did you mean 'query'.*dense, key"),
-        (["zzz"], "names 'zzz', which matches no module"),
-        (["word_embeddings"], "'bert.embeddings.word_embeddings', a Embedding; .*target linear layers only"),
-        ([], "leaves nothing to search"),
-    ],
-)
-def test_a_target_that_is_no_projection_is_named(targets: list[str], words: str) -> None:
+def test_blocks_of_other_widths_are_refused(register: Callable[[str, Any], None]) -> None:
+    register("toy", TOY)
+    words = r"one hidden size in all blocks, but blocks\.0 has 4 and blocks\.2 has 6: leave shortcuts out"
     with pytest.raises(ValueError, match=words):
-        adapted(tiny_bert(), target_modules=targets)
+        adapted(Toy(4, 4, 6), target_modules=["value"], shortcuts=["res1"])
 
 
-def test_builders_leave_the_global_generator_alone() -> None:
-    import torch
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"blocks": "layers"}, r"Toy has 0 lists of blocks named 'layers'.*exactly one; its lists are blocks"),
+        (
+            {"attention": "atention"},
+            r"block 0 of Toy has no module 'atention', did you mean 'attention'.*register_anat",
+        ),
+        ({"mid": ("norm", "input")}, r"block 0 of Toy has no module 'norm'"),
+    ],
+)
+def test_a_description_that_does_not_fit_names_what_is_missing(
+    register: Callable[[str, Any], None], fields: dict[str, Any], words: str
+) -> None:
+    register("toy", Anatomy(**{**TOY.__dict__, **fields}))
+    with pytest.raises(ValueError, match=words):
+        adapted(Toy(4, 4), target_modules=["value"], shortcuts=["res1"])
 
-    before = torch.get_rng_state()
-    assert llama_config().num_key_value_heads == 2
-    assert bert_config().hidden_size == 16
-    adapted(tiny_llama(), target_modules=["q_proj"])
-    assert torch.equal(torch.get_rng_state(), before)
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"norm": "middle"}, "norm='middle' is not one of 'post', 'pre'"),
+        ({"mid": ("second_norm", "in")}, "the side of a point='in' is not one of 'input', 'output'"),
+    ],
+)
+def test_a_description_is_checked_when_it_is_made(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Anatomy(**{**TOY.__dict__, **fields})
+
+
+def test_only_descriptions_are_registered() -> None:
+    with pytest.raises(ValueError, match=r"anatomy='llama' must be a rankwise\.Anatomy, or a function"):
+        rankwise.register_anatomy("toy", "llama")  # type: ignore[arg-type]
+
+
+def test_a_bert_that_feeds_mid_in_pieces_or_has_two_mids_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"chunk_size_feed_forward=2 .*set it to 0.*or leave shortcuts out"):
+        made("bert", tiny_bert(chunk_size_feed_forward=2))
+    with pytest.raises(ValueError, match=r"cross-attention has two mids.*leave shortcuts out"):
+        made("bert", tiny_bert(is_decoder=True, add_cross_attention=True))
+    crossing = gpt2_config(2)
+    crossing.add_cross_attention = True
+    with pytest.raises(ValueError, match=r"cross-attention has two mids.*leave shortcuts out"):
+        made("gpt2", build(GPT2LMHeadModel, crossing))
+    pieces = distilbert_config(2)
+    pieces.chunk_size_feed_forward = 2
+    with pytest.raises(ValueError, match=r"chunk_size_feed_forward=2 .*set it to 0.*or leave shortcuts out"):
+        made("distilbert", build(DistilBertForSequenceClassification, pieces))
+
+
+def test_an_injection_without_a_query_to_inject_into_says_so(register: Callable[[str, Any], None]) -> None:
+    register("starcoder2", STARCODER)
+    with pytest.raises(ValueError, match=r"names no query and value.*give inject_targets"):
+        get_peft_model(tiny_starcoder(), rankwise.Lor2cConfig(injections=1))
+    assert get_peft_model(tiny_starcoder(), rankwise.Lor2cConfig(injections=1, inject_targets=["o_proj"]))

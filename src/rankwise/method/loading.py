@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
 from torch import Tensor, nn
 
 from rankwise.errors import nearest
@@ -104,7 +105,13 @@ def completed(loaded: dict[str, Tensor], model: nn.Module, paths: PathSet) -> di
     # PEFT would report these as missing; they are known, so they are filled in.
     off = {key for key in own if key not in given and not key.endswith(f"lora_allocation.{adapter}")}
     filled = {key: initial_value(key, paths) if own[key].is_meta else own[key] for key in off}
-    if config.block_paths().share and shared_downs(given):
-        (down,) = shared_downs(given)
-        filled |= dict.fromkeys(set(shared_downs(own)) - {down}, given[down])
+    downs = shared_downs(given) if config.block_paths().share else []
+    if downs:
+        down = given[downs[0]]
+        if not all(torch.equal(given[other], down) for other in downs):
+            raise ValueError(
+                f"the adapter holds {len(downs)} lora_A that differ, the first {downs[0]!r}, and with share=True all "
+                "blocks have one: the file is damaged: copy it again"
+            )
+        filled |= dict.fromkeys(set(shared_downs(own)) - set(downs), down)
     return {**loaded, **filled}

@@ -30,16 +30,17 @@ def check_structure(model: nn.Module, paths: PathSet, given: dict[str, Tensor]) 
     """
     by_host = {id(path.host): path for path in paths.resident}
     ending = f".lora_allocation.{paths.adapter}"
+    modules = [key.removesuffix(ending) for key in given if key.endswith(ending)]
+    found = {module: by_host[id(model.get_submodule(module))] for module in modules}
+    # One block's A stands for all, where they share it.
+    shared = any(f"{module}.lora_A.{paths.adapter}.weight" in given for module, path in found.items() if path.shared)
     spans: list[tuple[int, int, str]] = []
-    for key, tensor in given.items():
-        if not key.endswith(ending):
-            continue
-        module = key.removesuffix(ending)
-        path = by_host[id(model.get_submodule(module))]
-        status = _status(path, tensor)
-        factors = [f"{module}.{factor}.{paths.adapter}.weight" for factor in ("lora_A", "lora_B")]
+    for module, path in found.items():
+        status = _status(path, given[f"{module}{ending}"])
+        needed = ["lora_B"] if path.shared and shared else ["lora_A", "lora_B"]
+        factors = [f"{module}.{factor}.{paths.adapter}.weight" for factor in needed]
         lacking = [factor for factor in factors if factor not in given]
-        if status.contributing and lacking and not (path.shared and "lora_A" in lacking[0]):
+        if status.contributing and lacking:
             raise ValueError(f"the adapter lacks {lacking[0]!r}, although {path.own_name} is on: {AGAIN}")
         if path.kind == "layer" and status.available:
             spans.append((status.first, status.last, path.own_name))

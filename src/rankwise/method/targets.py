@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_l
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from rankwise.configs.path import PathConfig
 from rankwise.errors import nearest
@@ -28,7 +29,20 @@ NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttenti
 
 def module_names(model: nn.Module) -> list[str]:
     """Return the full names of a model's modules, as they were before PEFT wrapped some."""
-    return [name.replace(".base_layer", "") for name, _ in model.named_modules() if name]
+    return list(dict.fromkeys(name for name, _ in _modules(model)))
+
+
+def linear_names(model: nn.Module) -> set[str]:
+    """Return the last names of a model's linear layers, as they were before PEFT wrapped some."""
+    linear = (nn.Linear, Conv1D, Linear)
+    return {name.rpartition(".")[2] for name, module in _modules(model) if isinstance(module, linear)}
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield modules by their names without what PEFT adds to them; a wrapper and what it wraps have one name."""
+    for name, module in model.named_modules():
+        if name and ".lora_" not in name and ".modules_to_save" not in name:
+            yield name.replace(".base_layer", "").replace(".original_module", ""), module
 
 
 def unmatched(targets: Iterable[str], names: Iterable[str]) -> list[str]:
@@ -50,25 +64,33 @@ def check_targets(model: nn.Module, config: PathConfig) -> None:
     if targets is None or targets == "all-linear":
         return
     field = "inject_targets" if config.linear_waits else "target_modules"
-    names = module_names(model)
-    linear = {
-        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, (nn.Linear, Linear))
-    }
-    if isinstance(targets, str) and not any(re.fullmatch(targets, name) for name in names):
+    names, linear = module_names(model), linear_names(model)
+    there = f"; its linear layers are {', '.join(sorted(linear))}"
+    if isinstance(targets, str) and not any(_expression(field, targets).fullmatch(name) for name in names):
         raise NoMatchingPeftModuleError(
             f"{field}={targets!r} is a regular expression that matches no module of {type(model).__name__}"
-            f"{nearest(targets, linear)}; its linear layers are {', '.join(sorted(linear - {'base_layer'}))}"
+            f"{nearest(targets, linear)}{there}"
         )
     for target in [] if isinstance(targets, str) else unmatched(targets, names):
         raise NoMatchingPeftModuleError(
-            f"{field} names {target!r}, which matches no module of {type(model).__name__}"
-            f"{nearest(target, linear)}; its linear layers are {', '.join(sorted(linear - {'base_layer'}))}"
+            f"{field} names {target!r}, which matches no module of {type(model).__name__}{nearest(target, linear)}"
+            f"{there}"
         )
     if not targets and not config.block_paths().kinds:
         raise ValueError(
             "target_modules=[] without shortcuts leaves nothing to search: name linear layers, such as "
             "['q_proj', 'v_proj'], or shortcuts, such as ['res1', 'res2', 'in', 'cut']"
         )
+
+
+def _expression(field: str, targets: str) -> re.Pattern[str]:
+    try:
+        return re.compile(targets)
+    except re.error as error:
+        raise ValueError(
+            f"{field}={targets!r} is a string, so a regular expression of full names, and not a valid one ({error}): "
+            "write .* for any characters, or give names in a list, such as ['q_proj', 'v_proj']"
+        ) from error
 
 
 def check_layers(model: nn.Module, config: PathConfig, targeted: Callable[[PathConfig, str], object]) -> None:

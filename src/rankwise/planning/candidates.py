@@ -28,7 +28,7 @@ def kinds_of(model: nn.Module, space: str | Sequence[str]) -> list[str]:
             kinds.
 
     Raises:
-        ValueError: A word is unknown, or the list is empty.
+        ValueError: A word is unknown, the list is empty, or ``"all"`` is asked of a family that is not described.
     """
     if isinstance(space, str):
         check_choice("space", space, SPACES)
@@ -55,7 +55,8 @@ def with_candidates(
     Args:
         model: A base model, without adapters.
         space: Which kinds; see ``kinds_of``.
-        target_modules: The linear candidates, as in ``LoraConfig``; all projections but the head where None.
+        target_modules: The linear candidates, as in ``LoraConfig``; all projections but the head where None or
+            ``"all-linear"``.
         seed: Seeds the initial values.
 
     Raises:
@@ -67,11 +68,15 @@ def with_candidates(
             "the adapter's own paths with rankwise.score_paths(model, batches, proxy='newton')"
         )
     kinds = kinds_of(model, space)
-    targets = target_modules if target_modules not in (None, "all-linear") else all_linear(model)
+    every = target_modules in (None, "all-linear")
+    targets = all_linear(model) if every else target_modules
     if "linear" in kinds and not targets:
+        lacking = (
+            f"{type(model).__name__} has no linear layer outside its head" if every else "target_modules=[] names none"
+        )
         raise ValueError(
-            f"space={space!r} has linear paths, and {type(model).__name__} has no linear layer outside its head: name "
-            "some with target_modules=[...], or plan for block paths alone with space=['layer']"
+            f"space={space!r} has linear paths, and {lacking}: name some with target_modules=[...], or plan for block "
+            "paths alone with space=['layer']"
         )
     config = HeteroLoraConfig(  # without the task type, for which PEFT would replace the head by a copy
         r=1,

@@ -19,7 +19,7 @@ from rankwise.paths.path_set import PathSet
 from rankwise.planning.rank_plan import Pick, RankPlan, Time
 from rankwise.planning.step_time import StepTime, measure_step
 from rankwise.planning.time_limit import TimeLimit, uniform_ranks
-from rankwise.rules.joint import Picks, TimeRoom, choose_jointly, curvature_of
+from rankwise.rules.joint import Picks, TimeRoom, check_breadth, check_damping, choose_jointly, curvature_of
 from rankwise.scores.components import DIRECTIONS
 from rankwise.scores.curvature import DrawBatch
 from rankwise.scores.probe import Batch, ComputeLoss
@@ -53,7 +53,9 @@ class Choice:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check every value."""
+        """Check every value, before any pass is made."""
+        check_damping(self.damping)
+        check_breadth(self.breadth)
         check_choice("directions", self.directions, DIRECTIONS)
         check_choice("reduction", self.reduction, REDUCTIONS)
         components: Any = self.components

@@ -66,11 +66,12 @@ def plan_lora(
     """
     check_choice("granularity", granularity, ("path", "rank"))
     if granularity == "rank":
-        _check_by_rank(budget, proxy, score_on, budget_unit)
+        _check_by_rank(budget, proxy, score_on, budget_unit, r)
+        parameters: Any = budget
         made = rank_plan(
             model,
             batches,
-            budget=int(budget),
+            budget=parameters,
             scale=lora_alpha / r,
             target_modules=target_modules,
             compute_loss=compute_loss,
@@ -131,8 +132,10 @@ def _chosen_modules(
     return modules
 
 
-def _check_by_rank(budget: float | int, proxy: str | None, score_on: str, budget_unit: str) -> None:
-    """Refuse what only whole paths have."""
+def _check_by_rank(budget: float | int, proxy: str | None, score_on: str, budget_unit: str, r: int) -> None:
+    """Refuse what only whole paths have, and a rank that no scale can be taken from."""
+    if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+        raise ValueError(f"r={r!r} must be a whole number of at least 1: lora_alpha / r is the scale of every path")
     if isinstance(budget, float):
         raise ValueError(
             f"budget={budget!r} is a fraction of whole paths; granularity='rank' needs a number of parameters (int)"

@@ -20,7 +20,7 @@ from rankwise.planning.rank_plan import RankPlan
 from rankwise.planning.step_time import StepTime
 from rankwise.scores.curvature import drawn_loss
 from rankwise.scores.likelihood import DrawLosses
-from rankwise.scores.probe import Autocast, Batch, ComputeLoss, loss_in, model_loss, to_device, untouched
+from rankwise.scores.probe import Autocast, Batch, ComputeLoss, loss_in, model_loss, same_draws, to_device, untouched
 
 
 def rank_plan(
@@ -113,8 +113,8 @@ def rank_plan(
         step_time=step_time,
         seed=seed,
     )
-    given = list(batches)
     _check_numbers(budget, scale)
+    given = _taken(batches, model)
     choice.check_batches(given)
     loss_of = loss_in(compute_loss or model_loss, autocast)
     draw_of = drawn_loss(draw_losses, autocast, to_device, seed)
@@ -134,6 +134,12 @@ def rank_plan(
 def _plan(wrapped: nn.Module, *given: Any, **options: Any) -> RankPlan:
     wrapped.eval()
     return plan_paths(wrapped, path_set(wrapped), *given, **options)
+
+
+def _taken(batches: Iterable[Batch], model: nn.Module) -> list[Batch]:
+    """Return the batches; a loader that shuffles draws, and so may a collator."""
+    with same_draws(model):
+        return list(batches)
 
 
 def _check_numbers(budget: Any, scale: float) -> None:

@@ -20,7 +20,8 @@ class Rows:
 
     Args:
         ram_bytes: What may lie in memory.
-        folder: Where the rest goes, deleted by ``close``; without one, no row is taken once the memory is full.
+        folder: Where the rest goes, deleted at the start and by ``clear``; without one, no row is taken once the memory
+            is full.
         dtype: The precision that rows are kept in; that which they have if left out.
     """
 

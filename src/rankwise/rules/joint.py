@@ -182,14 +182,25 @@ class TimeRoom:
     more: Vector
 
 
+def check_damping(damping: float) -> None:
+    """Refuse a damping that is not positive."""
+    if not damping > 0:
+        raise ValueError(f"damping={damping!r} must be positive: two components that do the same would divide by zero")
+
+
+def check_breadth(breadth: float) -> None:
+    """Refuse a breadth outside [0, 1]."""
+    if not 0.0 <= breadth <= 1.0:
+        raise ValueError(f"breadth={breadth!r} must lie in [0, 1]: 0 goes by gain alone, 1 is the uniform plan")
+
+
 def damping_of(diagonal: Vector, damping: float) -> float:
     """Return ``lambda = damping mean(diag H)``.
 
     Raises:
         ValueError: ``damping`` is not positive, or all curvatures are zero or not finite.
     """
-    if not damping > 0:
-        raise ValueError(f"damping={damping!r} must be positive: two components that do the same would divide by zero")
+    check_damping(damping)
     mean = float(np.mean(diagonal))
     if not 0 < mean < np.inf:
         raise ValueError(
@@ -255,8 +266,7 @@ def choose_jointly(
     Raises:
         ValueError: A number is out of range, or there is no curvature.
     """
-    if not 0.0 <= breadth <= 1.0:
-        raise ValueError(f"breadth={breadth!r} must lie in [0, 1]: 0 goes by gain alone, 1 is the uniform plan")
+    check_breadth(breadth)
     price = np.asarray(costs, dtype=np.int64)
     if len(price) and price.min() <= 0:
         raise ValueError(f"costs must be positive, got {price.min()}")

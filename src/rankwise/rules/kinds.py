@@ -6,6 +6,7 @@ named ``layers.<block>.<kind>``, or ``layers.<first>-<last>.layer`` across sever
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 # The points of a block, in the order in which a forward pass comes to them.
@@ -51,10 +52,13 @@ BLOCK_KINDS: dict[str, Kind] = {
 }
 
 
+BLOCK_PATH = re.compile(rf"layers\.\d+(-\d+)?\.(?P<kind>{'|'.join(BLOCK_KINDS)})")
+
+
 def kind_of(name: str) -> str:
-    """Return the kind of the path with the given name; no linear path inside a block is named like a kind."""
-    last = name.rpartition(".")[2]
-    return last if last in BLOCK_KINDS else "linear"
+    """Return the kind of the path with the given name; a projection's name may end in a kind's, but is longer."""
+    match = BLOCK_PATH.fullmatch(name)
+    return match["kind"] if match else "linear"
 
 
 def is_shortcut(name: str) -> bool:

@@ -82,6 +82,20 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 @contextmanager
+def same_draws(model: nn.Module | None = None) -> Iterator[None]:
+    """Put back the generators' states: Python's, numpy's, torch's, and those of the devices that a model is on."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's, kept as it is
+    parameters = [] if model is None else model.parameters()
+    devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Put back the generators' states, the modes of all modules and all buffers, whatever happens inside.
 
@@ -91,9 +105,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     functions = [module._gradient_checkpointing_func for module in reentrant]
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's, kept as it is
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
+    with same_draws(model):
         try:
             for module in reentrant:
                 module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
@@ -101,8 +113,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
         finally:
             for module, function in zip(reentrant, functions, strict=True):
                 module._gradient_checkpointing_func = function
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
             for module, mode in modes:
                 module.training = mode
             with torch.no_grad():

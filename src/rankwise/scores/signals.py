@@ -117,7 +117,7 @@ def collect_signals(
             terms=sum(terms[part] for part in source.parts),
             owners=[owners[name] for name in owners for _ in range(along[choice][name].left.shape[1])],
         )
-        _check_examples(len(signals[choice].examples), components)
+    _check_examples(min(len(signal.examples) for signal in signals.values()), components, parts)
     return signals, losses
 
 
@@ -168,9 +168,10 @@ def _check_mean(loss: float, mean: float | None, terms: float) -> None:
     )
 
 
-def _check_examples(examples: int, components: int) -> None:
+def _check_examples(examples: int, components: int, parts: int) -> None:
+    """Refuse fewer examples than a choice has components of one path; ``examples`` are those of the smallest part."""
     if examples < components:
         raise ValueError(
-            f"{examples} examples can't tell {components} components of a path apart: give more or larger batches "
-            f"(each half needs {components} examples), or components={max(examples // 2, 1)}"
+            f"{examples} examples{' in a half of the batches' if parts > 1 else ''} can't tell {components} components "
+            f"of a path apart: give more or larger batches, or components={max(examples, 1)}"
         )

@@ -23,7 +23,7 @@ from rankwise.rules.budget import fraction_of
 from rankwise.rules.records import HISTORY_FILE, SearchRecord, from_lines, searches
 from rankwise.scores.curvature import drawn_loss
 from rankwise.scores.likelihood import DrawLosses
-from rankwise.scores.probe import Autocast, Batch, ComputeLoss, loss_in, model_loss, to_device, untouched
+from rankwise.scores.probe import Autocast, Batch, ComputeLoss, loss_in, model_loss, same_draws, to_device, untouched
 
 logger = logging.getLogger("rankwise")
 
@@ -62,7 +62,8 @@ def choose_ranks_(
     if optimizer is not None:
         check_not_owned(paths, optimizer)
     config: HeteroLoraConfig = paths.config
-    given = [batch for _, batch in zip(range(config.score_batches), batches, strict=False)]
+    with same_draws(model):  # a collator may draw
+        given = [batch for _, batch in zip(range(config.score_batches), batches, strict=False)]
     loss_of = loss_in(compute_loss or model_loss, autocast)
     steps = head_steps(model, given, head_warmup)
     # Candidates are off until they have a rank; probing makes every one of them contribute (B is zero, so nothing

@@ -10,7 +10,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
-import torch
 import transformers
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -22,7 +21,7 @@ from rankwise.passes import watched, watched_by
 from rankwise.paths.path_set import PathSet
 from rankwise.paths.state import Status
 from rankwise.rules.records import edits
-from rankwise.scores.probe import Batch
+from rankwise.scores.probe import Batch, same_draws
 from rankwise.seeds import stable_seed
 
 LOSS_OF_THE_MODEL = ("transformers.", "trl.trainer.sft_trainer")  # whose compute_loss is what the model returns
@@ -173,7 +172,7 @@ def _foreign_loss(trainer: Any) -> str | None:
 
 
 def _has_labels(dataloader: DataLoader[Any], names: list[str]) -> bool:
-    with torch.random.fork_rng(devices=[]):
+    with same_draws():
         dataset: Any = dataloader.dataset
         batch: Batch = dataloader.collate_fn([dataset[0]]) if len(dataset) else {}
     present = batch if isinstance(batch, Mapping) else {}

@@ -36,8 +36,8 @@ def path_names(targets: Iterable[str], modules: Iterable[str]) -> dict[str, str]
     """Name the linear path of each targeted projection.
 
     Inside the blocks: ``layers.<block>.<shortest suffix that is unique in its block>``, so ``layers.3.query`` and
-    ``layers.3.attention.output.dense``. Outside the blocks, and in models with several stacks of blocks (an encoder
-    and a decoder): the module's full name.
+    ``layers.3.attention.output.dense``. Outside the blocks, in models with several stacks of blocks (an encoder and a
+    decoder), and for a block's own child that is named like a kind of block path: the module's full name.
 
     Args:
         targets: Full names of the targeted projections.
@@ -55,7 +55,9 @@ def path_names(targets: Iterable[str], modules: Iterable[str]) -> dict[str, str]
         if place is not None and place.stack in stacks:
             inner_names.setdefault(place.index, set()).add(place.inner)
     return {
-        name: f"layers.{place.index}.{_unique_suffix(place.inner, inner_names[place.index])}" if place else name
+        name: f"layers.{place.index}.{_unique_suffix(place.inner, inner_names[place.index])}"
+        if place is not None and place.inner not in BLOCK_KINDS
+        else name
         for name, place in places.items()
     }
 
