@@ -31,13 +31,6 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("command", ["run", "status", "table"])
-def test_help_has_an_example(command: str) -> None:
-    shown = call("study", command, "--help")
-    assert shown.exit_code == 0
-    assert f"rankwise study {command}" in " ".join(shown.output.split())
-
-
 ONE_ARM: dict[str, Any] = {"arms": {"four": {}}, "rates": None, "seeds": {"report": [1]}}
 
 
