@@ -103,6 +103,7 @@ def test_a_save_that_fails_says_where_why_and_what_to_do(
         Whole(tmp_path, error)._save_checkpoint()
     found = caught.value
     assert (found.errno, found.filename) == (number, str(tmp_path / "checkpoint-4"))
+    assert found.strerror is not None
     assert found.strerror.startswith(f"the checkpoint could not be written ({reason}); ")
     assert found.strerror.endswith("continue with --resume from the checkpoint before")
     assert found.__cause__ is error
