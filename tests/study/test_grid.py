@@ -33,6 +33,13 @@ def test_a_grid_has_every_rate_up_to_its_end(low: float, to: float, factor: floa
     assert rates(low, to, factor).grid() == grid
 
 
+def test_four_rates_to_a_decade_are_the_default() -> None:
+    own = Rates.model_validate({"from": 1e-3, "to": 1e-2})
+    assert own.grid() == [1e-3, 1.78e-3, 3.168e-3, 5.64e-3]  # 1.78^4 is a little more than 10
+    with pytest.raises(ValueError, match="frozen"):
+        own.factor = 2.0
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

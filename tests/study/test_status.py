@@ -42,6 +42,7 @@ def printed(table: object) -> str:
         (5399, "90 min"),
         (5400, "1.5 h"),
         (86400, "24.0 h"),
+        (3_600_000, "1000.0 h"),
     ],
 )
 def test_a_time_as_people_say_it(seconds: float, said: str) -> None:
@@ -86,6 +87,7 @@ def test_the_table_counts_cells_by_group_and_state(folder: StudyFolder) -> None:
     finish(folder, first, 0.5, seconds=60)
     folder.fail(third, "ValueError: [b] is [red]bad[/]\nmore")
     table = status_table(folder, plan_of(folder), running=[fourth.name, first.name, "of another study"])
+    assert [column.header for column in table.columns] == ["group", "finished", "failed", "running", "waiting"]
     rows = [list(column.cells) for column in table.columns]
     assert [[str(cell) for cell in row] for row in zip(*rows, strict=True)] == [
         ["a", "1", "0", "0", "1"],
@@ -105,6 +107,8 @@ def test_a_study_that_has_not_begun_has_no_time_left_and_its_notes_are_shown(tmp
     plan = plan_of(folder)
     shown = printed(status_table(folder, plan._replace(notes=["a: [0.1] is the edge"]), running=[]))
     assert "left" not in shown
+    finish(folder, plan.cells[0], 0.5, seconds=10)
+    assert "30 s left with 1 at work" in printed(status_table(folder, plan, running=[]))  # as if one were
     squashed = "".join(shown.split())
     assert "a:[0.1]istheedge" in squashed
     assert "[new]:4cells" in squashed
