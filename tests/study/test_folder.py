@@ -115,6 +115,9 @@ def test_what_never_ran_may_change_and_a_recipe_that_ran_may_not(folder: StudyFo
     ):
         folder.start(two_arms(), "rankwise study run")
     assert folder.plan_file.read_bytes() == before
+    said_more = {**RECIPE, "method": {"name": "lora", "r": 8, "lora_alpha": 16}}
+    with pytest.raises(ValueError, match=r"with method\.lora_alpha=None, and it is 16 now"):
+        folder.start(two_arms(b=said_more), "rankwise study run")
 
 
 @pytest.mark.parametrize(

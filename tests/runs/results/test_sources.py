@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from tests.report.edits import epochs_of_spectra
 from tests.report.histories import mixed_history
 
 from rankwise.report import Outcome
@@ -17,6 +20,7 @@ from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.recipe import parse_recipe
 from rankwise.runs.results.sources import SETTINGS, Source, read_source
 
+KEPT = Path(__file__).resolve().parents[2] / "data" / "version-0.1"
 DYNAMIC = {"proxy": "grad_norm", "mode": "dynamic", "budget": 0.25, "seed": 0}
 
 
@@ -144,3 +148,39 @@ def test_an_outcome_is_the_headline_of_the_last_epoch(split: str, value: float |
     source = Source(Path("x"), [], {"merges": 2, "injections": 1}, figures=FIGURES)
     assert source.outcome(split) == (None if value is None else Outcome(2, 1, 7, value))
     assert replace(source, figures=None).outcome(split) is None
+
+
+@pytest.mark.parametrize(
+    ("merges", "injections", "more", "said"),
+    [
+        (0, 0, {}, "LoR2C"),
+        (0, 0, {"share": True}, "ShareLoR2C"),
+        (2, 0, {}, "MergeLoR2C, 2 merges"),
+        (0, 1, {}, "InjectLoR2C, 1 injection"),
+        (1, 2, {"share": True}, "ShareIMLoR2C, 1 merge, 2 injections"),
+        (1, 0, {"freeze_merged": True}, "MergeLoR2C, 1 merge then frozen"),
+        (0, 2, {"inject_targets": []}, "InjectLoR2C, 2 deletions"),
+    ],
+)
+def test_runs_are_called_what_the_paper_calls_them(
+    tmp_path: Path, merges: int, injections: int, more: dict[str, Any], said: str
+) -> None:
+    folder = run(tmp_path / "run", "lor2c", merges=merges, injections=injections, **more)
+    folder.spectra.write_text("".join(json.dumps(each) + "\n" for each in epochs_of_spectra()))
+    assert read_source(folder.root).family == said
+
+
+def test_of_a_finished_lor2c_the_figures_and_what_others_may_share_are_kept(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(KEPT / "lor2c" / "finished", tmp_path / "a"))
+    source = read_source(folder)
+    assert source.figures == json.loads((folder / "metrics.json").read_text())
+    assert source.cell == (1, 0)
+    recipe = yaml.safe_load((folder / "config.yaml").read_text())
+    other = {**recipe, "seed": 99, "method": {**recipe["method"], "merges": 0, "injections": 3}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(other))
+    assert read_source(folder).recipe == source.recipe != ""
+    (folder / "config.yaml").write_text(yaml.safe_dump({**recipe, "select": "last"}))
+    assert read_source(folder).recipe != source.recipe
+    (folder / "metrics.json").unlink()
+    assert (read_source(folder).figures, read_source(folder).recipe) == (None, "")
+    assert read_source(KEPT / "heterolora" / "finished").figures is None
