@@ -6,6 +6,8 @@ import signal
 import threading
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 import pytest
 import typer
@@ -20,6 +22,19 @@ from rankwise_exits import (
     show_version,
     show_warning,
 )
+
+
+@pytest.fixture(autouse=True)
+def handler() -> Iterator[Callable[[int, FrameType | None], None]]:
+    """What hears SIGTERM before the command, and has to hear it after."""
+
+    def hears(number: int, frame: FrameType | None) -> None:
+        raise AssertionError("nobody sends it outside")
+
+    before = signal.signal(signal.SIGTERM, hears)
+    yield hears
+    after = signal.signal(signal.SIGTERM, before)
+    assert after is hears
 
 
 def code_of(error: BaseException, **options: str) -> int:
@@ -86,22 +101,18 @@ def test_sigterm_is_taken_like_ctrl_c_and_only_inside(capsys: pytest.CaptureFixt
         finally:
             closed.append(True)
 
-    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(typer.Exit) as caught, explained(False):
         works_until_it_is_stopped()
     assert closed == [True]
     assert caught.value.exit_code == TERMINATED
     assert capsys.readouterr().err.startswith("Error: terminated; ")
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_debug_raises_the_error_and_puts_the_handler_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+def test_debug_raises_the_error_itself() -> None:
     error = ValueError("x")
     with pytest.raises(ValueError, match="x") as caught, explained(True):
         raise error
     assert caught.value is error
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_thread_that_may_set_no_handler_is_explained_too() -> None:

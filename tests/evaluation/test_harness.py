@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from rankwise.evaluation import harness
 from rankwise.evaluation.harness import (
     ALLOW_CODE,
     Asked,
+    Ready,
     _coders,
     _head,
     _metrics,
@@ -184,3 +186,94 @@ def test_figures_are_numbers_under_their_metrics_name() -> None:
     }
     assert _metrics(row) == {"acc": 0.5, "f1": 1.0, "exact_match,strict-match": None, "em,": None}
     assert _metrics({}) == {}
+
+
+class Manager:
+    """What loads tasks in the harness: an index of them, and the tasks and groups that a name or a file stands for."""
+
+    def __init__(self, index: dict[str, Any], **loads: Any) -> None:
+        self.task_index, self.all_tasks, self.loads = index, sorted(index), loads
+        self.loaded: list[str] = []
+
+    def load(self, names: list[str]) -> Any:
+        (name,) = names
+        self.loaded.append(name)
+        found = self.loads[Path(name).stem]
+        if isinstance(found, Exception):
+            raise found
+        return {"tasks": {leaf.task_name: leaf for leaf in found}, "groups": {"group": "the group"}}
+
+
+def leaf(name: str, **config: Any) -> SimpleNamespace:
+    return SimpleNamespace(task_name=name, get_config=config.get)
+
+
+def prepared(
+    monkeypatch: pytest.MonkeyPatch, manager: Manager, *asked: Asked, allowed: bool = False
+) -> dict[str, Ready]:
+    monkeypatch.setattr(harness, "_manager", lambda its_own: manager)
+    return {task.name: task for task in prepare(asked, allow_code_execution=allowed)}
+
+
+def test_a_group_is_run_as_one_and_a_task_or_tag_by_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, c = leaf("a"), leaf("b"), leaf("c")
+    found = prepared(
+        monkeypatch, Manager(INDEX, group=[a, b], safe=[c]), Asked("group", 2), Asked("safe"), allowed=True
+    )
+    assert (found["group"].parts, found["group"].leaves, found["group"].shots) == (["the group"], [a, b], 2)
+    assert (found["safe"].parts, found["safe"].leaves, found["safe"].shots) == ([c], [c], None)
+
+
+def test_a_task_may_stand_in_one_place_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = Manager(INDEX, safe=[leaf("a"), leaf("c")], group=[leaf("b"), leaf("a")])
+    with pytest.raises(ValueError, match="task 'a' is asked for twice: name it once, or in one group"):
+        prepared(monkeypatch, manager, Asked("safe"), Asked("group"), allowed=True)
+
+
+def test_generated_code_is_refused_before_anything_is_loaded_or_where_loading_shows_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manager = Manager(INDEX, safe=[leaf("a"), leaf("hidden", unsafe_code=True)], outer=[leaf("a")])
+    with pytest.raises(ValueError, match="task 'codes' runs Python code that the model writes"):
+        prepared(monkeypatch, manager, Asked("safe"), Asked("outer"))
+    assert manager.loaded == []
+    with pytest.raises(ValueError, match=r"task 'hidden' runs Python code .*say --allow-code-execution"):
+        prepared(monkeypatch, manager, Asked("safe"))
+    assert list(prepared(monkeypatch, manager, Asked("safe"), allowed=True)) == ["safe"]
+
+
+@pytest.mark.parametrize(("own", "shots", "fits"), [(0, 3, False), (0, 0, True), (0, None, True), (5, 3, True)])
+def test_a_task_without_worked_examples_takes_none(
+    monkeypatch: pytest.MonkeyPatch, own: int, shots: int | None, fits: bool
+) -> None:
+    manager = Manager(INDEX, safe=[leaf("a", num_fewshot=own)])
+    if fits:
+        assert prepared(monkeypatch, manager, Asked("safe", shots))["safe"].shots == shots
+        return
+    with pytest.raises(ValueError, match="task 'a' is defined with 0 shots, 3 were asked for: use 0"):
+        prepared(monkeypatch, manager, Asked("safe", shots))
+
+
+def test_a_name_that_is_none_is_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="task='grup' is no task of the harness, did you mean 'group'"):
+        prepared(monkeypatch, Manager(INDEX), Asked("grup"))
+
+
+def test_what_can_not_be_loaded_says_whose_data_or_file_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("task: mine\n")
+    offline, wrong = OSError("no\nnetwork"), TypeError("unexpected key")
+    file = Asked(tmp_path / "own.yaml")
+    before = Path.cwd()
+    with pytest.raises(
+        ValueError, match=r"task 'safe' needs data that is not on this machine \(no network\): run this"
+    ):
+        prepared(monkeypatch, Manager(INDEX, safe=offline), Asked("safe"))
+    with pytest.raises(
+        ValueError, match=r"the data of .*own\.yaml can't be read \(no network\); its paths are relative"
+    ):
+        prepared(monkeypatch, Manager(INDEX, own=offline), file)
+    with pytest.raises(ValueError, match=r"own\.yaml is not a task the harness can load: unexpected key"):
+        prepared(monkeypatch, Manager(INDEX, own=wrong), file)
+    with pytest.raises(TypeError, match="unexpected key"):  # of the harness's own task it is no mistake of the user
+        prepared(monkeypatch, Manager(INDEX, safe=wrong), Asked("safe"))
+    assert Path.cwd() == before

@@ -111,6 +111,11 @@ def test_a_batch_of_packed_rows_is_one_sequence_whose_positions_start_anew(token
     }
 
 
+def test_a_single_packed_row_is_a_batch(tokenizer: PreTrainedTokenizerBase) -> None:
+    batch = PackedCollator(tokenizer)([{"input_ids": [8, 9], "labels": [8, 9], LENGTHS: [1, 1]}])
+    assert batch["position_ids"].tolist() == [[0, 0]]
+
+
 def test_rows_that_are_not_packed_are_padded(tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids} for ids in ([5], [6, 7])]
     batch = PackedCollator(tokenizer)(rows)
@@ -121,8 +126,8 @@ def test_rows_that_are_not_packed_are_padded(tokenizer: PreTrainedTokenizerBase)
 
 @pytest.mark.usefixtures("untouched_generators")
 def test_looking_at_a_model_leaves_it_as_it_is() -> None:
-    model = tiny_llama(1).train()
-    model.model.layers[0].eval()  # a part that its owner keeps in evaluation mode
+    model = tiny_llama(1, attention_dropout=0.5).train()  # which would tell rows alone and together apart
+    model.model.layers[0].mlp.eval()  # a part that its owner keeps in evaluation mode
     before = {name: module.training for name, module in model.named_modules()}
     check_packing(model, VOCABULARY)
     assert {name: module.training for name, module in model.named_modules()} == before

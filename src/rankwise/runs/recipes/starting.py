@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,14 +123,10 @@ def write_first(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
     if out.exists() and not overwrite:
         raise ValueError(f"{out} exists already: give another name, or say --overwrite")
     said = recipe.model_dump(mode="json", exclude_unset=True)
-    body = yaml.safe_dump(_plain(said), sort_keys=False, allow_unicode=True)
+    body = yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
     name = shlex.quote(str(out))
     command = f"rankwise train {name}"
     header = f"# Try:      {command} --dry-run\n# Sizes:    rankwise plan {name}\n# Command:  {command}\n"
     write_text_atomic(out, header + body)
     load_recipe(out)
     return out
-
-
-def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in content.items()}
