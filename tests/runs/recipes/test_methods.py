@@ -122,6 +122,12 @@ def test_adalora_gets_a_length_that_its_own_checks_take(options: dict[str, int],
     assert config.total_step == steps  # type: ignore[union-attr]
 
 
+def test_a_schedule_that_takes_no_rank_away_is_refused_with_the_config() -> None:
+    method = Method(name="adalora", init_r=4, target_r=4)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="target_r=4 must be below init_r=4"):
+        method.build("SEQ_CLS", seed=0)
+
+
 def test_what_is_given_out_is_a_copy() -> None:
     method = Method(name="lora", r=4)  # type: ignore[call-arg]
     method.options["r"] = 8
