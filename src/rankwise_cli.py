@@ -100,7 +100,7 @@ def recipes(
         if not found:
             raise ValueError(f"no recipe's name contains {part!r}: rankwise recipes lists them all")
         for name, file in found.items():
-            console.print(f"[bold]{name}[/]  {escape(first_line(file))}", soft_wrap=True, highlight=False)
+            console.print(f"[bold]{escape(name)}[/]  {escape(first_line(file))}", soft_wrap=True, highlight=False)
 
 
 @app.command(
@@ -149,8 +149,8 @@ def train(
         console.quiet = not result.main_process
         if not result.trained:
             console.print(
-                f"{folder} is finished already; nothing to resume (to train longer, raise training.epochs or "
-                "training.max_steps with --set)"
+                f"{escape(str(folder))} is finished already; nothing to resume (to train longer, raise "
+                "training.epochs or training.max_steps with --set)"
             )
         console.print(result_table(result.metrics))
         console.print(f"adapter, metrics and checkpoints: [bold]{escape(str(folder))}[/]")

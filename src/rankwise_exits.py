@@ -54,7 +54,7 @@ def explained(debug: bool, *, on: str = "a run with a checkpoint goes on with --
     except (ValueError, SafetensorError, OSError, RuntimeError, ModuleNotFoundError, KeyboardInterrupt) as error:
         if debug:
             raise
-        text, code = str(error), USER_ERROR if isinstance(error, MISTAKES) else RUN_FAILED
+        text, code = str(error) or type(error).__name__, USER_ERROR if isinstance(error, MISTAKES) else RUN_FAILED
         if isinstance(error, KeyboardInterrupt):
             terminated = isinstance(error, _Terminated)
             text = f"{'terminated' if terminated else 'interrupted'}; {on}"

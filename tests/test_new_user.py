@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from rankwise.runs.dryrun import WORDS, stand_in
-from rankwise.runs.recipes.recipe import load_recipe, parse_recipe
+from rankwise.runs.recipes.recipe import parse_recipe
 from rankwise_cli import app
 from rankwise_exits import USER_ERROR
 
@@ -102,23 +102,3 @@ def test_a_recipe_that_cannot_be_asked_for_says_which_option_is_missing(tmp_path
     said = call("init", tmp_path / "a.yaml", "--task", "chat", code=USER_ERROR).output
     assert "--data is missing" in said
     assert not (tmp_path / "a.yaml").exists()
-
-
-@pytest.mark.parametrize("task", ["classification", "regression", "chat", "instruction", "text", "mrpc"])
-def test_every_first_recipe_loads(tmp_path: Path, task: str) -> None:
-    out = tmp_path / "a.yaml"
-    call(
-        "init", out, "--task", task, "--data", "a/b", "--text", "t", "--label", "l", "--model", "m", "--method", "lora"
-    )
-    recipe = load_recipe(out)
-    assert (recipe.data.task or recipe.data.kind) == task
-    assert "rankwise train" in out.read_text().partition("model:")[0]
-    assert "exists already" in call("init", out, "--task", "mrpc", "--model", "m", "--method", "lora", code=2).output
-
-
-def test_a_shipped_recipe_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert load_recipe("minilm/mrpc-uniform").method.name == "lora"
-    assert load_recipe("recipes/minilm/mrpc-uniform.yaml").method.name == "lora"
-    assert "modernbert-base/mrpc-lora" in call("recipes", "modernbert").output
-    assert "did you mean 'minilm/mrpc-uniform'" in call("plan", "minilm/mrpc-unifrom", code=USER_ERROR).output

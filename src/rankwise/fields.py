@@ -65,7 +65,7 @@ def _inside_fits(value: Any, inner: tuple[Any, ...]) -> bool:
 
 
 def words(hint: Any) -> str:
-    """Return a type as people say it: ``a list of str, a str or None``."""
+    """Return a type as people say it: ``a list of a str, a str or None``."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         options = list(dict.fromkeys(words(option) for option in inner if option is not type(None)))
@@ -77,4 +77,4 @@ def words(hint: Any) -> str:
     name = getattr(kind, "__name__", str(kind))
     if kind in (list, set, tuple) and inner:
         return f"a {name} of {words(inner[0])}"
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

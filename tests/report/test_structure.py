@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.patches import FancyBboxPatch
 from peft import get_peft_model
 from tests.models import class_batches, tiny_bert
 from tests.report.edits import edited_history, edits, inject, layers, lora, merge
-from tests.report.histories import collisions, paths, record
+from tests.report.histories import paths, record
 
 import rankwise
 from rankwise import Disable, Enable, Inject, Merge
-from rankwise.report import plot_structure, read_history, structures
+from rankwise.report import read_history, structures
 from rankwise.report.history import History
 from rankwise.report.structure import Bar, words
 from rankwise.rules.edits import Edit
@@ -145,38 +144,3 @@ def test_the_ablations_are_told_apart(fields: dict[str, object]) -> None:
     assert ("freeze" in after.title, "delete" in after.title) == ("freeze_merged" in fields, "inject_targets" in fields)
     assert [bar.frozen for bar in after.bars].count(True) == ("freeze_merged" in fields)
     assert len(after.bars) == 3
-
-
-def test_bars_span_their_blocks_row_by_row() -> None:
-    axes = plot_structure(edited_history()).axes[0]
-    bars = [patch for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
-    assert len(bars) == sum(len(each.bars) for each in structures(edited_history()))
-    long = [(bar.get_x(), bar.get_width()) for bar in bars if bar.get_width() > 1]
-    assert long == [pytest.approx((1.08, 1.84))] * 2 + [pytest.approx((1.08, 2.84))] * 2
-    assert axes.yaxis_inverted()
-    names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names[:2] == ["start", "merge 1 + 2\nstep 10"]
-    with_epochs = plot_structure(edited_history(), epochs={10: 1.0, 20: 2.5}).axes[0]
-    assert [label.get_text().split("\n")[-1] for label in with_epochs.get_yticklabels()] == [
-        "start",
-        "step 10, epoch 1",
-        "step 10, epoch 1",
-        "step 20, epoch 2.5",
-        "step 30",
-    ]
-
-
-def test_lora_beside_a_path_of_the_same_block_has_a_lane_of_its_own() -> None:
-    both = [*layers(0, 1), *lora(0, 1)]
-    figure = plot_structure([edits([merge("0", "1")], both, [*layers("0-1"), *lora(0, 1)])])
-    bars = [patch for patch in figure.axes[0].patches if isinstance(patch, FancyBboxPatch)]
-    places = [(round(bar.get_y(), 3), round(bar.get_y() + bar.get_height(), 3)) for bar in bars[:4]]
-    assert places[0] == places[1]
-    assert places[2] == places[3]
-    assert places[0][1] < places[2][0]
-    assert collisions(figure) == []
-
-
-@pytest.mark.parametrize("blocks", [6, 12, 24, 32])
-def test_no_word_covers_another(blocks: int) -> None:
-    assert collisions(plot_structure(edited_history(blocks), title="mrpc-imlor2c-seed0: IMLoR2C, 2 merges")) == []

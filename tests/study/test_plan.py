@@ -34,12 +34,6 @@ def play(of: Study, optimum: float) -> tuple[list[Cell], list[str]]:
             found[cell.name] = math.log(cell.rate / optimum) ** 2 + 0.01 * cell.seed
 
 
-def test_grid_is_geometric_and_ends_in_time() -> None:
-    assert rates().grid() == [1e-3, 2e-3, 4e-3, 8e-3]
-    assert rates(to=7.9e-3).grid() == [1e-3, 2e-3, 4e-3]
-    assert rates().grid(1, 2) == [5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]
-
-
 def test_first_the_choice_then_fresh_seeds_at_the_best_rate() -> None:
     own = study(rates())
     first = own.plan({}).cells

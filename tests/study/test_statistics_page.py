@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-import pytest
 from tests.study.conftest import Write
 from tests.study.test_tables import table
 
@@ -23,23 +21,6 @@ def test_a_table_becomes_texts_and_numbers_that_json_knows() -> None:
     losses = [row[made.header.index("loss, last")] for row in found["rows"]]
     assert losses == ["0.6000 ± 0.1414", "0.3333 ± 0.2082"]
     assert "`" not in found["note"]
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        ({"groups": None}, r"study\.json is damaged, plan\.groups is missing: delete it and run the command again"),
-        ({"seeds": {"report": "x"}}, r"study\.json is damaged, plan\.seeds\.report: .*: delete it"),
-        ({"kind": "x"}, "kind"),
-    ],
-)
-def test_a_damaged_plan_is_told(write: Write, tmp_path: Path, damage: dict[str, Any], message: str) -> None:
-    folder = StudyFolder(tmp_path / "study")
-    folder.start(load_study(write()), "rankwise study run study.yaml")
-    content = json.loads(folder.plan_file.read_text())
-    folder.plan_file.write_text(json.dumps({**content, "plan": {**content["plan"], **damage}}))
-    with pytest.raises(ValueError, match=message):
-        folder.planner()
 
 
 def test_a_study_without_a_finished_run_says_so_and_other_folders_are_passed_over(write: Write, tmp_path: Path) -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
 import pytest
 
-from rankwise.study.formats import as_csv, latex, markdown
 from rankwise.study.statistics import Difference, Summary
 from rankwise.study.tables import Run, Table, compared, verdict
 
@@ -81,41 +77,9 @@ def test_a_table_of_the_dev_split_says_that_it_chose() -> None:
     assert "never the best on the reported split" in table().note
 
 
-def test_formats_hold_every_row() -> None:
-    text = markdown([table()])
-    assert "| b_% |" in text
-    assert "detectable" in text
-    assert "5 of 5 runs: `rankwise study run`" in text
-    tex = latex([table()])
-    assert r"b\_\%" in tex
-    assert tex.count(r"\\") == 3
-    rows = list(csv.DictReader(io.StringIO(as_csv([table()]))))
-    assert float(rows[1]["loss, last, mean"]) == pytest.approx(1 / 3)
-    assert float(rows[1]["loss minus a, bootstrap low"]) == pytest.approx(-0.1)
-    assert rows[0]["loss minus a, low"] == ""
-    assert (rows[1]["parameters, low"], rows[1]["parameters, high"]) == ("1001", "1003")
-    assert "| 1,001 to 1,003 |" in text
-
-
-def test_latex_keeps_what_a_command_line_may_hold() -> None:
-    made = Table("a", ["arm", "x"], [["[b]", None]], r"--set method.target_modules='.*\.(q|v)^~'")
-    text = latex([made])
-    assert r"'.*\textbackslash{}.(q\textbar{}v)\textasciicircum{}\textasciitilde{}'" in text
-    assert "\n{}[b] & " in text
-
-
 def test_a_verdict_never_says_more_than_the_seeds_do() -> None:
     assert verdict(Difference(-0.5, -0.5, -0.5, 1, float("nan"))).startswith("one seed")
     assert verdict(Difference(-0.5, -0.6, 0.1, 3, 0.2)).startswith("can't tell")
     assert verdict(Difference(-0.1, -0.2, -0.05, 3, 0.2)) == "lower"  # by the interval that is shown
     assert verdict(Difference(-0.5, -0.6, -0.4, 3, 0.2)) == "lower"
     assert verdict(Difference(0.5, 0.4, 0.6, 3, 0.2)) == "higher"
-
-
-def test_a_difference_of_one_seed_has_no_interval() -> None:
-    runs = [run("a", 1, 0.5), run("b", 1, 0.4)]
-    made = compared(runs, baseline="a", title="", about="")
-    assert "| -0.0500 (one seed) |" in markdown([made])
-    (row,) = [row for row in csv.DictReader(io.StringIO(as_csv([made]))) if row["arm"] == "b"]
-    assert row["loss minus a, low"] == ""
-    assert row["loss, last, sd"] == ""

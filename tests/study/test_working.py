@@ -18,7 +18,6 @@ import pytest
 from tests.study.conftest import Write
 from typer.testing import CliRunner, Result
 
-from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.recipe import parse_recipe
 from rankwise.runs.training.train import train
 from rankwise.study.folder import StudyFolder
@@ -31,55 +30,7 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("command", ["run", "status", "table"])
-def test_help_has_an_example(command: str) -> None:
-    shown = call("study", command, "--help")
-    assert shown.exit_code == 0
-    assert f"rankwise study {command}" in " ".join(shown.output.split())
-
-
 ONE_ARM: dict[str, Any] = {"arms": {"four": {}}, "rates": None, "seeds": {"report": [1]}}
-
-
-def test_a_study_runs_tells_and_goes_on(write: Write, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    done = call("study", "run", write(**ONE_ARM), "--out", out)
-    assert done.exit_code == 0, done.output
-    assert "1/1" in done.output
-    figures = RunFolder(out / "four" / "report-rate-own-seed-1").figures()
-    assert figures["seed"] == 1
-    assert "validation" in figures["metrics"]["last"]
-    before = (out / "four" / "report-rate-own-seed-1" / "metrics.json").stat().st_mtime_ns
-    more = call("study", "run", write(**{**ONE_ARM, "arms": {"four": {}, "two": {"method.r": 2}}}), "--out", out)
-    assert more.exit_code == 0, more.output
-    assert (out / "four" / "report-rate-own-seed-1" / "metrics.json").stat().st_mtime_ns == before  # finished stays
-    assert "two" in call("study", "status", out).output
-    table = call("study", "table", out).output
-    assert "| two |" in table
-    assert "2 of 2 runs: `rankwise" in table
-    csv = tmp_path / "table.csv"
-    assert call("study", "table", out, "--format", "csv", "--out", csv).exit_code == 0
-    assert csv.read_text().count("\n") == 3
-    other = call("study", "run", write(**{**ONE_ARM, "arms": {"four": {"method.r": 1}}}), "--out", out)
-    assert other.exit_code == 2
-    assert "method.r=4" in " ".join(other.output.split())
-
-
-def test_a_failed_cell_keeps_its_error_and_the_others_run(write: Write, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    arms = {"four": {}, "wrong": {"method.target_modules": ["nothing"]}}
-    done = call("study", "run", write(**{**ONE_ARM, "arms": arms}), "--out", out)
-    assert done.exit_code == 1, done.output
-    assert "1 of 2 runs failed (wrong/report-rate-own-seed-1: ValueError" in " ".join(done.output.split())
-    assert "failed: ValueError: method.target_modules: 'nothing' names no module" in done.output
-    error = (out / "wrong" / "report-rate-own-seed-1" / "error.txt").read_text()
-    assert "Traceback" in error
-    assert "names no module" in " ".join(call("study", "status", out).output.split())
-    assert "1 failed" in call("study", "table", out).output
-    arms["wrong"] = {"method.target_modules": ["value"]}  # nothing of it ran, so it may be put right
-    again = call("study", "run", write(**{**ONE_ARM, "arms": arms}), "--out", out, "--retry-failed")
-    assert "2/2" in again.output
-    assert not (out / "wrong" / "report-rate-own-seed-1" / "error.txt").exists()
 
 
 @pytest.mark.slow
@@ -99,14 +50,6 @@ def test_rates_are_chosen_without_the_reported_split_and_reported_with_fresh_see
     for cell in cells:
         splits = folder.run(cell).figures()["metrics"]["last"]
         assert ("validation" in splits) == (cell.role == "report")
-
-
-def test_a_dry_run_counts_and_keeps_nothing(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    done = call("study", "run", write(), "--dry-run")
-    assert done.exit_code == 0, done.output
-    assert "2 groups: 12 runs to choose rates (more where a grid has to grow), 4 for the report\n" in done.output
-    assert not (tmp_path / "study-runs").exists()
 
 
 def long_study(write: Write) -> Path:
@@ -264,28 +207,6 @@ def threading_interrupt(out: Path) -> Any:
         thread.join()
 
     return stop
-
-
-@pytest.mark.slow
-def test_cells_are_tasks_of_a_ray_cluster_of_two_machines(write: Write, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray", reason="comes with the extra 'ray'")
-    from ray.cluster_utils import Cluster
-
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        cluster.add_node(num_cpus=1)
-        environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
-        ray.init(address=cluster.address, log_to_driver=False, runtime_env=environment)
-        out = tmp_path / "out"
-        study = write(**{**ONE_ARM, "arms": {"four": {}, "wrong": {"method.target_modules": ["nothing"]}}})
-        done = call("study", "run", study, "--out", out, "--engine", "ray")
-        assert done.exit_code == 1, done.output
-        assert RunFolder(out / "four" / "report-rate-own-seed-1").finished
-        assert "names no module" in (out / "wrong" / "report-rate-own-seed-1" / "error.txt").read_text()
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 def test_a_worker_is_shown_its_accelerator_before_it_imports_anything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import json
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template
 
@@ -180,45 +178,3 @@ def test_a_hub_datasets_class_labels_become_their_names() -> None:
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
     rows = Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features=features)
     assert Source(_named_classes(rows), "x").rows["label"][:] == ["yes", "no", None]
-
-
-def test_packed_rows_learn_what_they_learn_alone(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from rankwise.tasks import check_packing
-
-    rows = [{"prompt": "bar " * n, "completion": "dot dun " * n} for n in (1, 2, 3, 1)]
-    alone = load(tmp_path, tokenizer, *rows, max_length=24)
-    packed = load(tmp_path, tokenizer, *rows, max_length=24, packing=True)
-    assert packed.packed
-    assert len(packed.train) < len(alone.train)
-    assert sorted(chain(*packed.train["input_ids"])) == sorted(chain(*alone.train["input_ids"]))
-    shape: dict[str, Any] = {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).double().eval()
-    model.config.use_cache = False
-    check_packing(model, len(tokenizer))
-
-    def gradient(data: Any) -> torch.Tensor:
-        model.zero_grad()
-        batch = data.collator([data.train[row] for row in range(len(data.train))])
-        tokens = (batch["labels"] != IGNORED).sum()
-        model(**batch, num_items_in_batch=tokens).loss.backward()
-        return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
-
-    torch.testing.assert_close(gradient(packed), gradient(alone), rtol=1e-9, atol=1e-12)
-
-
-def test_a_model_whose_packed_rows_see_each_other_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    from transformers import BloomConfig, BloomForCausalLM
-
-    from rankwise.tasks import check_packing
-
-    model = BloomForCausalLM(BloomConfig(vocab_size=60, hidden_size=16, n_layer=1, n_head=2, initializer_range=0.5))
-    with pytest.raises(ValueError, match=r"data\.packing"):
-        check_packing(model, 60)

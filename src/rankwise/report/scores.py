@@ -57,8 +57,12 @@ def score_ranges(history: History) -> ScoreRanges:
     by_row: dict[str, list[list[float]]] = {}
     for place, scores in enumerate(scored):
         for name, value in scores.items():
-            if value is not None:
-                by_row.setdefault(row_of(name), [[] for _ in used])[place].append(value)
+            if value is None:
+                continue
+            row = row_of(name)
+            if row not in by_row:  # not setdefault: it would make as many lists for every score
+                by_row[row] = [[] for _ in used]
+            by_row[row][place].append(value)
     if not by_row:
         raise ValueError(f"no path has a finite {proxy} score of its own, so there are no scores to draw")
     rows = in_order(by_row)

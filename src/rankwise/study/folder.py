@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,20 +57,19 @@ class StudyFolder:
         """Write what is run; call it under the lock.
 
         Raises:
-            ValueError: The folder has cells of another study.
+            ValueError: The folder has cells of another study, or the file that says of which is damaged.
         """
         content = json.loads(planner.model_dump_json())
         queue = f"{self.root.absolute().name}-{uuid.uuid4().hex[:12]}"
         if self.plan_file.is_file():
-            there = self._read()
-            self._check_same(there["plan"], content)
-            queue = there["queue"]
+            self._check_same(self.planner().groups, [Group.model_validate(each) for each in content["groups"]])
+            queue = self.queue
         write_json_atomic(self.plan_file, {"queue": queue, "command": command, "plan": content})
 
-    def _check_same(self, there: dict[str, Any], now: dict[str, Any]) -> None:
+    def _check_same(self, there: Sequence[Group], now: Sequence[Group]) -> None:
         """Refuse another recipe for a group of which a run has begun; what never ran may change."""
-        before = {group.name: group for group in map(Group.model_validate, there["groups"])}
-        for group in map(Group.model_validate, now["groups"]):
+        before = {group.name: group for group in there}
+        for group in now:
             other = before.get(group.name)
             if other is None or not any(self.root.glob(f"**/{group.name}/*/config.yaml")):
                 continue

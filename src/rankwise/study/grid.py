@@ -21,9 +21,9 @@ class Rates(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    low: float = Field(gt=0, alias="from")
-    to: float = Field(gt=0)
-    factor: float = Field(default=1.78, ge=1.05)
+    low: float = Field(gt=0, alias="from", allow_inf_nan=False)
+    to: float = Field(gt=0, allow_inf_nan=False)
+    factor: float = Field(default=1.78, ge=1.05, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _rises(self) -> Rates:

@@ -66,7 +66,7 @@ def check_packing(model: nn.Module, vocabulary: int) -> None:
     """
     device = next(model.parameters()).device
     rows = [(torch.arange(size) * 7 + size) % vocabulary for size in (5, 7)]
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
@@ -74,7 +74,8 @@ def check_packing(model: nn.Module, vocabulary: int) -> None:
             places = torch.cat([torch.arange(len(row)) for row in rows])[None].to(device)
             together = model(input_ids=torch.cat(rows)[None].to(device), position_ids=places, use_cache=False).logits[0]
     finally:
-        model.train(training)
+        for module, mode in modes:
+            module.training = mode
     off = float((alone - together).float().abs().max() / alone.float().abs().max())
     if off > torch.finfo(alone.dtype).eps ** 0.5:  # rounding is below, rows that see each other are above
         raise ValueError(

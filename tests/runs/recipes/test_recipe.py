@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import LoraConfig
 
-import rankwise
 from rankwise.runs.recipes.reading import merged
 from rankwise.runs.recipes.recipe import load_recipe, parse_recipe
 
@@ -56,41 +54,7 @@ def test_mistakes_are_corrected(changes: dict[str, Any], words: str) -> None:
     assert words in wrong(**changes)
 
 
-def test_every_mistake_is_named_at_once() -> None:
-    text = wrong(sede=1, training={"epoch": 3})
-    assert "sede" in text
-    assert "training.epoch" in text
-
-
-def test_what_must_be_said() -> None:
-    with pytest.raises(ValueError, match="data: missing; a recipe must say it"):
-        parse_recipe({key: SMALL[key] for key in ("model", "method")})
-
-
-def test_full_fine_tuning_takes_no_options() -> None:
-    assert "method 'full' takes no options (given: r=4)" in wrong(method={"name": "full"})
-
-
 def test_errors_of_a_file_name_it(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("model: {name: m}\n")
     with pytest.raises(ValueError, match=r"r\.yaml: data: missing"):
         load_recipe(tmp_path / "r.yaml")
-
-
-def test_a_method_builds_its_config() -> None:
-    lora = parse_recipe(SMALL).method.build("SEQ_CLS", seed=3)
-    assert type(lora) is LoraConfig
-    assert lora.r == 4
-    searched = parse_recipe(merged(SMALL, {"method": {"name": "heterolora", "budget": 0.5}})).method
-    built = searched.build("CAUSAL_LM", seed=3)
-    assert isinstance(built, rankwise.HeteroLoraConfig)
-    assert (built.budget, built.seed, str(built.task_type)) == (0.5, 3, "CAUSAL_LM")
-    own_seed = parse_recipe(merged(SMALL, {"method": {"name": "heterolora", "seed": 8}})).method
-    assert own_seed.build("SEQ_CLS", seed=3).seed == 8  # type: ignore[union-attr]
-    assert parse_recipe({**SMALL, "method": {"name": "full"}}).method.build("SEQ_CLS", seed=0) is None
-
-
-def test_the_methods_own_checks_speak() -> None:
-    method = parse_recipe(merged(SMALL, {"method": {"name": "heterolora", "proxy": "grad_nrom"}})).method
-    with pytest.raises(ValueError, match="did you mean 'grad_norm'"):
-        method.build("SEQ_CLS", seed=0)

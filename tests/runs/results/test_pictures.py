@@ -16,7 +16,7 @@ from rankwise.rules.records import HISTORY_FILE, to_lines
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.recipe import parse_recipe
 from rankwise.runs.results.pictures import write_report
-from rankwise.runs.results.sources import SETTINGS, read_source
+from rankwise.runs.results.sources import read_source
 from rankwise.runs.training.train import train
 
 DYNAMIC = {"proxy": "grad_norm", "mode": "dynamic", "budget": 0.25, "seed": 0}
@@ -72,12 +72,6 @@ def test_a_trained_run_is_drawn_from_its_folder_its_adapter_and_its_file(make: M
         report = write_report([place], tmp_path / "out", picture_format="svg")
         assert len(report.written) == 4
         assert "trained: grad_norm, dynamic" in words(tmp_path / "out" / "frequency.svg")
-
-
-def test_a_run_that_is_not_finished_is_told_by_its_recipe(tmp_path: Path) -> None:
-    folder = run(tmp_path, proxy="snip", target_modules=["query"]).root
-    write_history(folder, mixed_history(2, 2))
-    assert read_source(folder).settings == {"proxy": "snip", "seed": 0}
 
 
 def test_several_runs_stand_in_one_heat_map_and_have_their_own_pictures_over_time(tmp_path: Path) -> None:
@@ -146,44 +140,6 @@ def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
     assert "constant, dynamic" in words(tmp_path / "out" / "overlap.svg")
 
 
-def test_what_is_no_run_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"there is no .*gone: give a run folder of rankwise train"):
-        read_source(tmp_path / "gone")
-    with pytest.raises(
-        FileNotFoundError, match=rf"holds no {HISTORY_FILE}: give a run folder of rankwise train, an adapter"
-    ):
-        read_source(tmp_path)
-    adapter(tmp_path / "inside")
-    with pytest.raises(FileNotFoundError, match=r"did you mean .*inside\?"):
-        read_source(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("method", "words"), [("lora", "its method is 'lora', which searches nothing"), ("full", "'full'")]
-)
-def test_a_run_that_never_searches_is_explained(tmp_path: Path, method: str, words: str) -> None:
-    with pytest.raises(FileNotFoundError, match=words):
-        read_source(run(tmp_path, method).root)
-
-
-def test_a_run_that_has_not_searched_yet_is_explained(tmp_path: Path) -> None:
-    folder = run(tmp_path, target_modules=["query"]).root
-    with pytest.raises(FileNotFoundError, match="the run has not searched yet"):
-        read_source(folder)
-    write_history(folder, [])
-    with pytest.raises(ValueError, match="is empty: the run has not searched yet"):
-        read_source(folder)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"), [(b"hello\n", "line 1 is not a search"), (b"\xff\xfe\x00", "not a text file")]
-)
-def test_another_file_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
-    (tmp_path / "notes.jsonl").write_bytes(content)
-    with pytest.raises(ValueError, match=words):
-        read_source(tmp_path / "notes.jsonl")
-
-
 def test_nothing_is_written_where_one_run_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_report([adapter(tmp_path / "run"), tmp_path / "gone"], tmp_path / "out")
@@ -198,10 +154,3 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModuleNotFoundError, match="pip install"):
         write_report([adapter(tmp_path / "run")], tmp_path / "out")
-
-
-def test_every_setting_that_may_tell_runs_apart_is_one() -> None:
-    import rankwise
-
-    known = set(rankwise.HeteroLoraConfig.__dataclass_fields__)
-    assert set(SETTINGS) <= known

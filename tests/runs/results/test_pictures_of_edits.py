@@ -164,24 +164,6 @@ def test_many_runs_in_a_map_are_not_drawn_one_by_one(tmp_path: Path) -> None:
     assert "16 runs are in a map; to see one alone, name at most 12" in report.left_out[0]
 
 
-@pytest.mark.parametrize(
-    ("merges", "injections", "more", "said"),
-    [
-        (0, 0, {}, "LoR2C"),
-        (0, 0, {"share": True}, "ShareLoR2C"),
-        (2, 0, {}, "MergeLoR2C, 2 merges"),
-        (0, 1, {}, "InjectLoR2C, 1 injection"),
-        (1, 2, {"share": True}, "ShareIMLoR2C, 1 merge, 2 injections"),
-        (1, 0, {"freeze_merged": True}, "MergeLoR2C, 1 merge then frozen"),
-        (0, 2, {"inject_targets": []}, "InjectLoR2C, 2 deletions"),
-    ],
-)
-def test_runs_are_called_what_the_paper_calls_them(
-    tmp_path: Path, merges: int, injections: int, more: dict[str, Any], said: str
-) -> None:
-    assert read_source(run(tmp_path / "run", merges, injections, **more)).family == said
-
-
 def test_what_was_recorded_nothing_of_is_explained(tmp_path: Path) -> None:
     folder = run(tmp_path / "begun", 1, 1)
     (folder / "spectra.jsonl").unlink()

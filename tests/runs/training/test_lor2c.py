@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,11 @@ from peft import PeftModel
 from tests.runs.conftest import Make
 from tests.runs.results.test_tables import shown
 from tests.runs.training.test_train import Fails, same, weights
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 import rankwise
-from rankwise.rules.edits import Merge
-from rankwise.rules.records import HISTORY_FILE, EditRecord
-from rankwise.runs.building.best_checkpoint import AfterChanges, after_edits, last_edit
-from rankwise.runs.building.edit_loss import dev_loss, edit_loss
+from rankwise.rules.records import HISTORY_FILE
+from rankwise.runs.building.best_checkpoint import AfterChanges, last_edit
 from rankwise.runs.building.job import build, method_callbacks
 from rankwise.runs.building.models import load_base
 from rankwise.runs.folder import RunFolder
@@ -70,21 +67,6 @@ def test_the_edits_are_in_the_history_the_figures_and_the_table(make: Make, tmp_
     assert f"dev loss {merge[0]:.4f} -> {merge[1]:.4f}" in " ".join(text.split())
 
 
-def test_the_loss_around_an_edit_is_the_one_a_plain_pass_finds(make: Make, tmp_path: Path) -> None:
-    recipe = edited(make, merges=1, injections=0)
-    with quiet():
-        job = build(recipe)
-    assert job.data.dev is not None
-    rows = job.data.dev.select(range(3))
-    batches = [job.data.collator([dict(row)]) for row in rows]
-    with torch.no_grad():
-        single = [float(job.data.loss(job.model.eval(), batch)) for batch in batches]
-    data = dataclasses.replace(job.data, dev=rows)
-    training = recipe.training.model_copy(update={"eval_batch_size": 2})
-    assert dev_loss(data, training, job.model) == pytest.approx(sum(single) / 3, rel=1e-5)
-    assert edit_loss(dataclasses.replace(job.data, dev=None), training) is None
-
-
 def test_a_shared_down_projection_counts_once(make: Make, tmp_path: Path) -> None:
     recipe = edited(make, merges=0, injections=0, share=True)
     metrics = train(recipe, tmp_path / "run").metrics
@@ -130,24 +112,6 @@ def test_only_what_was_trained_after_the_last_edit_is_selected(make: Make, tmp_p
     unedited = edited(make, merges=0, injections=0).model_copy(update={"select": "dev"})
     found = train(unedited, tmp_path / "unedited", callbacks=[Judge()]).metrics["metrics"]
     assert found["dev_selected"]["step"] == 2
-
-
-def test_a_best_checkpoint_before_an_edit_is_forgotten(make: Make, tmp_path: Path) -> None:
-    with quiet():
-        model = build(edited(make)).model
-    args, control = TrainingArguments(output_dir=str(tmp_path), report_to=[]), TrainerControl()
-    state = TrainerState(best_global_step=4, best_metric=0.5, best_model_checkpoint="checkpoint-4")
-    after_edits().on_step_begin(args, state, control, model=model)
-    assert state.best_global_step == 4
-    paths = model.get_base_model().rankwise_paths["default"]
-    paths.history.append(EditRecord(step=4, edits=[], before=[]))  # one that was skipped
-    after_edits().on_step_begin(args, state, control, model=model)
-    assert state.best_metric == 0.5
-    paths.history.append(EditRecord(step=4, edits=[Merge("layers.0.layer", "layers.1.layer")], before=[]))
-    assert last_edit(paths.history) == 4
-    after_edits().on_step_begin(args, state, control, model=model)
-    best: list[object] = [state.best_global_step, state.best_metric, state.best_model_checkpoint]
-    assert best == [None, None, None]
 
 
 def test_a_plan_shows_the_start(make: Make) -> None:

@@ -129,6 +129,9 @@ def load_base(recipe: Recipe, *, task_type: str, arguments: Mapping[str, Any]) -
         ModuleNotFoundError: The weights are to be quantised and bitsandbytes is not installed.
     """
     spec = recipe.model
+    names = arguments.get("id2label")
+    if names is not None:  # figures that were read from JSON have texts for its numbers
+        arguments = {**arguments, "id2label": {int(number): name for number, name in names.items()}}
     config = load_config(spec, **arguments)
     if task_type == "CAUSAL_LM" and config.model_type in ENCODERS and not getattr(config, "is_decoder", False):
         raise ValueError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,10 +105,11 @@ def _data(task: str, answer: Callable[..., str]) -> dict[str, Any]:
     if task == "docstrings" or (task in TASKS and TASKS[task].hub):
         return named
     given = answer("data")
-    is_file = Path(given).exists() or Path(given).suffix.lower() in (*SUFFIXES, ".gz")
+    place = Path(given)  # a folder is loaded as a dataset of the hub is
+    is_file = place.is_file() or (place.suffix.lower() in (*SUFFIXES, ".gz") and not place.is_dir())
     named |= {"train_file" if is_file else "dataset": given}
     if task in OWN:
-        columns = [column.strip() for column in answer("text", "text").split(",")]
+        columns = [column.strip() for column in answer("text", "text").split(",") if column.strip()]
         named |= {"text_columns": columns, "label_column": answer("label", "label"), "kind": task}
     return named
 
@@ -121,13 +123,10 @@ def write_first(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
     if out.exists() and not overwrite:
         raise ValueError(f"{out} exists already: give another name, or say --overwrite")
     said = recipe.model_dump(mode="json", exclude_unset=True)
-    body = yaml.safe_dump(_plain(said), sort_keys=False, allow_unicode=True)
-    command = f"rankwise train {out}"
-    header = f"# Try:      {command} --dry-run\n# Sizes:    rankwise plan {out}\n# Command:  {command}\n"
+    body = yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
+    name = shlex.quote(str(out))
+    command = f"rankwise train {name}"
+    header = f"# Try:      {command} --dry-run\n# Sizes:    rankwise plan {name}\n# Command:  {command}\n"
     write_text_atomic(out, header + body)
     load_recipe(out)
     return out
-
-
-def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in content.items()}

@@ -105,7 +105,7 @@ def _is_run(run: RunFolder) -> bool:
         return (run.root / ERROR).is_file() and _in_study(run.root)
     try:
         content = read_yaml(run.config)
-    except ValueError:
+    except (ValueError, OSError):  # its base may be gone
         return True  # a damaged one is told of, not passed over
     return "model" in content and "method" in content
 

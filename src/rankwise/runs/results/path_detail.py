@@ -176,8 +176,9 @@ def gradients_shown(run: RunFolder) -> Data | None:
     """Return the ratio of LoR2C's gradients to LoRA's by block and epoch; None where both were not recorded."""
     if not run.gradients.is_file():
         return None
+    recorded = read_gradients(run.gradients)
     try:
-        found = gradient_ratio(read_gradients(run.gradients))
+        found = gradient_ratio(recorded)
     except ValueError:
         return None
     return {"blocks": found.blocks, "epochs": found.epochs, "values": found.values, "correlation": found.correlation}

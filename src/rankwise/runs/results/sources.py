@@ -115,7 +115,14 @@ def read_source(place: str | Path) -> Source:
         raise FileNotFoundError(f"there is no {given}: give {EXPECTED}")
     try:
         return _source(given)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:  # no record of ours looks like that
+    except (  # no record of ours looks like that
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        RecursionError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise ValueError(f"a file of {given} is damaged or of another kind ({error!r}): give {EXPECTED}") from error
 
 

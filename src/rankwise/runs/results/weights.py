@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from rankwise.rules.kinds import BLOCK_KINDS
 from rankwise.wiring.names import locate, path_names
@@ -43,11 +43,18 @@ def read_weights(folder: str | Path, known: Iterable[str] = (), *, values: bool 
         values: Also compute the singular values, of an ``r x r`` core each.
 
     Raises:
-        safetensors.SafetensorError: The file is damaged.
+        ValueError: The file is damaged.
     """
     file = Path(folder) / "adapter_model.safetensors"
     if not file.is_file():
         return []
+    try:
+        return _read(file, known, values)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}): copy it again") from error
+
+
+def _read(file: Path, known: Iterable[str], values: bool) -> list[Weight]:
     found = []
     with safe_open(file, framework="pt") as tensors:
         keys = set(tensors.keys())
@@ -78,9 +85,12 @@ def _names(modules: Iterable[str], known: Iterable[str]) -> dict[str, str]:
             named[module] = f"layers.{place.index}.{last.removeprefix('path_')}"
         elif "layer_paths" not in module.split("."):
             rows = by_block.get(place.index, []) if place is not None else []
-            same = [name for name in rows if f".{module}".endswith(f".{name.split('.', 2)[2]}")]
-            if same:
-                named[module] = same[0]
+            short = [name for name in rows if name.startswith("layers.")]
+            same = [name for name in short if f".{module}".endswith(f".{name.split('.', 2)[2]}")]
+            if module in rows:  # a model with two stacks of blocks names its paths in full
+                named[module] = module
+            elif same:
+                named[module] = max(same, key=len)  # attention.output.dense ends as output.dense does
             else:
                 others.append(module)
     return named | path_names(others, others)

@@ -29,8 +29,10 @@ def describe_run(folder: Path, figures: Mapping[str, Any], license_name: str | N
     card = read_card(folder)
     model = str(figures["model"])
     whole = merged or figures["method"] == "full"
-    known = model if not model.startswith((PACKAGE, ".", "/", "~")) else None
-    tag_card(card, known, {"rankwise", figures["method"]}, library="transformers" if whole else "peft")
+    here = model.startswith((PACKAGE, ".", "/", "~")) or Path(model).is_dir()
+    tag_card(
+        card, None if here else model, {"rankwise", figures["method"]}, library="transformers" if whole else "peft"
+    )
     if license_name:
         card.data["license"] = license_name
     if BLANK in card.text or not card.text.strip():
@@ -54,17 +56,23 @@ def _section(figures: Mapping[str, Any]) -> str:
     }
     if "data" in figures:  # runs of earlier versions kept no counts
         facts["training rows"] = f"{figures['data']['train']['rows']:,}"
-    names = sorted({name for rows in _measured(figures).values() for name in rows})
+    versions = ", ".join(f"{name} {number}" for name, number in figures["versions"].items())
+    command = f"\n\n```\n{figures['command']}\n```" if figures["command"] else ""
+    return "\n".join([HEADING, "", facts_table(facts), *_figures_table(figures), command, "", f"With {versions}."])
+
+
+def _figures_table(figures: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a table of all figures, none where nothing was measured."""
+    measured = _measured(figures)
+    if not measured:
+        return []
+    names = sorted({name for rows in measured.values() for name in rows})
     head = f"| | {' | '.join(names)} |\n|---|{'---|' * len(names)}"
     rows = [
         f"| {what} | {' | '.join(f'{found[name]:.4f}' if name in found else '' for name in names)} |"
-        for what, found in _measured(figures).items()
+        for what, found in measured.items()
     ]
-    versions = ", ".join(f"{name} {number}" for name, number in figures["versions"].items())
-    command = f"\n\n```\n{figures['command']}\n```" if figures["command"] else ""
-    return "\n".join(
-        [HEADING, "", facts_table(facts), "", "Figures:", "", head, *rows, command, "", f"With {versions}."]
-    )
+    return ["", "Figures:", "", head, *rows]
 
 
 def _measured(figures: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:

@@ -1,37 +1,25 @@
 from __future__ import annotations
 
-import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
+from tests.commands import call, small_recipe
 
-from rankwise.runs.dryrun import stand_in
-from rankwise.runs.recipes.recipe import parse_recipe
-from rankwise.runs.results.pictures import OVER_TIME
-from rankwise_cli import app
 from rankwise_exits import RUN_FAILED, USER_ERROR
 
 COMMANDS = (
-    *("demo", "init", "recipes", "train", "score", "plan", "export", "predict", "evaluate", "runs", "report"),
+    *("demo", "init", "recipes", "train", "score", "plan", "ranks", "export", "predict", "evaluate", "runs", "report"),
     *("study", "tune"),
 )
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    method = {"name": "heterolora", "r": 4, "target_modules": ["query", "value"], "budget": 0.5}
-    full = {"model": {"name": "FacebookAI/roberta-base"}, "data": {"task": "rte"}, "method": method}
-    path = tmp_path / "small.yaml"
-    path.write_text(stand_in(parse_recipe(full), tmp_path / "room").to_yaml())
-    return path
+    return small_recipe(tmp_path)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -98,11 +86,6 @@ def test_a_dry_run_keeps_nothing(recipe: Path, tmp_path: Path, monkeypatch: pyte
         (("evaluate", "gone"), "nothing to evaluate on: give --task, --task-file or --suite (paper)"),
         (("evaluate", "gone", "--suite", "papers"), "did you mean 'paper'?"),
         (("evaluate", "gone", "--task", "a", "--shots", "1", "--shots", "2"), "2 --shots for 1"),
-        (("runs", "gone"), "there is no folder gone: give a run folder, or a folder with runs in it"),
-        (("report", "gone"), "there is no folder gone: give a run folder, or a folder with runs in it"),
-        (("report", "gone", "--out", "OUT", "--format", "png"), "there is no gone: give a run folder"),
-        (("report", "RECIPE", "--out", "OUT", "--format", "svg"), "line 1 is not a search"),
-        (("report", "gone", "--out", "OUT", "--format", "jpg"), "format='jpg' is not one of 'html', 'png', 'svg'"),
     ],
 )
 def test_mistakes_give_one_line_and_exit_code_2(
@@ -115,42 +98,6 @@ def test_mistakes_give_one_line_and_exit_code_2(
     assert result.output.startswith("Error: ")
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_report_names_its_pictures_and_what_it_left_out(recipe: Path, tmp_path: Path) -> None:
-    for name, options in {"moving": ["method.search_every=1"], "fixed": ["method.mode=static"]}.items():
-        options = [word for option in options for word in ("--set", option)]
-        assert call("train", recipe, "--out", tmp_path / name, *options).exit_code == 0
-    drawn = call("report", tmp_path / "moving", tmp_path / "fixed", "--out", tmp_path / "out", "--format", "svg")
-    assert drawn.exit_code == 0, drawn.output
-    said = [Path(line.rpartition(" ")[2]) for line in drawn.output.splitlines() if line.endswith(".svg")]
-    assert sorted(said) == sorted((tmp_path / "out").iterdir())
-    assert {path.name for path in said} == {f"{n}.svg" for n in ("frequency", *(f"{w}-moving" for w in OVER_TIME))}
-    assert "fixed searched once" in drawn.output
-
-
-def test_a_run_is_listed_and_reported_in_one_page(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert call("train", recipe, "--out", tmp_path / "all" / "mine").exit_code == 0
-    listed = call("runs", "all")
-    assert listed.exit_code == 0, listed.output
-    assert "mine" in listed.output
-    assert json.loads(call("runs", "all", "--json").output)[0]["state"] == "finished"
-    assert call("report", "all").output == "report: report.html\n"
-    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-    wrong = call("report", "all", "--out", "pictures")
-    assert wrong.exit_code == USER_ERROR
-    assert "must end in .html" in wrong.output
-
-
-def test_a_missing_library_is_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    result = call("report", tmp_path, "--out", tmp_path / "out", "--format", "png")
-    assert result.exit_code == USER_ERROR
-    assert result.output == "Error: a picture needs matplotlib: pip install 'rankwise[report]'\n"
 
 
 def test_a_classifier_is_not_evaluated(recipe: Path, tmp_path: Path) -> None:
@@ -188,3 +135,15 @@ def test_the_module_runs_as_a_process() -> None:
     done = subprocess.run([sys.executable, "-m", "rankwise_cli", "plan", "gone.yaml"], capture_output=True, text=True)
     assert done.returncode == USER_ERROR
     assert "no recipe at gone.yaml" in done.stderr
+
+
+def test_a_finished_run_is_named_with_the_brackets_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(Path(__file__).resolve().parent / "data" / "version-0.1" / "lor2c", tmp_path / "room")
+    monkeypatch.chdir(tmp_path / "room")
+    (tmp_path / "room" / "finished").rename(tmp_path / "room" / "[red]run")
+    said = call("train", "[red]run/config.yaml", "--out", "[red]run", "--resume")
+    assert said.exit_code == 0, said.output
+    assert "[red]run is finished already" in said.output
+    assert "adapter, metrics and checkpoints: [red]run" in said.output

@@ -1,0 +1,139 @@
+"""The arms of a race: the same number of parameters, the recipe's scale, the right projections."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig
+from tests.models import tiny_bert, tiny_llama, tiny_opt
+from torch import nn
+
+from rankwise.runs.dryrun import stand_in
+from rankwise.runs.recipes.methods import Method
+from rankwise.runs.recipes.recipe import Recipe, load_recipe, parse_recipe
+from rankwise.runs.sizes import plan_recipe
+from rankwise.study.arms import DEFAULT, NAMES, PLANNED, RANK, SCALE, YOURS, _planned, _scale, _sized, _targets, arms_of
+from rankwise.study.working import load_data
+
+
+def causal(room: Path) -> Recipe:
+    content = {
+        "model": {"name": "meta-llama/Llama-2-7b-hf"},
+        "data": {"task": "text", "train_file": "not-there"},
+        "method": {"name": "lora", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
+    }
+    return stand_in(parse_recipe(content), room)
+
+
+def enabled(recipe: Recipe, method: dict[str, object]) -> int:
+    return int(plan_recipe(recipe.model_copy(update={"method": Method.model_validate(method)}))["enabled"])
+
+
+@pytest.mark.parametrize("family", ["roberta", "llama"])
+def test_arms_have_the_parameters_of_the_recipe_and_its_scale(family: str, base: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(base) if family == "roberta" else causal(tmp_path / "llama")
+    arms = arms_of(recipe, load_data(recipe))
+    planned = [PLANNED] if family == "roberta" else []  # a plan from half of seven rows would be none
+    assert list(arms.methods) == [DEFAULT, "q,v", "MLP", "LoR2C", "all-linear + residual", *planned, YOURS]
+    assert [reason[:13] for reason in arms.left_out] == ([] if planned else ["the rank plan"])
+    assert arms.budget == enabled(recipe, recipe.method.model_dump())
+    for name, method in arms.methods.items():
+        cost = enabled(recipe, method)
+        assert cost <= arms.budget or method["r"] == 1, name
+        assert method["lora_alpha"] / method["r"] == pytest.approx(2.0 if family == "roberta" else 1.0)
+    assert arms.methods["q,v"]["target_modules"] == (
+        ["query", "value"] if family == "roberta" else ["q_proj", "v_proj"]
+    )
+    assert arms.methods["q,v"]["r"] == 4  # the recipe itself
+
+
+def test_the_mlp_of_bert_leaves_the_attention_out(base: Path) -> None:
+    recipe = load_recipe(base)
+    pattern = arms_of(recipe, load_data(recipe)).methods["MLP"]["target_modules"]
+    stem = "roberta.encoder.layer.1."
+    assert re.fullmatch(pattern, f"{stem}output.dense")
+    assert re.fullmatch(pattern, f"{stem}intermediate.dense")
+    assert not re.fullmatch(pattern, f"{stem}attention.output.dense")
+
+
+def method(name: str = "lora", **options: Any) -> Method:
+    return Method.model_validate({"name": name, **options})
+
+
+@pytest.mark.parametrize(
+    ("given", "scale"),
+    [
+        (method(r=4, lora_alpha=8), 2.0),
+        (method(r=8, lora_alpha=4), 0.5),
+        (method(r=4), SCALE),
+        (method(lora_alpha=16), SCALE),
+        (method("full"), SCALE),
+        (method("adalora", init_r=4, lora_alpha=16), SCALE),
+    ],
+)
+def test_arms_take_the_scale_of_the_recipe_where_it_has_one(given: Method, scale: float) -> None:
+    assert _scale(given) == scale
+
+
+def test_an_arm_has_the_highest_rank_that_fits_and_its_scale(base: Path) -> None:
+    recipe = load_recipe(base)
+    options: dict[str, Any] = {
+        **{"name": "heterolora", "mode": "off", "r": 1, "lora_alpha": 2.0, "target_modules": ["query"]},
+        **{"shortcuts": ["res1"], "shortcut_alpha": 3.0},
+    }
+    one = 2 * 2 * (32 + 32)  # of two blocks two paths, each from 32 to 32
+    for budget, rank in ((1, 1), (2 * one - 1, 1), (2 * one, 2), (10 * one + 7, 10)):
+        found = _sized(recipe, options, budget)
+        assert found == {**options, "r": rank, "lora_alpha": 2.0 * rank, "shortcut_alpha": 3.0 * rank}
+    assert enabled(recipe, found) == 10 * one
+    assert options["r"] == 1, "what was given stays"
+
+
+@pytest.mark.parametrize(
+    ("make", "attention", "rest"),
+    [
+        (tiny_llama, ["q_proj", "v_proj"], ["down_proj", "gate_proj", "up_proj"]),
+        (tiny_opt, ["q_proj", "v_proj"], ["fc1", "fc2"]),
+        (tiny_bert, ["query", "value"], None),
+    ],
+)
+def test_projections_are_those_of_the_family(
+    make: Callable[[], nn.Module], attention: list[str], rest: list[str] | None
+) -> None:
+    found, pattern = _targets(make())
+    assert found == attention
+    if rest is not None:
+        assert pattern == rest
+        return
+    matched = [name for name, _ in make().named_modules() if re.fullmatch(str(pattern), name)]
+    assert matched == [
+        f"bert.encoder.layer.{block}.{name}" for block in (0, 1) for name in ("intermediate.dense", "output.dense")
+    ]
+
+
+def test_a_model_of_an_unknown_family_is_refused() -> None:
+    with pytest.raises(ValueError, match="anatomy"):
+        _targets(nn.Sequential(nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize("patterns", [{}, {"rank_pattern": {"a.q": 3}}, {"alpha_pattern": {"a.q": 6, "b.q": 2}}])
+def test_a_plan_becomes_a_method_of_a_recipe(patterns: dict[str, Any]) -> None:
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=["b.q", "a.q"], **patterns)
+    found = _planned(config)
+    assert found == {"name": "lora", "r": 2, "lora_alpha": 4, "target_modules": ["a.q", "b.q"], **patterns}
+    assert Method.model_validate(found).build("SEQ_CLS", seed=0).r == 2  # type: ignore[union-attr]
+
+
+def test_of_a_full_fine_tuning_the_budget_is_all_linear_at_the_usual_rank(base: Path) -> None:
+    recipe = load_recipe(base)
+    recipe = recipe.model_copy(update={"method": Method(name="full")})
+    found = arms_of(recipe, load_data(recipe), without=[name for name in NAMES if name not in (DEFAULT, YOURS)])
+    assert list(found.methods) == [DEFAULT, YOURS]
+    assert found.budget == enabled(recipe, {"name": "lora", "r": RANK, "target_modules": "all-linear"})
+    assert (found.methods[DEFAULT]["r"], found.methods[DEFAULT]["lora_alpha"]) == (RANK, SCALE * RANK)
+    assert found.methods[YOURS] == {"name": "full"}
+    assert list(found.above) == [YOURS]
