@@ -9,7 +9,15 @@ import pytest
 import torch
 from tests.processes import in_two_processes
 
-from rankwise.distributed import check_same_everywhere, gather_rows, rank, sum_over_processes_, world_size
+from rankwise.distributed import (
+    check_same_everywhere,
+    from_first_process,
+    gather_rows,
+    rank,
+    sum_over_processes_,
+    with_those_of_others,
+    world_size,
+)
 
 CPU = torch.device("cpu")
 
@@ -21,6 +29,8 @@ def test_alone_there_is_one_process_and_nothing_changes() -> None:
     assert tensor.tolist() == [1.0, 2.0]
     assert gather_rows(rows) is rows
     check_same_everywhere(["a"], "the choice", CPU)
+    assert from_first_process([1.0, 2.5], CPU) == [1.0, 2.5]
+    assert list(with_those_of_others({"b": rows, "a": tensor}, lambda name: 7.0)) == ["a", "b"]
 
 
 def both(share: slice) -> dict[str, Any]:
@@ -37,6 +47,7 @@ def both(share: slice) -> dict[str, Any]:
             told.append("")
         except RuntimeError as error:
             told.append(str(error))
+    named = with_those_of_others({"ab"[mine]: torch.full((2,), 1.5, dtype=torch.float64)}, lambda name: 7.0)
     empty = gather_rows(torch.zeros(mine, 2) + 7)
     return {
         "place": [share.start, world_size(), mine],
@@ -45,6 +56,9 @@ def both(share: slice) -> dict[str, Any]:
         "empty": empty.tolist(),
         "rows": rows.tolist(),
         "told": told,
+        "first": from_first_process([1.0 + mine, 2.5], CPU),
+        "named": {name: tensor.tolist() for name, tensor in named.items()},
+        "dtypes": [str(tensor.dtype) for tensor in named.values()],
     }
 
 
@@ -60,3 +74,7 @@ def test_two_processes_hold_the_same_or_say_so(tmp_path: Path) -> None:
     words = "the processes disagree on the chosen paths; this one has "
     assert first["told"] == ["", "", f"{words}a", f"{words}a, b"]
     assert second["told"] == ["", "", f"{words}a, b", f"{words}b, a"]
+    assert first["first"] == second["first"] == [1.0, 2.5]
+    assert first["named"] == {"a": [1.5, 1.5], "b": [7.0, 7.0]}
+    assert second["named"] == {"a": [7.0, 7.0], "b": [1.5, 1.5]}
+    assert {*first["dtypes"], *second["dtypes"]} == {"torch.float64"}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,25 @@ def sum_over_processes_(tensors: Iterable[Tensor]) -> None:
     if world_size() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
+
+
+def with_those_of_others(tensors: Mapping[str, Tensor], absent: Callable[[str], float]) -> dict[str, Tensor]:
+    """Return tensors by name, with one for each name that only other processes have, sorted by name.
+
+    Args:
+        tensors: This process's.
+        absent: Called with a name that it lacks: what the tensor is filled with.
+    """
+    if world_size() == 1:
+        return dict(sorted(tensors.items()))
+    own = {name: (tuple(tensor.shape), tensor.dtype, tensor.device.type) for name, tensor in tensors.items()}
+    told: list[Any] = [None] * world_size()
+    dist.all_gather_object(told, own)
+    found = dict(tensors)
+    for name, (shape, dtype, device) in {name: about for each in told for name, about in each.items()}.items():
+        if name not in found:
+            found[name] = torch.full(shape, absent(name), dtype=dtype, device=device)
+    return dict(sorted(found.items()))
 
 
 def from_first_process(values: Sequence[float], device: torch.device) -> list[float]:

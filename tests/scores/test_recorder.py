@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.models import adapted, tiny_bert
+from tests.processes import in_two_processes
 from torch import Tensor
 
 import rankwise
@@ -155,3 +157,58 @@ def test_half_precision_is_summed_in_single(dtype: torch.dtype, kept: torch.dtyp
     (found,) = recorder.means()[path.name]
     assert found.dtype == kept
     torch.testing.assert_close(found.double(), g.double().T @ x.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_that_did_not_come_to_a_path_adds_zero_to_it() -> None:
+    """An expert without tokens: the mean is over all steps, whichever the path was first and last seen in."""
+    often, seldom = two_paths()
+    recorder = StatisticRecorder(WeightGradient())
+    expected = torch.zeros(16, 16, dtype=torch.float64)
+    for step in range(5):
+        seen(recorder, often, *drawn(step))
+        if step in (1, 3):
+            x, g = drawn(10 + step)
+            seen(recorder, seldom, x, g)
+            expected += torch.einsum("no,ni->oi", g, x) / 5
+        recorder.fold()
+    torch.testing.assert_close(recorder.means()[seldom.name][0], expected)
+
+
+def test_what_was_forgotten_counts_from_then_on() -> None:
+    kept, edited = two_paths()
+    recorder = StatisticRecorder(WeightGradient())
+    for step in range(2):
+        for path in (kept, edited):
+            seen(recorder, path, *drawn(step))
+        recorder.fold()
+    recorder.keep({kept.name})
+    seen(recorder, kept, *drawn(2))
+    recorder.fold()
+    x, g = drawn(3)
+    seen(recorder, edited, x, g)
+    recorder.fold()
+    torch.testing.assert_close(recorder.means()[edited.name][0], torch.einsum("no,ni->oi", g, x) / 2)
+
+
+def of_other_paths(share: slice) -> dict[str, Any]:
+    """Both processes see the first path in each of three steps, the second process the second path in one."""
+    number = share.start // 2
+    first, second = two_paths()
+    recorder = StatisticRecorder(WeightGradient())
+    for step in range(3):
+        seen(recorder, first, *drawn(10 * number + step))
+        if number == 1 and step == 1:
+            seen(recorder, second, *drawn(99))
+        recorder.fold()
+    return {name: tensors[0].tolist() for name, tensors in recorder.means().items()}
+
+
+@pytest.mark.distributed
+def test_processes_that_saw_other_paths_agree_on_the_mean(tmp_path: Path) -> None:
+    one, other = in_two_processes(of_other_paths, tmp_path)
+    assert one == other
+    first, second = two_paths()
+    products = [torch.einsum("no,ni->oi", g, x) for x, g in (drawn(10 * n + step) for n in (0, 1) for step in range(3))]
+    torch.testing.assert_close(torch.tensor(one[first.name], dtype=torch.float64), sum(products) / 6)
+    x, g = drawn(99)
+    torch.testing.assert_close(torch.tensor(one[second.name], dtype=torch.float64), torch.einsum("no,ni->oi", g, x) / 6)

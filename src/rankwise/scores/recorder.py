@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rankwise.distributed import sum_over_processes_
+from rankwise.distributed import rank, sum_over_processes_, with_those_of_others, world_size
 from rankwise.paths.autograd import Tap
 from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.scores.statistics import Statistic
@@ -21,7 +21,8 @@ class StatisticRecorder:
     """Sums a statistic over the micro-batches of a step, then over steps.
 
     A step's sum is kept apart until ``fold`` adds it, path by path, if it is finite; ``drop`` forgets it. A step that
-    a gradient scaler skipped therefore leaves no trace in the scores.
+    a gradient scaler skipped therefore leaves no trace in the scores. A step that did not come to a path, as when no
+    token is routed to an expert, adds zero to it.
 
     Args:
         statistic: What is summed.
@@ -37,6 +38,8 @@ class StatisticRecorder:
         self.staged: Sums = {}
         self.sums: Sums = {}
         self.finite: dict[str, Tensor] = {}
+        self.since: dict[str, int] = {}  # the step that a path's count begins at, which for the others is ``begun``
+        self.begun = 0
         self.seconds = 0.0
         self.steps = 0
 
@@ -63,15 +66,19 @@ class StatisticRecorder:
         for collected in (self.staged, self.sums, self.finite):
             for name in set(collected) - names:
                 del collected[name]
+                self.since[name] = self.steps
 
     def fold(self, loss_scale: float = 1.0) -> None:
         """Add the step's sums, divided by the factor that the loss was scaled by, where they are finite."""
         began = time.perf_counter()
+        for name in self.sums.keys() - self.staged.keys():
+            self.finite[name] += 1
         for name, tensors in self.staged.items():
             finite = torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
             if name not in self.sums:
                 self.sums[name] = tuple(torch.zeros_like(tensor) for tensor in tensors)
-                self.finite[name] = torch.zeros((), dtype=torch.float64, device=finite.device)
+                before = float(self.steps - self.since.get(name, self.begun))
+                self.finite[name] = torch.full((), before, dtype=torch.float64, device=finite.device)
             for total, tensor in zip(self.sums[name], tensors, strict=True):
                 total += torch.where(finite, tensor / loss_scale, torch.zeros_like(tensor))
             self.finite[name] += finite
@@ -81,12 +88,17 @@ class StatisticRecorder:
 
     def means(self) -> Sums:
         """Return the mean over all steps and processes; a path with no finite step gets NaN."""
-        for name in sorted(self.sums):  # the same order in every process
-            sum_over_processes_([*self.sums[name], self.finite[name]])
+        self._take(with_those_of_others(dict(self.tensors()), self._absent), {})
+        for name, totals in self.sums.items():  # the same order in every process
+            sum_over_processes_([*totals, self.finite[name]])
         return {
             name: tuple(total / self.finite[name].to(total.dtype) for total in totals)
             for name, totals in self.sums.items()
         }
+
+    def _absent(self, key: str) -> float:
+        """Return what ``tensors`` would yield under a key for a path that no step has come to here."""
+        return float(self.steps - self.begun) if key.startswith("finite/") else 0.0
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield all sums by name, for a checkpoint."""
@@ -96,11 +108,16 @@ class StatisticRecorder:
                 yield f"sum{position}/{name}", total
 
     def restore(self, tensors: dict[str, Tensor], steps: int, devices: dict[str, torch.device]) -> None:
-        """Take back what ``tensors`` yielded."""
+        """Take back what ``tensors`` yielded: the first process what all of them summed, the others nothing."""
         self.steps = steps
+        self.begun = steps - steps * world_size() if rank() == 0 else steps
+        self._take(tensors, devices)
+
+    def _take(self, tensors: dict[str, Tensor], devices: dict[str, torch.device]) -> None:
+        self.sums, self.finite = {}, {}
         for key in sorted(tensors):
             what, _, name = key.partition("/")
-            tensor = tensors[key].to(devices[name])
+            tensor = tensors[key].to(devices.get(name, tensors[key].device))
             if what == "finite":
                 self.finite[name] = tensor
             else:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rankwise.distributed import rank, sum_over_processes_
+from rankwise.distributed import rank, sum_over_processes_, with_those_of_others
 from rankwise.files import read_json_object, sha256, write_atomic, write_json_atomic
 from rankwise.paths.session import Listening
 from rankwise.rules.records import record_of, searches
@@ -33,7 +33,9 @@ def save_search(listener: Listening, folder: str | Path) -> None:
         folder: The checkpoint's folder; made if it is not there.
     """
     state = listener.state_dict()
-    sums = {name: tensor.clone().contiguous() for name, tensor in sorted(state.pop("sums").items())}
+    own = {name: tensor.clone().contiguous() for name, tensor in state.pop("sums").items()}
+    steps = state.get("window_steps", 0)  # an editor has no window
+    sums = with_those_of_others(own, lambda key: steps * key.startswith("finite/"))
     sum_over_processes_(sums.values())
     if rank() == 0:
         write_atomic(Path(folder) / SUMS, lambda path: save_file(sums, path))
