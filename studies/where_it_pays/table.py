@@ -246,6 +246,40 @@ def moving(runs: Sequence[Run]) -> dict[str, str]:
     return tables
 
 
+def timed(runs: Sequence[Run]) -> dict[str, str]:
+    """Return a table for each budget: plans under limits on the time of a step, paired with the loosest limit."""
+    tables = {}
+    for budget in sorted({run["budget"] for run in runs}):
+        limits: dict[float, dict[int, Run]] = {}
+        for run in runs:
+            if run["budget"] == budget:
+                limits.setdefault(float(run["variant"].partition("=")[2]), {})[run["seed"]] = run
+        loosest = {seed: _loss(run) for seed, run in limits[max(limits)].items()}
+        rows = []
+        for limit, own in sorted(limits.items()):
+            losses = {seed: _loss(run) for seed, run in own.items()}
+            found = paired(losses, loosest) if limit != max(limits) and set(losses) & set(loosest) else None
+            sizes = sorted({run["parameters"] for run in own.values()})
+            shares = [run["about"]["step_share"] for run in own.values()]
+            lowest = sorted({min(int(name.split(".")[1]) for name in run["ranks"]) for run in own.values()})
+            summary = summarise(list(losses.values()))
+            rows.append(
+                [
+                    f"{limit:.0%}",
+                    f"{min(shares):.0%} to {max(shares):.0%}",
+                    ", ".join(map(str, lowest)),
+                    f"{sizes[0]:,} to {sizes[-1]:,}",
+                    f"{summary.mean:.3f}",
+                    _number(summary.sd),
+                    str(len(own)),
+                    _difference(found) if found else "",
+                ]
+            )
+        header = ["limit", "step, predicted", "lowest block", "parameters", "test loss", "sd", "n", "minus the loosest"]
+        tables[f"Time of a step, {budget:,} parameters"] = markdown(header, rows)
+    return tables
+
+
 def _read(file: Path) -> list[Run]:
     return json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else []
 
@@ -276,6 +310,7 @@ def main() -> None:
         [run for file in sorted(folder.glob("ablation*.json")) for run in _read(file)], [*curve, *classify]
     )
     tables |= moving(_read(folder / "dynamics.json"))
+    tables |= timed([run for run in _read(folder / "timed.json") if "budget" in run])
     for title, table in tables.items():
         print(f"### {title}\n\n{table}\n")
 
