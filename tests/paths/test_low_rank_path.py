@@ -59,3 +59,12 @@ def test_it_says_what_it_is_and_whether_it_is_on() -> None:
     assert not path.live, "B is zero: frozen, it makes no difference"
     fill_(model)
     assert path.live
+
+
+def test_a_factor_that_a_wrapper_keeps_as_a_plain_attribute_is_found() -> None:
+    """As FSDP's flat shards do: the module's own dictionary of parameters has it no longer."""
+    path = next(iter(rankwise.named_paths(one_of_trio("bert")).values()))
+    module = path.host.lora_B[path.adapter]
+    view = module._parameters.pop("weight")
+    module.__dict__["weight"] = view
+    assert path.lora_B is view

@@ -10,7 +10,7 @@ from tests.models import keep_only_, one_of_trio, tiny_bert
 from torch import nn
 
 import rankwise
-from rankwise.paths.path_set import head_parameters, path_set, path_sets
+from rankwise.paths.path_set import _modules_of, head_parameters, path_set, path_sets
 
 
 def test_each_parameter_counts_once() -> None:
@@ -63,3 +63,16 @@ def test_a_copy_is_its_own() -> None:
     assert path_set(model).enabled
     assert not path_set(twin).enabled
     assert path_set(twin).session is not path_set(model).session
+
+
+def test_modules_are_walked_as_torch_does() -> None:
+    model = one_of_trio("opt")
+    twice = nn.ModuleList([model, model.get_base_model(), nn.Sequential(nn.Linear(2, 2)), nn.Identity()])
+    twice.register_module("nothing", None)
+    twice.append(twice[2])
+    assert [(name, id(module)) for name, module in _modules_of(twice)] == [
+        (name, id(module)) for name, module in twice.named_modules()
+    ]
+    own = {id(p) for path in path_set(model).resident for p in path.parameters}
+    trains = {id(p): p.numel() for p in model.parameters() if p.requires_grad and id(p) not in own}
+    assert head_parameters(model, path_set(model)) == sum(trains.values())

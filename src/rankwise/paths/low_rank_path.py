@@ -89,12 +89,18 @@ class LowRankPath:
     @property
     def lora_A(self) -> nn.Parameter:
         """The down projection, r x i."""
-        return self.host.lora_A[self.adapter].weight
+        return self._factor("lora_A")
 
     @property
     def lora_B(self) -> nn.Parameter:
         """The up projection, o x r."""
-        return self.host.lora_B[self.adapter].weight
+        return self._factor("lora_B")
+
+    def _factor(self, side: str) -> nn.Parameter:
+        module = self.host._modules[side]._modules[self.adapter]  # asked for all the time, see ``state``
+        found = module._parameters.get("weight")
+        parameter: nn.Parameter = module.weight if found is None else found  # what shards flatly keeps it elsewhere
+        return parameter
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -138,13 +138,29 @@ def has_adapter(model: nn.Module) -> bool:
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
+def _modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield what ``model.named_modules()`` yields, whose generator for each level takes ten times as long."""
+    seen: set[int] = set()
+    left = [("", model)]
+    while left:
+        name, module = left.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield name, module
+        children = [
+            (f"{name}.{key}" if name else key, child) for key, child in module._modules.items() if child is not None
+        ]
+        left.extend(reversed(children))
+
+
 def holders(model: nn.Module) -> dict[str, Any]:
     """Return the adapted base models in a model, through any wrapper (PEFT, DDP, ``torch.compile``), by name.
 
     The name is that of the part that was adapted, so ``""`` for a model that is adapted as a whole.
     """
     found = {}
-    for name, module in model.named_modules():
+    for name, module in _modules_of(model):
         if "rankwise_paths" in module.__dict__:
             sets: PathSets = module.__dict__["rankwise_paths"]
             for gone in [adapter for adapter, paths in sets.items() if not paths.present]:
@@ -238,4 +254,5 @@ def head_parameters(model: nn.Module, paths: PathSet) -> int:
     """Return how many parameters train beside an adapter's paths and those of others: heads, ``modules_to_save``."""
     others = [sets for holder in holders(model).values() for sets in holder.rankwise_paths.values()]
     own = {id(p) for each in [paths, *others] for path in each.resident for p in path.parameters}
-    return sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in own)
+    found = {id(p): p for _, module in _modules_of(model) for p in module._parameters.values() if p is not None}
+    return sum(p.numel() for p in found.values() if p.requires_grad and id(p) not in own)
