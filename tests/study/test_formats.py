@@ -134,3 +134,16 @@ def test_nothing_in_a_table_is_read_as_markup_on_the_terminal() -> None:
 
 def test_every_format_has_its_writer() -> None:
     assert {"markdown": markdown, "csv": as_csv, "latex": latex} == FORMATS
+
+
+def test_a_table_of_a_race_is_whole_on_a_terminal_of_80_columns() -> None:
+    header = ["arm", "parameters", "rate", "n", "accuracy, last", "accuracy minus yours", "loss, last"]
+    row: list[Value] = ["all-linear at 0.006325", Span(42240, 42240), 0.006325, 2]
+    row += [Summary(0.45, 0.0129, 2), DIFFERENCE, Summary(1.8355, 0.028, 2)]
+    out = io.StringIO()
+    Console(file=out, width=80).print(terminal(Table("t", [*header, "loss minus yours"], [[*row, DIFFERENCE]], "")))
+    shown = out.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80
+    for word in ("accuracy", "parameters", "42,240", "0.006325", "bootstrap", "[-0.2500,", "detectable", "0.3000"):
+        assert word in shown
+    assert shown.count("detectable") == 2

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as RichTable
 
@@ -122,14 +123,37 @@ def _records(table: Table) -> list[dict[str, object]]:
 
 
 def terminal(table: Table) -> RichTable:
-    """Return a table for the terminal."""
-    shown = RichTable(title=escape(table.title), title_justify="left", caption=escape(table.note))
+    """Return a table for the terminal: nothing of it is cut off at 80 columns."""
+    title, note = escape(table.title), escape(table.note)
+    shown = RichTable(
+        title=title,
+        title_justify="left",
+        caption=note,
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=0,
+        collapse_padding=True,
+    )
     shown.caption_justify = "left"
+    rows = [[_in_lines(value) for value in row] for row in table.rows]
     for place, name in enumerate(table.header):
-        shown.add_column(escape(name), justify="right" if place else "left")
-    for row in table.rows:
-        shown.add_row(*(escape(text(value)) for value in row))
+        words = " ".join([name, *(row[place] for row in rows)]).split()
+        shown.add_column(
+            escape(name), justify="right" if place else "left", overflow="fold", min_width=max(map(len, words))
+        )
+    for row in rows:
+        shown.add_row(*map(escape, row))
     return shown
+
+
+def _in_lines(value: Value) -> str:
+    """Return a value with a line for each of its parts."""
+    match value:
+        case Summary():
+            return text(value).replace(" ±", "\n±")
+        case Difference():
+            return text(value).replace("; ", "\n").replace(" [", "\n[")
+    return text(value)
 
 
 FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {"markdown": markdown, "csv": as_csv, "latex": latex}
