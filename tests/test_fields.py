@@ -63,7 +63,7 @@ class Given:
         ({"size": 1}, Inner),
         (Inner(), Inner),
         ([{"size": 1}], list[Inner]),
-        (object(), Any),
+        (..., Any),
         (3, "a name that was not resolved"),
     ],
     ids=str,
