@@ -157,3 +157,14 @@ def test_the_head_is_trained_first_and_put_back_unless_it_is_kept() -> None:
     assert torch.equal(model.bert.encoder.layer[0].output.dense.weight, body)
     with pytest.raises(ValueError, match="LlamaForCausalLM has none under a usual name"):
         plan_of(head_warmup=3)
+
+
+def test_a_part_of_the_head_that_the_loss_does_not_use_stays() -> None:
+    model: Any = tiny_bert(1)
+    model.score = nn.Linear(2, 2)
+    before = copy.deepcopy(model.score.state_dict())
+    used = model.classifier.weight.detach().clone()
+    with warmed_head(model, class_batches(2), model_loss, 3, keep=True):
+        pass
+    assert_same(before, model.score.state_dict())
+    assert not torch.equal(used, model.classifier.weight)

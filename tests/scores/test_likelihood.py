@@ -189,7 +189,7 @@ def test_what_an_example_draws_depends_on_itself_alone() -> None:
             None,
             "needs batches with labels, which say where the loss is, and this one has x. Add labels, or pass",
         ),
-        (None, (2,), r"output has no logits to draw labels from \(it has scores\): pass draw_losses"),
+        (None, (2,), r"no logits to draw labels from \(it is one that has scores\): pass draw_losses"),
         ((2, 3, 4), (2,), r"logits of shape \(2, 3, 4\) with labels of shape \(2,\) are no classification"),
         ((2, 3, 4), (2, 2), r"with labels of shape \(2, 2\) are no classification, .*pass draw_losses"),
         ((2,), (2,), r"logits of shape \(2,\) with labels"),
@@ -208,3 +208,16 @@ def test_what_no_labels_can_be_drawn_for_is_told(
         batch["labels"] = torch.zeros(*labels, dtype=torch.long)
     with pytest.raises(ValueError, match=words):
         draw(Returning(), batch, 0)
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [(torch.zeros(2, 3), "it is a Tensor"), ((torch.zeros(()),), "it is a tuple of 1"), ([1], "it is a list")],
+)
+def test_an_output_of_another_kind_is_told(output: Any, words: str) -> None:
+    class Returning(nn.Module):
+        def forward(self, **batch: Any) -> Any:
+            return output
+
+    with pytest.raises(ValueError, match=words):
+        draw(Returning(), {"x": rows(2), "labels": torch.zeros(2, dtype=torch.long)}, 0)

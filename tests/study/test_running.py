@@ -138,15 +138,20 @@ def test_a_race_has_its_tables_elsewhere(tmp_path: Path) -> None:
         write_tables(tmp_path, table_format="html")
 
 
+def shown(root: Path) -> Any:
+    """The table among what is shown of a study."""
+    return study_status(root).renderables[1]
+
+
 def test_a_status_looks_into_the_queue_only_where_there_is_one(tmp_path: Path) -> None:
     folder = started(tmp_path)
-    assert study_status(tmp_path).row_count == 2
+    assert shown(tmp_path).row_count == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["study.json"], "asking leaves nothing behind"
     names = [cell.name for cell in folder.plan(folder.planner()).cells]
     with Work(tmp_path).queue(folder) as queue:
         queue.fill(names)
         assert queue.claim() is not None
-    running = [list(column.cells) for column in study_status(tmp_path).columns][3]
+    running = [list(column.cells) for column in shown(tmp_path).columns][3]
     assert running == ["1", "0"]
     with pytest.raises(FileNotFoundError, match="gone holds no study"):
         study_status(tmp_path / "gone")

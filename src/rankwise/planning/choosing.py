@@ -28,7 +28,7 @@ from rankwise.scores.signals import REDUCTIONS, Signal, collect_signals
 logger = logging.getLogger("rankwise")
 LEAST_COMPONENTS, MOST_COMPONENTS = 8, 64
 LEAST_KEPT = 0.6  # of its own predicted gain, with the other half's ranks
-TINY = 1e-300  # a gain of zero is kept whole or not at all
+TINY = 1e-300  # so that of a gain of zero nothing is kept
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,9 @@ def _train(
         with untouched(model), torch.enable_grad():
             model.eval()
             for step in range(1, steps + 1):
-                gradients = torch.autograd.grad(loss_of(model, batches[(step - 1) % len(batches)]), parameters)
+                loss = loss_of(model, batches[(step - 1) % len(batches)])
+                found = torch.autograd.grad(loss, parameters, allow_unused=True)
+                gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
                 sum_over_processes_(gradients)
                 for parameter, gradient, (first, second) in zip(parameters, gradients, moments, strict=True):
                     _adam_(parameter, gradient / world_size(), first, second, step)

@@ -79,10 +79,15 @@ def draw(model: nn.Module, batch: Mapping[str, Any], seed: int) -> Drawn:
 
 
 def _logits(output: Any) -> Tensor:
-    found = output[1] if isinstance(output, tuple) else output.get("logits")
+    if isinstance(output, tuple):
+        found, has = output[1] if len(output) > 1 else None, f"a tuple of {len(output)}"
+    elif isinstance(output, Mapping):
+        found, has = output.get("logits"), f"one that has {', '.join(output)}"
+    else:
+        found, has = getattr(output, "logits", None), f"a {type(output).__name__}"
     if not isinstance(found, Tensor):
         raise ValueError(
-            f"the model's output has no logits to draw labels from (it has {', '.join(output)}): pass "
+            f"the model's output has no logits to draw labels from (it is {has}): pass "
             "draw_losses=lambda model, batch, generator: ..."
         )
     return found

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
-from rich.table import Table
 
 from rankwise.errors import check_choice
 from rankwise.files import write_text_atomic
@@ -128,7 +127,7 @@ def write_tables(root: Path, *, table_format: str = "markdown", out: Path | None
     return text
 
 
-def study_status(root: Path, storage: str | None = None) -> Table:
+def study_status(root: Path, storage: str | None = None) -> Group:
     """Return how far a study is, as a table for the terminal.
 
     Raises:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from rankwise.study.folder import StudyFolder
 from rankwise.study.plan import Cell, Plan
@@ -42,9 +44,9 @@ def time_left(folder: StudyFolder, plan: Plan, *, workers: int) -> float | None:
     return sum(_mean(seconds.get(cell.group, every)) for cell in open_cells) / max(workers, 1)
 
 
-def status_table(folder: StudyFolder, plan: Plan, *, running: Collection[str]) -> Table:
+def status_table(folder: StudyFolder, plan: Plan, *, running: Collection[str]) -> Group:
     """Return the cells by group and state, the notes and errors below."""
-    table = Table(title=escape(f"{folder.root}: {len(plan.cells)} cells known by now"), title_justify="left")
+    table = Table()
     table.add_column("group")
     for column in ("finished", "failed", "running", "waiting"):
         table.add_column(column, justify="right")
@@ -59,9 +61,9 @@ def status_table(folder: StudyFolder, plan: Plan, *, running: Collection[str]) -
         table.add_row(escape(group), *map(str, counts))
     left = time_left(folder, plan, workers=len(running))
     ahead = "" if not left else f"{duration(left)} left with {max(len(running), 1)} at work"
-    table.caption = escape("\n".join(text for text in (ahead, *plan.notes, *errors) if text))
-    table.caption_justify = "left"
-    return table
+    below = "\n".join(text for text in (ahead, *plan.notes, *errors) if text)
+    # Beside the table and not its title and caption, which would be broken at the table's width.
+    return Group(Text(f"{folder.root}: {len(plan.cells)} cells known by now"), table, Text(below))
 
 
 def duration(seconds: float) -> str:

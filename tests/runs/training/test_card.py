@@ -118,6 +118,12 @@ def test_words_of_somebody_else_stay_and_the_section_is_renewed(tmp_path: Path) 
     assert ["seed", "8"] in tables(card)[0]
     assert set(head(card)["tags"]) == {"mine", "rankwise", "lora"}
     assert head(card)["license"] == "mit"
+    below = f"{card}\n## What it is for\n\nReviews.\n\n### Not for\n\nLaw.\n"
+    (tmp_path / CARD).write_text(below, encoding="utf-8")
+    renewed = described(tmp_path, seed=9)
+    assert renewed.endswith("\n\n## What it is for\n\nReviews.\n\n### Not for\n\nLaw.\n")
+    assert renewed.count(HEADING) == 1
+    assert described(tmp_path, seed=9) == renewed
 
 
 def test_the_template_that_peft_leaves_is_replaced(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rankwise.runs.building.models import PACKAGE
 from rankwise.search.card import BLANK, CARD, MARK, facts_table, read_card, tag_card
 
 HEADING = "## How it was trained"
+NEXT = re.compile(r"^#{1,2} ", re.MULTILINE)
 WHOLE = "A whole model, with tokenizer and label names: transformers alone loads it."
 PLAIN = {
     "adapterdrop": "A bottleneck adapter: `import rankwise.baselines` registers it with PEFT, then load it with PEFT.",
@@ -42,7 +44,10 @@ def describe_run(folder: Path, figures: Mapping[str, Any], license_name: str | N
             else PLAIN.get(figures["method"], "A plain adapter of PEFT: load it with `PeftModel.from_pretrained`.")
         )
         card.text = f"{MARK}\n\n# {figures['method']} on {figures['task']}\n\n{text}\n"
-    card.text = f"{card.text.partition(HEADING)[0].rstrip()}\n\n{_section(figures)}\n"
+    before, _, rest = card.text.partition(HEADING)
+    after = NEXT.search(rest)  # what somebody wrote below stays
+    below = f"\n{rest[after.start() :]}" if after else ""
+    card.text = f"{before.rstrip()}\n\n{_section(figures)}\n{below}"
     write_text_atomic(folder / CARD, str(card))
 
 
