@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_from_a_file_to_a_pipeline(tmp_path: Path, model: Path, reviews: Path, m
     assert "train: 58 rows" in shown
     assert "labels complaint 29, praise 29" in shown
     assert "search: every 4 steps" in shown
-    assert "search 2 (online) chose" in shown
+    assert re.search(r"search 2 \(online, \d+\.\d s\) chose", shown)
     assert "finished already" in call("train", "mine.yaml", *settings, "--out", "run", "--resume").output
     longer = call("train", "run/config.yaml", "--out", "run", "--resume", "--set", "training.epochs=3").output
     assert "3.00" in longer

@@ -16,10 +16,11 @@ def test_a_search_is_told_in_a_line_the_best_first() -> None:
         chosen=[f"layers.{n}.value" for n in range(1, 9)],
         switched_on=["layers.1.value"],
         switched_off=["layers.0.value", "layers.9.value"],
+        seconds=4.26,
     )
     assert told(record) == (
-        "step 23: search 2 (online) chose 8 of 10 paths (+1, -2): layers.8.value, layers.7.value, layers.6.value, "
-        "layers.5.value, layers.4.value, layers.3.value and 2 more"
+        "step 23: search 2 (online, 4.3 s) chose 8 of 10 paths (+1, -2): layers.8.value, layers.7.value, "
+        "layers.6.value, layers.5.value, layers.4.value, layers.3.value and 2 more"
     )
 
 
