@@ -56,4 +56,4 @@ def test_the_passes_of_a_command_are_shown_and_leave_nothing() -> None:
     silent = Console(file=io.StringIO())
     with passes_shown(silent), work("planning ranks", 2):
         passed()
-    assert not silent.file.getvalue().strip()  # type: ignore[attr-defined]
+    assert not silent.file.getvalue()  # type: ignore[attr-defined]

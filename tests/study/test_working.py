@@ -165,9 +165,11 @@ def test_a_stopped_worker_puts_its_cell_back(write: Write, tmp_path: Path, monke
     """Ctrl-C in the middle of a training: the next worker need not wait for the heartbeat."""
     out = tmp_path / "out"
     study = write(**ONE_ARM)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
     stop = threading_interrupt(out)
     done = call("study", "run", study, "--out", out, *LONG)
     stop()
+    signal.signal(signal.SIGINT, before)
     assert done.exit_code == 130, done.output
     assert "the same command goes on" in done.output
     assert "--resume" not in done.output

@@ -86,8 +86,13 @@ def follow(bar: Progress) -> Watcher:
 @contextmanager
 def passes_shown(console: Console) -> Iterator[None]:
     """Show how far a search inside is."""
-    with Progress(*COLUMNS, console=console, transient=True) as bar, watched_by(follow(bar)):
-        yield
+    bar = Progress(*COLUMNS, console=console, transient=True, disable=not console.is_terminal)
+    try:
+        with watched_by(follow(bar)):
+            yield
+    finally:
+        if bar.live.is_started:  # else it would print an empty line
+            bar.stop()
 
 
 @contextmanager

@@ -16,7 +16,14 @@ from transformers import Trainer
 
 from rankwise.runs.building.saving import WholeCheckpoints, with_whole_checkpoints
 
-HOOKS = ("_run_epoch", "_save_checkpoint", "_load_optimizer_and_scheduler", "_load_rng_state", "_load_scaler")
+HOOKS = (
+    "_run_epoch",
+    "_maybe_log_save_evaluate",
+    "_save_checkpoint",
+    "_load_optimizer_and_scheduler",
+    "_load_rng_state",
+    "_load_scaler",
+)
 
 
 class Base:
@@ -25,7 +32,7 @@ class Base:
     def __init__(self, folder: Path, error: Exception | None = None, *, step: int = 4) -> None:
         self.args = SimpleNamespace(output_dir=str(folder), should_save=True)
         self.state = SimpleNamespace(global_step=step, max_steps=6)
-        self.control = SimpleNamespace(should_training_stop=False)
+        self.control = SimpleNamespace(should_training_stop=False, should_log=False, should_save=False)
         self.calls: list[tuple[str, Any]] = []
         self.error = error
         self.lr_scheduler: Any = None
@@ -37,6 +44,9 @@ class Base:
 
     def _run_epoch(self, *told: Any) -> None:
         self._did("_run_epoch", *told)
+
+    def _maybe_log_save_evaluate(self, *told: Any) -> None:
+        self._did("_maybe_log_save_evaluate", *told)
 
     def _save_checkpoint(self, *told: Any) -> None:
         self._did("_save_checkpoint", *told)
@@ -63,6 +73,15 @@ def test_each_method_is_one_that_trainer_calls() -> None:
     for name in HOOKS:
         assert callable(getattr(Trainer, name))
         assert getattr(mixed, name) is getattr(WholeCheckpoints, name)
+
+
+@pytest.mark.parametrize(("saves", "due"), [(False, False), (True, False), (False, True), (True, True)])
+def test_a_checkpoint_ends_the_mean_of_the_logged_loss(tmp_path: Path, saves: bool, due: bool) -> None:
+    trainer = Whole(tmp_path)
+    trainer.control.should_save, trainer.control.should_log = saves, due
+    trainer._maybe_log_save_evaluate("loss")
+    assert trainer.control.should_log == (saves or due)
+    assert trainer.calls == [("_maybe_log_save_evaluate", ("loss",))]
 
 
 @pytest.mark.parametrize(("step", "ran"), [(4, True), (6, False), (7, False)])
