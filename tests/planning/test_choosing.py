@@ -62,7 +62,7 @@ def test_one_batch_is_enough_without_halves_and_none_is_never() -> None:
 )
 def test_a_path_offers_twice_the_uniform_rank_within_limits(budget: int, expected: int) -> None:
     """One rank of everything costs 30."""
-    assert _components(budget, {"a": 10, "b": 20}) == expected
+    assert _components(budget, {"a": 10, "b": 20}, None, [], parts=2) == expected
 
 
 def test_the_plan_is_the_joint_choice_of_what_the_passes_found(monkeypatch: pytest.MonkeyPatch) -> None:

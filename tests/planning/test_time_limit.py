@@ -67,6 +67,17 @@ def test_whatever_fits_into_a_room_is_within_the_limit_and_every_such_set_has_on
             assert limit.share_of(given) > share - 1e-9
 
 
+def test_the_widest_choice_is_what_a_room_s_time_can_hold() -> None:
+    costs = {"layers.0.q": 10, "layers.1.q": 20, "layers.2.q": 30, "layers.2.layer": 40}
+    uniform = uniform_ranks(costs, 1)
+    whole = STEP.step(uniform)
+    assert TimeLimit(9.0, STEP, uniform).widest(costs) == 100
+    # Time for block 2 and half of the own work of its two paths, or for the layer path alone with time to spare.
+    tight = TimeLimit((10.0 + 3.0 + 9.5 + 0.5) / whole, STEP, uniform)
+    assert tight.widest(costs) == pytest.approx(40.0)
+    assert [sorted(allowed) for allowed, _ in tight.rooms()] == [["layers.2.layer"], ["layers.2.layer", "layers.2.q"]]
+
+
 def test_uniform_ranks_are_those_of_the_projections() -> None:
     costs = {"layers.0.q": 10, "layers.1.q": 20, "layers.1.layer": 16}
     assert uniform_ranks(costs, 70) == {"layers.0.q": 2, "layers.1.q": 2}
@@ -112,3 +123,20 @@ def test_a_kept_prefix_makes_room_for_more() -> None:
     assert kept.step_share is not None
     assert kept.step_share <= 0.62
     assert kept.step_share < step.step(kept.ranks) / step.step(uniform_ranks(kept.costs, 600))
+
+
+def test_few_paths_offer_more_ranks_but_no_more_than_examples_tell_apart() -> None:
+    """With room for little but the last block, the budget goes into ranks, which cost hardly any time."""
+    step = times("all")
+    tight = (1.0 + len(step.forward) + 0.5) / step.step(uniform_ranks(plan(None, space="all").costs, 600))
+    batches = text_batches(12, 8)
+    deep = rankwise.rank_plan(
+        tiny_llama(), batches, budget=2000, space="all", time_limit=tight, step_time=step, least_overlap=0.0
+    )
+    assert {step.depths[name] for name in deep.chosen} == {len(step.forward)}
+    assert max(deep.ranks.values()) > 8
+    assert deep.spent > 8 * sum(deep.costs[name] for name in deep.chosen)
+    few = rankwise.rank_plan(
+        tiny_llama(), text_batches(6, 4), budget=2000, space="all", time_limit=tight, step_time=step, components=None
+    )
+    assert max(few.ranks.values()) <= 12  # of 24 examples, each half has 12

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from rankwise.distributed import check_same_everywhere
 from rankwise.errors import check_choice
@@ -120,20 +120,20 @@ def plan_paths(
         name: cost // path.r for (name, cost), path in zip(paths.costs().items(), paths.paths.values(), strict=True)
     }
     _check_budget(budget, costs)
+    limit = _time_limit(model, paths, batches[0], loss_of, choice, uniform_ranks(costs, budget))
     signals, losses = collect_signals(
         model,
         paths,
         batches,
         loss_of,
         draw_of,
-        components=choice.components or _components(budget, costs),
+        components=choice.components or _components(budget, costs, limit, batches, parts=1 + choice.halves),
         matched=choice.directions,
         reduction=choice.reduction,
         halves=choice.halves,
         cross_validate=choice.cross_validate,
         seed=choice.seed,
     )
-    limit = _time_limit(model, paths, batches[0], loss_of, choice, uniform_ranks(costs, budget))
     chooser = _Chooser(costs, budget, choice.damping, limit)
     guarded = _guard(chooser, signals, choice, len(batches))
     picks = chooser.choose(signals["all"], guarded.breadth)
@@ -315,9 +315,19 @@ class _Chooser:
         return overlap_of(ranks[0], ranks[1], self.costs), sum(kept) / len(kept)
 
 
-def _components(budget: int, costs: Mapping[str, int]) -> int:
-    uniform = math.ceil(budget / sum(costs.values()))
-    return min(max(2 * uniform, LEAST_COMPONENTS), MOST_COMPONENTS)
+def _components(
+    budget: int, costs: Mapping[str, int], limit: TimeLimit | None, batches: Sequence[Batch], *, parts: int
+) -> int:
+    """Return how many directions each path offers: twice the uniform rank of those that can be chosen together.
+
+    Under a time limit these may be few, and ranks cost hardly any time; but no more than a part's examples tell apart.
+    """
+    if limit is None:
+        return min(max(2 * math.ceil(budget / sum(costs.values())), LEAST_COMPONENTS), MOST_COMPONENTS)
+    uniform = math.ceil(budget / limit.widest(costs))
+    labels = [batch.get("labels") for batch in batches if isinstance(batch, Mapping)]
+    examples = sum(len(given) for given in labels if isinstance(given, Tensor)) // parts
+    return max(min(2 * uniform, MOST_COMPONENTS, examples), LEAST_COMPONENTS)
 
 
 def _unspent(picks: Picks, costs: Mapping[str, int], owners: Sequence[int]) -> str:

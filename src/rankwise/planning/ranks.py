@@ -69,8 +69,8 @@ def rank_plan(
         directions: ``"adam"`` takes components as an Adam-like optimizer's first step on ``B`` moves, ``"sgd"`` as
             singular vectors.
         target_modules: The linear candidates, as in ``LoraConfig``; all projections but the head if left out.
-        components: How many directions each path offers; twice the uniform rank of the budget if left out, at least 8,
-            at most 64.
+        components: How many directions each path offers; twice the uniform rank of the budget if left out (under a time
+            limit, of the paths that have room together), at least 8, at most 64.
         halves: Repeat the choice on each half of the batches, and report how much of their cost the two share
             (``overlap``) and how much of its predicted gain a half keeps with the other's ranks (``kept``). Paths that
             stand in for each other lower the first and not the second; a low ``kept`` is warned of.

@@ -60,6 +60,14 @@ class TimeLimit:
             )
         yield from rooms
 
+    def widest(self, costs: Mapping[str, int]) -> float:
+        """Return the most that one rank each of paths which have room together costs, in parameters."""
+        found = []
+        for allowed, room in self.rooms():
+            seconds = sum(self.step.first[name] for name in allowed)
+            found.append(sum(costs[name] for name in allowed) * min(1.0, room.limit / seconds))
+        return max(found)
+
 
 def uniform_ranks(costs: Mapping[str, int], budget: int) -> dict[str, int]:
     """Return uniform LoRA's ranks under a budget: the same for all projections, at least 1; all paths without any."""
