@@ -228,6 +228,9 @@ def ranks(
         float | None,
         typer.Option(help="The most that a step may take, in steps of uniform LoRA: 0.6.", show_default=False),
     ] = None,
+    prefix_cache: Annotated[
+        bool, typer.Option("--prefix-cache", help="The frozen prefix will be kept in training: it takes no time.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Write an untrained adapter, the plan and snippets for other tools.", show_default=False),
@@ -245,7 +248,15 @@ def ranks(
         from rankwise.runs.ranks import plan_ranks
 
         with passes_shown(console):
-            found = plan_ranks(checked, budget=budget, space=space, batches=batches, out=out, time_limit=time_limit)
+            found = plan_ranks(
+                checked,
+                budget=budget,
+                space=space,
+                batches=batches,
+                out=out,
+                time_limit=time_limit,
+                prefix_cache=prefix_cache,
+            )
         console.print(render_ranks(found.plan))
         for name in () if out is not None else ("Python",):
             console.print(found.snippets.get(name, ""), markup=False, highlight=False, soft_wrap=True)

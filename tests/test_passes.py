@@ -69,3 +69,15 @@ def test_a_plan_tells_of_its_passes_and_its_head_warm_up() -> None:
     assert seen[0] == ("planning ranks", 0, 8)
     assert seen[-2] == ("planning ranks", 8, 8)
     assert plan.passes == 8
+
+
+def test_an_error_of_the_watcher_leaves_nothing_under_way() -> None:
+    def broken(what: str, done: int, total: int) -> None:
+        raise KeyError(what)
+
+    with pytest.raises(KeyError), watched_by(broken), work("scoring", 2):
+        pass
+    seen, watcher = told()
+    with watched_by(watcher), work("planning", 1):
+        passed()
+    assert [what for what, _, _ in seen] == ["planning"] * 3

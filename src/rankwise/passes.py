@@ -52,27 +52,26 @@ def work(what: str, total: int) -> Iterator[None]:
         yield
         return
     logger.info("%s%s", what, f", {total} passes" if total else "")
-    token = _WORK.set(_Work(what, total))
-    _tell()
+    own = _Work(what, total)
+    token = _WORK.set(own)
     try:
+        _tell(own)
         yield
     finally:
-        found = _WORK.get()
-        if found is not None:
-            found.done = found.total = max(found.done, 1)
-            _tell()
-        _WORK.reset(token)
+        _WORK.reset(token)  # before the watcher is told, whose error must not leave it set
+        own.done = own.total = max(own.done, 1)
+        _tell(own)
 
 
 def passed() -> None:
     """Count one pass."""
-    found = _WORK.get()
-    if found is not None:
-        found.done += 1
-        _tell()
+    own = _WORK.get()
+    if own is not None:
+        own.done += 1
+        _tell(own)
 
 
-def _tell() -> None:
-    watcher, found = _WATCHER.get(), _WORK.get()
-    if watcher is not None and found is not None:
-        watcher(found.what, found.done, found.total)
+def _tell(own: _Work) -> None:
+    watcher = _WATCHER.get()
+    if watcher is not None:
+        watcher(own.what, own.done, own.total)

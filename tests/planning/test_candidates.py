@@ -148,3 +148,13 @@ class HeadOnly(nn.Module):
 def test_a_model_without_candidates_is_told(model: nn.Module, targets: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words), with_candidates(model, "linear", targets, seed=0):
         raise AssertionError("nothing was built")
+
+
+def test_a_checkpointed_model_has_no_more_hooks_afterwards() -> None:
+    model: Any = tiny_bert(1)
+    model.gradient_checkpointing_enable()
+    before = [len(module._forward_hooks) for module in model.modules()], sorted(model.__dict__)
+    for _ in range(2):
+        with with_candidates(model, "linear", None, seed=0):
+            pass
+    assert ([len(module._forward_hooks) for module in model.modules()], sorted(model.__dict__)) == before

@@ -168,3 +168,13 @@ def test_a_part_of_the_head_that_the_loss_does_not_use_stays() -> None:
         pass
     assert_same(before, model.score.state_dict())
     assert not torch.equal(used, model.classifier.weight)
+
+
+def test_a_loss_that_does_not_use_the_head_is_told() -> None:
+    model: Any = tiny_bert(1)
+    outside = torch.ones((), requires_grad=True)
+    with (
+        pytest.raises(ValueError, match=r"does not use the head.*head_warmup=0"),
+        warmed_head(model, class_batches(1), lambda model, batch: outside * 2, 1, keep=False),
+    ):
+        pass

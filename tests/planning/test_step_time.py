@@ -88,3 +88,28 @@ def test_a_path_that_ends_behind_its_block_needs_no_backward_pass_of_it() -> Non
     assert step.depths[f"layers.{last}.cut"] == last
     assert step.sources[f"layers.{last}.cut"] == last - 1
     assert step.sources[f"layers.{last}.layer"] == last
+
+
+def test_where_the_embeddings_require_a_gradient_depth_saves_nothing() -> None:
+    """As with gradient checkpointing: the backward pass goes to the bottom, unless the prefix is kept."""
+    model: Any = tiny_llama()
+    model.enable_input_require_grads()
+    assert set(measured(model, text_batches(1)[0]).depths.values()) == {0}
+    with with_candidates(model, "all", None, seed=0) as wrapped:
+        kept = measure_step(wrapped, path_set(wrapped).paths, text_batches(1)[0], model_loss, prefix_cache=True)
+    assert max(kept.depths.values()) == len(kept.backward)
+
+
+def test_a_projection_behind_the_blocks_needs_none_of_their_backward_passes() -> None:
+    model: Any = tiny_bert()
+    with with_candidates(model, "linear", ["query", "pooler.dense"], seed=0) as wrapped:
+        step = measure_step(wrapped, path_set(wrapped).paths, class_batches(1)[0], model_loss)
+    (pooler,) = (name for name in step.depths if "pooler" in name)
+    assert step.depths[pooler] == step.sources[pooler] == len(step.backward)
+
+
+def test_unknown_blocks_are_told_in_the_words_of_the_option() -> None:
+    model: Any = tiny_bert()
+    model.config.model_type = "unheard_of"
+    with pytest.raises(ValueError, match=r"time_limit= goes by the model's blocks, .*'unheard_of'"):
+        measured(model, class_batches(1)[0], "linear")

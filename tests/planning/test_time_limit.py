@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -140,3 +141,21 @@ def test_few_paths_offer_more_ranks_but_no_more_than_examples_tell_apart() -> No
         tiny_llama(), text_batches(6, 4), budget=2000, space="all", time_limit=tight, step_time=step, components=None
     )
     assert max(few.ranks.values()) <= 12  # of 24 examples, each half has 12
+
+
+def test_times_in_another_order_give_the_same_plan() -> None:
+    """As JSON and YAML write them, sorted by name."""
+    step = times("all")
+    mixed = StepTime(
+        step.outside,
+        step.still,
+        step.forward,
+        step.backward,
+        {name: 0.001 + 0.002 * number for number, name in enumerate(step.first)},
+        step.more,
+        step.sources,
+        step.depths,
+    )
+    turned = StepTime.from_dict(json.loads(json.dumps(mixed.to_dict(), sort_keys=True)))
+    assert list(turned.first) != list(mixed.first)
+    assert plan(0.8, turned, space="all").ranks == plan(0.8, mixed, space="all").ranks

@@ -212,3 +212,32 @@ def test_processes_that_saw_other_paths_agree_on_the_mean(tmp_path: Path) -> Non
     torch.testing.assert_close(torch.tensor(one[first.name], dtype=torch.float64), sum(products) / 6)
     x, g = drawn(99)
     torch.testing.assert_close(torch.tensor(one[second.name], dtype=torch.float64), torch.einsum("no,ni->oi", g, x) / 6)
+
+
+def test_a_path_that_an_edit_made_counts_from_the_edit() -> None:
+    old, new = two_paths()
+    recorder = StatisticRecorder(WeightGradient())
+    for step in range(4):
+        seen(recorder, old, *drawn(step))
+        recorder.fold()
+    recorder.keep(set())
+    expected = torch.zeros(16, 16, dtype=torch.float64)
+    for step in range(2):
+        x, g = drawn(10 + step)
+        seen(recorder, new, x, g)
+        expected += torch.einsum("no,ni->oi", g, x) / 2
+        recorder.fold()
+    torch.testing.assert_close(recorder.means()[new.name][0], expected)
+
+
+def test_a_path_that_is_kept_before_it_was_seen_counts_from_the_start() -> None:
+    often, seldom = two_paths()
+    recorder = StatisticRecorder(WeightGradient())
+    for step in range(3):
+        seen(recorder, often, *drawn(step))
+        recorder.fold()
+    recorder.keep({often.name, seldom.name})
+    x, g = drawn(9)
+    seen(recorder, seldom, x, g)
+    recorder.fold()
+    torch.testing.assert_close(recorder.means()[seldom.name][0], torch.einsum("no,ni->oi", g, x) / 4)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from tests.models import adapted, tiny_bert, tiny_llama
@@ -362,3 +363,14 @@ def test_the_first_search_has_a_bar_where_trainer_has_one(
 ) -> None:
     trainer(searching(), tmp_path, max_steps=1, disable_tqdm=hidden).train()
     assert ("paths by grad_norm" in capsys.readouterr().err) is not hidden
+
+
+def test_a_search_needs_no_bar(tmp_path: Path) -> None:
+    """Where transformers shows none, what stands in for its bars can't even count."""
+    model = searching()
+    transformers.logging.disable_progress_bar()
+    try:
+        trainer(model, tmp_path, max_steps=1, disable_tqdm=False).train()
+    finally:
+        transformers.logging.enable_progress_bar()
+    assert searched_at(model) == [(0, "probe")]

@@ -108,7 +108,7 @@ def completed(loaded: dict[str, Tensor], model: nn.Module, paths: PathSet) -> di
     downs = shared_downs(given) if config.block_paths().share else []
     if downs:
         down = given[downs[0]]
-        if not all(torch.equal(given[other], down) for other in downs):
+        if not all(torch.allclose(given[other], down, rtol=0, atol=0, equal_nan=True) for other in downs):
             raise ValueError(
                 f"the adapter holds {len(downs)} lora_A that differ, the first {downs[0]!r}, and with share=True all "
                 "blocks have one: the file is damaged: copy it again"

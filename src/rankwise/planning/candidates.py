@@ -16,6 +16,7 @@ from rankwise.paths.path_set import has_adapter
 from rankwise.rules.kinds import BLOCK_KINDS
 from rankwise.wiring.anatomy import anatomy_of, find_blocks
 
+REQUIRING = ("_require_grads_hook", "_require_grads_hooks")  # where transformers keeps their handles
 SPACES = ("linear", "all")
 
 
@@ -87,11 +88,27 @@ def with_candidates(
         mode="off",
         seed=seed,
     )
+    with on_base(model, config) as wrapped:
+        yield wrapped
+
+
+@contextmanager
+def on_base(model: nn.Module, config: HeteroLoraConfig) -> Iterator[PeftModel]:
+    """Put an adapter on a base model inside; take it off again, and leave the model as it was."""
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    # Where it is checkpointed PEFT lets the embedding's output require a gradient, by a hook that unloading leaves.
+    hooks = [(module, set(module._forward_hooks)) for module in model.modules() if isinstance(module, nn.Embedding)]
+    kept = {name: model.__dict__[name] for name in REQUIRING if name in model.__dict__}
     wrapped = get_peft_model(model, config)
     try:
         yield wrapped
     finally:
         wrapped.unload()
+        for module, before in hooks:
+            for key in module._forward_hooks.keys() - before:
+                del module._forward_hooks[key]
+        for name in REQUIRING:
+            model.__dict__.pop(name, None)
+        model.__dict__.update(kept)
         for name, parameter in model.named_parameters():
             parameter.requires_grad = trainable[name]

@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -134,7 +134,7 @@ def plan_paths(
         cross_validate=choice.cross_validate,
         seed=choice.seed,
     )
-    chooser = _Chooser(costs, budget, choice.damping, limit)
+    chooser = _Chooser(costs, budget, choice.damping, limit).settled(signals["all"], choice.breadth)
     guarded = _guard(chooser, signals, choice, len(batches))
     picks = chooser.choose(signals["all"], guarded.breadth)
     ranks = chooser.ranks(signals["all"], picks)
@@ -176,7 +176,7 @@ def _time_limit(
     step = choice.step_time
     if step is None:
         modes = [(module, module.training) for module in model.modules()]
-        step = measure_step(model, paths.paths, batch, loss_of)
+        step = measure_step(model, paths.paths, batch, loss_of, prefix_cache=choice.prefix_cache)
         for module, mode in modes:
             module.training = mode
     elif set(step.first) != set(paths.paths):
@@ -185,7 +185,7 @@ def _time_limit(
             f"step_time= was measured for other paths, {strange[0]} among them: give that of a plan for the same model "
             "and space, or leave it out to have it measured"
         )
-    return TimeLimit(choice.time_limit, step, uniform, choice.prefix_cache)
+    return TimeLimit(choice.time_limit, step.of(list(paths.paths)), uniform, choice.prefix_cache)
 
 
 def _named(picks: Picks, names: Sequence[str], owners: Sequence[int]) -> tuple[Pick, ...]:
@@ -262,30 +262,31 @@ class _Chooser:
         budget: The largest total cost.
         damping: The damping.
         time: The limit on a step's time, if there is one.
+        room: Which paths may be chosen together, and the time for their own work; None for all and any.
     """
 
     costs: Mapping[str, int]
     budget: int
     damping: float
     time: TimeLimit | None = None
+    room: tuple[set[str], TimeRoom] | None = None
 
-    def choose(self, signal: Signal, breadth: float, *, most: Sequence[int] | None = None) -> Picks:
-        """Choose jointly; ``most`` limits the rank of each path.
+    def settled(self, signal: Signal, breadth: float) -> _Chooser:
+        """Return the chooser for one depth of the backward pass: that of the best choice, the shallowest of equals.
 
-        Under a time limit there is one choice for each depth of the backward pass, of which the best is taken.
+        Without a time limit depth costs nothing.
         """
         if self.time is None:
-            return self._choose(signal, breadth, most, None)
-        limits = list(most) if most is not None else [len(signal.owners)] * len(self.costs)
-        found = [
-            self._choose(
-                signal, breadth, [n * (name in allowed) for name, n in zip(self.costs, limits, strict=True)], room
-            )
-            for allowed, room in self.time.rooms()
-        ]
-        return max(found, key=lambda picks: sum(picks.marginals))  # the shallowest of equals
+            return self
+        each = [replace(self, room=room) for room in self.time.rooms()]
+        return max(each, key=lambda chooser: sum(chooser.choose(signal, breadth).marginals))
 
-    def _choose(self, signal: Signal, breadth: float, most: Sequence[int] | None, room: TimeRoom | None) -> Picks:
+    def choose(self, signal: Signal, breadth: float, *, most: Sequence[int] | None = None) -> Picks:
+        """Choose jointly; ``most`` limits the rank of each path."""
+        allowed, room = self.room or (set(self.costs), None)
+        if self.room is not None:
+            limits = most if most is not None else [len(signal.owners)] * len(self.costs)
+            most = [limit * (name in allowed) for name, limit in zip(self.costs, limits, strict=True)]
         prices = list(self.costs.values())
         return choose_jointly(
             signal.slopes,

@@ -105,6 +105,10 @@ def _train(
             for step in range(1, steps + 1):
                 loss = loss_of(model, batches[(step - 1) % len(batches)])
                 found = torch.autograd.grad(loss, parameters, allow_unused=True)
+                if all(gradient is None for gradient in found):
+                    raise ValueError(
+                        "the loss does not use the head, which head_warmup would train first: set head_warmup=0"
+                    )
                 gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
                 sum_over_processes_(gradients)
                 for parameter, gradient, (first, second) in zip(parameters, gradients, moments, strict=True):

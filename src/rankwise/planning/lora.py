@@ -6,13 +6,14 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from torch import nn
 
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.errors import check_choice
 from rankwise.method.export import plain_config
 from rankwise.paths.path_set import has_adapter, path_set
+from rankwise.planning.candidates import on_base
 from rankwise.planning.ranks import rank_plan
 from rankwise.rules.budget import why_unspent
 from rankwise.scores.probe import Batch, ComputeLoss, score_paths
@@ -107,9 +108,7 @@ def _chosen_modules(
 ) -> list[str]:
     """Score a base model's candidates and return the modules of those that the budget is spent on."""
     policy = config.switching()
-    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    wrapped = get_peft_model(model, config)
-    try:
+    with on_base(model, config) as wrapped:
         paths = path_set(wrapped)
         values = score_paths(
             wrapped,
@@ -123,10 +122,6 @@ def _chosen_modules(
         chosen = policy.choose(values, costs, 0) or set()
         unspent = why_unspent(chosen, policy.prices(costs), policy.limit(costs))
         modules = [path.module for name, path in paths.paths.items() if name in chosen]
-    finally:
-        wrapped.unload()
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad = trainable[name]
     if unspent:
         logger.info("plan_lora: %s", unspent)
     return modules

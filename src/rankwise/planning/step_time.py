@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -27,7 +27,7 @@ from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.rules.kinds import BLOCK_KINDS, BLOCK_OUTPUT, FEED_FORWARD_SUM
 from rankwise.scores.probe import Batch, ComputeLoss
 from rankwise.wiring.anatomy import anatomy_of, find_blocks
-from rankwise.wiring.block_hooks import output_tensor
+from rankwise.wiring.block_hooks import first_tensor, output_tensor, with_first_tensor
 
 OUTSIDE = -1  # what runs before and after the blocks
 STEPS, REPEATS = 4, 8
@@ -86,6 +86,12 @@ class StepTime:
         source = min((self.sources[name] for name in on), default=top) if prefix_cache else 0
         return self.frozen(depth, source) + self.own(ranks)
 
+    def of(self, names: Sequence[str]) -> StepTime:
+        """Return the same with the paths in the given order."""
+        first, more = ({name: times[name] for name in names} for times in (self.first, self.more))
+        sources, depths = ({name: blocks[name] for name in names} for blocks in (self.sources, self.depths))
+        return replace(self, first=first, more=more, sources=sources, depths=depths)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary that JSON can hold."""
         return asdict(self)
@@ -96,21 +102,36 @@ class StepTime:
         return cls(**{**saved, **{name: tuple(saved[name]) for name in ("still", "forward", "backward")}})
 
 
-def measure_step(model: nn.Module, paths: Mapping[str, LowRankPath], batch: Batch, loss_of: ComputeLoss) -> StepTime:
+def measure_step(
+    model: nn.Module,
+    paths: Mapping[str, LowRankPath],
+    batch: Batch,
+    loss_of: ComputeLoss,
+    *,
+    prefix_cache: bool = False,
+) -> StepTime:
     """Time some training steps of a model whose paths are off meanwhile; all processes get the first one's times.
+
+    Where the embedding's output requires a gradient, as with gradient checkpointing, the backward pass goes down to it
+    whatever the lowest path is, unless the prefix is kept: then depth saves nothing, and every path has depth 0.
 
     Args:
         model: A ``PeftModel`` with the candidates on it; it is left in training mode.
         paths: The candidates.
         batch: What the steps run on.
         loss_of: Called with (model, batch): the loss.
+        prefix_cache: Whether the frozen prefix is kept in training.
 
     Raises:
         ValueError: The family's blocks are not described.
     """
     wrapped: Any = model
     base = wrapped.get_base_model()
-    blocks = list(find_blocks(base, anatomy_of(base)).values())
+    try:
+        found_blocks = find_blocks(base, anatomy_of(base))
+    except ValueError as error:
+        raise ValueError(f"time_limit= goes by the model's blocks, which are not known: {error}") from error
+    blocks = list(found_blocks.values())
     model.train()  # dropout and checkpointing take their time
     passes = [[math.inf] * (len(blocks) + 1) for _ in ("still", "forward", "backward")]
     for _ in range(STEPS):
@@ -130,6 +151,7 @@ def measure_step(model: nn.Module, paths: Mapping[str, LowRankPath], batch: Batc
     found = iter(from_first_process([*chain(*passes), *chain(*own)], x.device))
     still, forward, backward = ([next(found) for _ in seconds] for seconds in passes)
     times = {size: (next(found), next(found)) for size in kinds}
+    places = _places(base, paths, list(found_blocks))
     return StepTime(
         outside=forward[OUTSIDE] + backward[OUTSIDE],
         still=tuple(still[:OUTSIDE]),
@@ -137,15 +159,25 @@ def measure_step(model: nn.Module, paths: Mapping[str, LowRankPath], batch: Batc
         backward=tuple(backward[:OUTSIDE]),
         first={name: times[size][0] for name, size in sizes.items()},
         more={name: times[size][1] for name, size in sizes.items()},
-        sources={name: max(path.built_block - (path.kind == "cut"), 0) for name, path in paths.items()},
-        depths={name: _depth(path) for name, path in paths.items()},
+        sources={name: place - (paths[name].kind == "cut") for name, place in places.items()},
+        depths={name: 0 if timer.whole and not prefix_cache else _depth(paths[name], places[name]) for name in paths},
     )
 
 
-def _depth(path: LowRankPath) -> int:
+def _places(base: nn.Module, paths: Mapping[str, LowRankPath], blocks: Sequence[str]) -> dict[str, int]:
+    """Return each path's block; of a path outside the blocks 0, or their number where its module comes after them."""
+    order = {name.replace(".base_layer", ""): number for number, (name, _) in enumerate(base.named_modules())}
+    behind = order[blocks[-1]]
+    return {
+        name: path.built_block if path.built_block >= 0 else len(blocks) * (order.get(path.module, 0) > behind)
+        for name, path in paths.items()
+    }
+
+
+def _depth(path: LowRankPath, place: int) -> int:
     """Return the lowest block whose backward pass a path needs; one that ends behind its block does not need it."""
     ends_behind = path.kind in BLOCK_KINDS and BLOCK_KINDS[path.kind].destination in (FEED_FORWARD_SUM, BLOCK_OUTPUT)
-    return max(path.built_block + ends_behind, 0)
+    return place + ends_behind
 
 
 def _path_time(x: Tensor, size: Size) -> tuple[float, float]:
@@ -203,6 +235,7 @@ class _Timer:
         self.running = [OUTSIDE]
         self.last = _now(device)
         self.entered = torch.empty(0)
+        self.whole = False
 
     def turn(self) -> None:
         """Give the time since the last turn to the section that ran."""
@@ -228,8 +261,10 @@ def _timed(blocks: list[nn.Module]) -> Iterator[_Timer]:
             timer.running.append(number)
             if number or not torch.is_grad_enabled() or timer.entered.numel():
                 return None
-            x = timer.entered = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_()
-            return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+            x = first_tensor(args, kwargs)
+            timer.whole = x.requires_grad
+            timer.entered = x.detach().requires_grad_()
+            return with_first_tensor(args, kwargs, timer.entered)
 
         return hook
 

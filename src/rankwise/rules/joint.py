@@ -271,10 +271,10 @@ def choose_jointly(
     if len(price) and price.min() <= 0:
         raise ValueError(f"costs must be positive, got {price.min()}")
     owner = np.arange(len(price)) if owners is None else np.asarray(owners, dtype=np.int64)
-    offer = _Offer(price, budget, owner, most, room)
     resid = np.asarray(lin, dtype=np.float64).copy()
     variance = curvature.diagonal()
     variance += damping_of(variance, damping)
+    offer = _Offer(price, budget, owner, most, room)
     value = resid * resid / (2 * variance * offer.weight)
     level = float(np.mean(value))
     order: list[int] = []

@@ -62,11 +62,15 @@ class StatisticRecorder:
         self.staged = {}
 
     def keep(self, names: set[str]) -> None:
-        """Forget all but the named paths: an edit gave the others new end points."""
+        """Forget all but the named paths: an edit gave the others new end points, and their counts begin anew."""
+        for name in names - self.sums.keys():
+            self.since.setdefault(name, self.begun)
+        self.begun = self.steps
         for collected in (self.staged, self.sums, self.finite):
             for name in set(collected) - names:
                 del collected[name]
-                self.since[name] = self.steps
+        for name in self.since.keys() - names:
+            del self.since[name]
 
     def fold(self, loss_scale: float = 1.0) -> None:
         """Add the step's sums, divided by the factor that the loss was scaled by, where they are finite."""
@@ -77,7 +81,7 @@ class StatisticRecorder:
             finite = torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
             if name not in self.sums:
                 self.sums[name] = tuple(torch.zeros_like(tensor) for tensor in tensors)
-                before = float(self.steps - self.since.get(name, self.begun))
+                before = self.absent(f"finite/{name}")
                 self.finite[name] = torch.full((), before, dtype=torch.float64, device=finite.device)
             for total, tensor in zip(self.sums[name], tensors, strict=True):
                 total += torch.where(finite, tensor / loss_scale, torch.zeros_like(tensor))
@@ -88,7 +92,7 @@ class StatisticRecorder:
 
     def means(self) -> Sums:
         """Return the mean over all steps and processes; a path with no finite step gets NaN."""
-        self._take(with_those_of_others(dict(self.tensors()), self._absent), {})
+        self._take(with_those_of_others(dict(self.tensors()), self.absent), {})
         for name, totals in self.sums.items():  # the same order in every process
             sum_over_processes_([*totals, self.finite[name]])
         return {
@@ -96,9 +100,10 @@ class StatisticRecorder:
             for name, totals in self.sums.items()
         }
 
-    def _absent(self, key: str) -> float:
+    def absent(self, key: str) -> float:
         """Return what ``tensors`` would yield under a key for a path that no step has come to here."""
-        return float(self.steps - self.begun) if key.startswith("finite/") else 0.0
+        what, _, name = key.partition("/")
+        return float(self.steps - self.since.get(name, self.begun)) if what == "finite" else 0.0
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield all sums by name, for a checkpoint."""

@@ -15,6 +15,7 @@ from rankwise.distributed import rank, sum_over_processes_, with_those_of_others
 from rankwise.files import read_json_object, sha256, write_atomic, write_json_atomic
 from rankwise.paths.session import Listening
 from rankwise.rules.records import record_of, searches
+from rankwise.scores.recorder import StatisticRecorder
 
 STATE = "rankwise_search.json"
 SUMS = "rankwise_search.safetensors"
@@ -34,8 +35,8 @@ def save_search(listener: Listening, folder: str | Path) -> None:
     """
     state = listener.state_dict()
     own = {name: tensor.clone().contiguous() for name, tensor in state.pop("sums").items()}
-    steps = state.get("window_steps", 0)  # an editor has no window
-    sums = with_those_of_others(own, lambda key: steps * key.startswith("finite/"))
+    window = listener.paths.session.recorder  # an editor has none
+    sums = with_those_of_others(own, window.absent if isinstance(window, StatisticRecorder) else lambda key: 0.0)
     sum_over_processes_(sums.values())
     if rank() == 0:
         write_atomic(Path(folder) / SUMS, lambda path: save_file(sums, path))

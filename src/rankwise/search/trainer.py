@@ -125,7 +125,8 @@ def bar_of_passes(args: Any) -> Iterator[None]:
     Args:
         args: ``TrainingArguments``.
     """
-    if args.disable_tqdm or rank() or watched():
+    hidden = args.disable_tqdm or not transformers.logging.is_progress_bar_enabled()
+    if hidden or rank() or watched():
         yield
         return
     with watched_by(_PassBar()):
