@@ -7,30 +7,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.study.test_arms import enabled
 from typer.testing import CliRunner
 
-from rankwise.runs.dryrun import stand_in
-from rankwise.runs.recipes.methods import Method
 from rankwise.runs.recipes.recipe import Recipe, load_recipe, parse_recipe
-from rankwise.runs.sizes import plan_recipe
 from rankwise.study.arms import DEFAULT, PLANNED, YOURS, arms_of
 from rankwise.study.race import Race
 from rankwise.study.tuning import Wish, check_same, full_steps, make_race, price, snippet, too_dear
 from rankwise.study.working import load_data
 from rankwise_cli import app
-
-
-def causal(room: Path) -> Recipe:
-    content = {
-        "model": {"name": "meta-llama/Llama-2-7b-hf"},
-        "data": {"task": "text", "train_file": "not-there"},
-        "method": {"name": "lora", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
-    }
-    return stand_in(parse_recipe(content), room)
-
-
-def enabled(recipe: Recipe, method: dict[str, object]) -> int:
-    return int(plan_recipe(recipe.model_copy(update={"method": Method.model_validate(method)}))["enabled"])
 
 
 def test_arms_that_are_too_dear_at_rank_one_are_named(base: Path) -> None:

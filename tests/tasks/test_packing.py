@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ import pytest
 import torch
 from datasets import Dataset
 from tests.models import VOCABULARY, tiny_llama
+from tests.tasks.test_chat import load
 from transformers import PreTrainedTokenizerBase
 
 from rankwise.runs.dryrun import tiny_tokenizer
-from rankwise.tasks import IGNORED, DataSpec, load_task
+from rankwise.tasks import IGNORED
 from rankwise.tasks.encode import Encoded
 from rankwise.tasks.packing import LENGTHS, PackedCollator, check_packing, pack
 
@@ -24,16 +24,6 @@ Row = dict[str, Any]
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerBase:
     return tiny_tokenizer()
-
-
-def write(folder: Path, *rows: Row) -> Path:
-    (folder / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / "chat.jsonl"
-
-
-def load(folder: Path, tokenizer: PreTrainedTokenizerBase, *rows: Row, **more: Any) -> Any:
-    spec = DataSpec(task="chat", train_file=write(folder, *rows), dev_fraction=0, **more)
-    return load_task(spec, tokenizer)
 
 
 def test_packed_rows_learn_what_they_learn_alone(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -12,36 +12,13 @@ import pytest
 import yaml
 from tests.report.edits import epochs_of_spectra
 from tests.report.histories import mixed_history
+from tests.runs.results.test_pictures import adapter, run, write_history
 
 from rankwise.report import Outcome
-from rankwise.report.history import History
 from rankwise.rules.records import HISTORY_FILE, to_lines
-from rankwise.runs.folder import RunFolder
-from rankwise.runs.recipes.recipe import parse_recipe
 from rankwise.runs.results.sources import SETTINGS, Source, read_source
 
 KEPT = Path(__file__).resolve().parents[2] / "data" / "version-0.1"
-DYNAMIC = {"proxy": "grad_norm", "mode": "dynamic", "budget": 0.25, "seed": 0}
-
-
-def write_history(folder: Path, history: History) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / HISTORY_FILE).write_text(to_lines(history), encoding="utf-8")
-    return folder
-
-
-def adapter(folder: Path, history: History | None = None, **settings: Any) -> Path:
-    """An adapter folder as ``save_pretrained`` leaves it, as far as a report reads it."""
-    write_history(folder, history if history is not None else mixed_history(2, 3))
-    (folder / "adapter_config.json").write_text(json.dumps({**DYNAMIC, **settings}), encoding="utf-8")
-    return folder
-
-
-def run(folder: Path, method: str = "heterolora", **options: Any) -> RunFolder:
-    """A run that was started."""
-    recipe = {"model": {"name": "m"}, "data": {"task": "mrpc"}, "method": {"name": method, **options}}
-    RunFolder(folder).start(parse_recipe(recipe))
-    return RunFolder(folder)
 
 
 def test_a_run_that_is_not_finished_is_told_by_its_recipe(tmp_path: Path) -> None:
