@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.runs.dryrun import dry_run, stand_in, tiny_config, tiny_tokenizer
+from rankwise.runs.dryrun import RANK_BUDGET, dry_run, stand_in, tiny_config, tiny_tokenizer
 from rankwise.runs.recipes.recipe import ModelSpec, parse_recipe
 
 LORA = {"name": "lora", "r": 2, "target_modules": ["q_proj", "v_proj"]}
@@ -31,6 +31,16 @@ def test_a_stand_in_is_of_the_family(name: str, kind: str, fields: dict[str, Any
     config = tiny_config(ModelSpec(name=name))
     assert config.model_type == kind
     assert {key: config.to_dict()[key] for key in fields} == fields
+
+
+@pytest.mark.parametrize(("budget", "left"), [(100_000, 1024), (600, 600), (0.5, 1024)])
+def test_a_rank_choice_asks_for_no_more_than_few_rows_tell(budget: float, left: int, tmp_path: Path) -> None:
+    method = {"name": "heterolora", "granularity": "rank", "mode": "static", "budget": budget}
+    method["target_modules"] = ["q_proj", "v_proj"]
+    recipe = parse_recipe({"model": {"name": "facebook/opt-125m"}, "data": {"task": "cola"}, "method": method})
+    assert stand_in(recipe, tmp_path).method.options["budget"] == left
+    if budget > RANK_BUDGET:
+        assert dry_run(recipe).metrics["searches"] == 1
 
 
 def test_a_local_model_is_shrunk(tmp_path: Path) -> None:

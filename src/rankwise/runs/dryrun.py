@@ -42,6 +42,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '[CLS] assistant ' }}{% endif %}"
 )
 EDITS = ("merges", "injections")
+RANK_BUDGET = 1024  # parameters: so few components that a few rows tell them apart
 # The shape of the stand-in, for every field of these names that a family's config has.
 TINY: dict[str, Any] = {
     "hidden_size": 32,
@@ -134,6 +135,9 @@ def _short(method: Method) -> dict[str, Any]:
     options = method.options
     if _edits(method):  # both are due after the first step: the merge takes two blocks, the injection the third
         return {"edit_unit": "steps", **{kind: 1 for kind in EDITS if options.get(kind)}}
+    if options.get("granularity") == "rank":
+        budget = options.get("budget")
+        return {"budget": min(budget, RANK_BUDGET) if isinstance(budget, int) else RANK_BUDGET}
     if method.name == "adalora":
         return {"tinit": 0, "tfinal": 0, "deltaT": 1}
     if method.name == "adapterdrop":
