@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.models import adapted, one_of_trio, tiny_bert
+from torch import nn
 
 import rankwise
 from rankwise.method.initial import initial_value, seeded
@@ -34,6 +35,22 @@ def test_what_a_file_may_lack_is_what_the_model_drew(init: object) -> None:
     for path in paths.resident:
         for factor, value in (("lora_A", path.lora_A), ("lora_B", path.lora_B)):
             assert torch.equal(initial_value(f"{path.module}.{factor}.default.weight", paths), value)
+
+
+@pytest.mark.parametrize("init", [True, "gaussian"])
+def test_initial_values_have_the_distribution_they_are_said_to_have(init: object) -> None:
+    """Kolmogorov and Smirnov's test over 40 seeds: bounds 1 / sqrt(i), a = sqrt 5, or standard deviation 1 / r."""
+    drawn = []
+    for seed in range(40):
+        (path,) = rankwise.named_paths(
+            adapted(nn.Sequential(nn.Linear(400, 8)), target_modules=["0"], r=4, seed=seed, init_lora_weights=init)
+        ).values()
+        drawn.append(path.lora_A.detach().flatten())
+    values = torch.cat(drawn).double().sort().values
+    wanted = torch.special.ndtr(values * 4) if init == "gaussian" else (values * 400**0.5 + 1) / 2
+    steps = torch.arange(len(values) + 1) / len(values)
+    distance = torch.maximum((wanted - steps[:-1]).abs(), (wanted - steps[1:]).abs()).max()
+    assert distance < 1.63 / len(values) ** 0.5  # exceeded by one true sample in a hundred
 
 
 def test_another_adapter_draws_other_values_and_the_global_generator_stays() -> None:

@@ -319,7 +319,7 @@ def test_checkpointed_gradients_are_the_same_before_between_and_after_the_edits(
     assert edits_of(models[0]) == edits_of(models[1]) == BOTH
 
 
-# 10. Precisions and generation; compiled is in test_compiled.py.
+# 10. Precisions and generation; compiled is in test_editor_compiled.py.
 
 
 def dtypes(model: Any) -> set[torch.dtype]:
