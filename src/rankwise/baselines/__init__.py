@@ -6,6 +6,7 @@ Importing this package registers bottleneck adapters with PEFT.
 from rankwise.baselines.adalora import AdaLoraCallback, penalty, with_orthogonality
 from rankwise.baselines.bottleneck import BottleneckConfig, BottleneckModel
 from rankwise.baselines.dylora import DyLoraCallback, Truncation, save_truncated
+from rankwise.baselines.eva import find_start_
 
 __all__ = [
     "AdaLoraCallback",
@@ -13,6 +14,7 @@ __all__ = [
     "BottleneckModel",
     "DyLoraCallback",
     "Truncation",
+    "find_start_",
     "penalty",
     "save_truncated",
     "with_orthogonality",

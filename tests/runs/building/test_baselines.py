@@ -35,6 +35,7 @@ METHODS: list[Any] = [
     pytest.param("dylora", {"eval_rank": 2}, 4 * 4 * 2 * D, id="dylora-rank2"),
     pytest.param("adapterdrop", {}, 2 * 4 * D + 4 + D, id="adapterdrop"),
     pytest.param("lora", PISSA, 4 * 4 * 2 * D, id="pissa"),
+    pytest.param("lora", {"init_lora_weights": "eva"}, 4 * 4 * 2 * D, id="eva"),
 ]
 ALL = pytest.mark.parametrize(("method", "options", "size"), METHODS)
 
@@ -207,3 +208,8 @@ def test_adalora_adds_its_penalty_once_a_step_to_text(make: Make, tmp_path: Path
 def test_options_out_of_range_are_refused(make: Make, method: str, changes: dict[str, Any], words: str) -> None:
     with quiet(), pytest.raises(ValueError, match=words):
         build(make(method, method=changes))
+
+
+def test_a_name_that_a_config_within_the_config_lacks_is_refused(make: Make) -> None:
+    with pytest.raises(ValueError, match="eva_config has no field 'roh', did you mean 'rho'"):
+        make("lora", method={"init_lora_weights": "eva", "eva_config": {"roh": 1.0}})

@@ -53,7 +53,7 @@ class Asks:
                 ("text", "text"),
                 ("label", "label"),
                 ("model", MODELS["classification"]),
-                ("method", "heterolora"),
+                ("method", "lora"),
             ],
         ),
         ({"task": "mrpc"}, ["task", "model", "method"]),  # a benchmark's data is on the hub
@@ -84,7 +84,7 @@ def test_what_nobody_can_be_asked_is_named_as_an_option(name: str) -> None:
     ("answers", "words"),
     [
         ({"task": "clasification"}, "task='clasification' is not one of .*did you mean 'classification'"),
-        ({"method": "lor"}, "method='lor' is not one of 'heterolora', 'lora', 'lor2c', did you mean 'lora'"),
+        ({"method": "lor"}, "method='lor' is not one of 'lora', 'heterolora', 'lor2c', did you mean 'lora'"),
         ({"text": "a,b,c"}, "text_columns"),
         ({"text": " , "}, "text_columns missing"),
         ({"label": ""}, "label_column missing"),

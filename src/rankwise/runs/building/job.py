@@ -15,7 +15,14 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 import rankwise
-from rankwise.baselines import AdaLoraCallback, DyLoraCallback, Truncation, penalty, with_orthogonality
+from rankwise.baselines import (
+    AdaLoraCallback,
+    DyLoraCallback,
+    Truncation,
+    find_start_,
+    penalty,
+    with_orthogonality,
+)
 from rankwise.errors import nearest
 from rankwise.runs.building.best_checkpoint import after_edits, after_pruning
 from rankwise.runs.building.edit_loss import edit_loss
@@ -210,3 +217,10 @@ def make_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # what Trainer puts in place of the bars it was told to leave out
     return trainer
+
+
+def start_(job: Job, trainer: Trainer) -> None:
+    """Find the start of factors that start where EVA finds; a run that goes on needs its ranks, which are the same."""
+    if job.recipe.method.name == "lora" and job.recipe.method.options.get("init_lora_weights") == "eva":
+        job.model.to(trainer.args.device)
+        find_start_(job.model, trainer.get_train_dataloader(), by_token=job.data.task_type == "CAUSAL_LM")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,7 +171,9 @@ def adapt(model: PreTrainedModel, recipe: Recipe, task_type: str) -> PeftModel |
     check_named(model, getattr(config, "modules_to_save", None), "modules_to_save")
     if isinstance(config, LoraConfig) and recipe.method.name not in WITH_PATHS:
         check_named(model, config.target_modules)
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():  # the factors of EVA's start are few beside the model
+        warnings.filterwarnings("ignore", message="lora with eva initialization used with low_cpu_mem_usage")
+        return get_peft_model(model, config)
 
 
 def check_named(model: nn.Module, targets: Any, field: str = "target_modules") -> None:

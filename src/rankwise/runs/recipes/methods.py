@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
@@ -26,7 +27,8 @@ class Method(BaseModel):
 
     - ``heterolora``: ``HeteroLoraConfig``.
     - ``lor2c``: ``Lor2cConfig``.
-    - ``lora``: PEFT's ``LoraConfig``; PiSSA is ``init_lora_weights: pissa``, QLoRA ``model.load_in: 4bit``.
+    - ``lora``: PEFT's ``LoraConfig``; PiSSA is ``init_lora_weights: pissa``, EVA ``init_lora_weights: eva``, QLoRA
+      ``model.load_in: 4bit``.
     - ``adalora``: PEFT's ``AdaLoraConfig``; its ``total_step`` is the run's number of steps.
     - ``dylora``: ``LoraConfig``, each step at a rank drawn from 1 to ``r``; ``eval_rank`` is the rank that is evaluated
       and saved, ``r`` if left out.
@@ -63,12 +65,22 @@ class Method(BaseModel):
         for key, value in self.options.items():
             if key in UNTYPED or key not in types:
                 continue
+            inside = isinstance(value, Mapping) and config_within(types[key])  # PEFT makes the config within of these
+            if inside:
+                self._check_within(key, value, inside)
             try:
-                TypeAdapter(types[key]).validate_python(value, strict=True)
+                TypeAdapter(types[key]).validate_python(inside(**value) if inside else value, strict=True)
             except ValidationError as error:
                 wanted = "; ".join(dict.fromkeys(each["msg"] for each in error.errors()))
                 raise ValueError(f"method {self.name!r}: {key}={value!r} does not fit: {wanted}") from error
         return self
+
+    def _check_within(self, key: str, value: Mapping[str, Any], within: type[Any]) -> None:
+        """Refuse names that the config within a config doesn't have: PEFT passes over them."""
+        known = {field.name for field in fields(within) if field.init}
+        for name in value:
+            if name not in known:
+                raise ValueError(f"method {self.name!r}: {key} has no field {name!r}{nearest(name, known)}")
 
     def _allowed(self) -> set[str]:
         if self.name == "full":
@@ -89,6 +101,8 @@ class Method(BaseModel):
         options = {key: value for key, value in self.options.items() if key != "eval_rank"}
         if "seed" in self._allowed():
             options = {"seed": seed, **options}
+        if options.get("init_lora_weights") == "eva":
+            options = {"eva_config": {}, **options}  # PEFT warns of its own defaults
         if self.name == "adalora":  # PEFT wants a length before there is one
             options["total_step"] = max(options.get("tinit", 0), 0) + max(options.get("tfinal", 0), 0) + 2
         config = config_class(self.name)(task_type=task_type, **options)
@@ -97,6 +111,11 @@ class Method(BaseModel):
 
             check_schedule(config)  # type: ignore[arg-type]
         return config
+
+
+def config_within(annotation: Any) -> type[Any] | None:
+    """Return the dataclass that a field of a config is annotated with, if there is one."""
+    return next((kind for kind in (annotation, *get_args(annotation)) if is_dataclass(kind)), None)  # type: ignore[return-value]
 
 
 def config_class(name: str) -> type[PeftConfig]:

@@ -21,8 +21,8 @@ OWN = (CLASSES, "regression")
 KINDS = (*OWN, "chat", "instruction", "text")
 MODELS = {CLASSES: "answerdotai/ModernBERT-base", "causal": "Qwen/Qwen3-0.6B"}
 METHODS: dict[str, dict[str, Any]] = {
-    "heterolora": {"r": 16, "lora_alpha": 32, "budget": 0.25},
     "lora": {"r": 8, "lora_alpha": 16},
+    "heterolora": {"r": 16, "lora_alpha": 32, "budget": 0.25},
     "lor2c": {"r": 16, "lora_alpha": 32},
 }
 # A causal model gets a lower rate and several micro-batches; a classifier's head has to be learned from nothing.
@@ -87,7 +87,7 @@ def compose(answers: Answers, ask: Ask | None) -> Recipe:
     data = _data(task, answer)
     family = "causal" if task in TASKS and TASKS[task].kind == "causal" else CLASSES
     model = answer("model", MODELS[family])
-    method = answer("method", "heterolora")
+    method = answer("method", "lora")
     check_choice("method", method, METHODS)
     targets = {} if method == "lor2c" else {"target_modules": ALL_LINEAR}
     return parse_recipe(

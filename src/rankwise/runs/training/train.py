@@ -19,7 +19,7 @@ from rankwise.baselines import save_truncated
 from rankwise.files import delete, write_json_atomic
 from rankwise.passes import watched_by
 from rankwise.rules.records import searches
-from rankwise.runs.building.job import Job, build, make_trainer, training_arguments
+from rankwise.runs.building.job import Job, build, make_trainer, start_, training_arguments
 from rankwise.runs.building.models import load_state
 from rankwise.runs.checkpoints import seconds_before
 from rankwise.runs.folder import LENGTH, RunFolder
@@ -103,6 +103,7 @@ def train(
         with _progress(shown, job) as bars, _withdrawn(settles, resume), kept_prefix(job, folder, shown):
             own = [*settles, *history, *watchers(job.model, folder), *bars]
             trainer = make_trainer(job, arguments, folder, [*own, *callbacks, saved])
+            start_(job, trainer)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _finish(trainer, job, folder, saved.seconds, command, at_start)
         process.wait_for_everyone()

@@ -1,0 +1,65 @@
+"""EVA: LoRA that starts at the leading right singular vectors of its inputs, found on training batches (2410.07170).
+
+PEFT leaves the factors of ``init_lora_weights="eva"`` at ordinary values until it is given batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from peft import PeftModel, initialize_lora_eva_weights
+from peft.tuners.lora.eva import prepare_layer_inputs_fn_language_modeling
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from rankwise.scores.probe import same_draws
+
+
+def find_start_(model: PeftModel, batches: DataLoader[Any], *, by_token: bool) -> None:
+    """Let PEFT find the factors' start, and how the ranks are shared out; what the batches draw is given back.
+
+    Args:
+        model: LoRA with ``init_lora_weights="eva"``, on its device.
+        batches: Training batches; all processes put their inputs together and find the same.
+        by_token: Labels belong to tokens, and EVA leaves out what has none.
+    """
+    was_training = model.training
+    with same_draws(model):
+        initialize_lora_eva_weights(
+            model.eval(),
+            Inputs(batches, labelled=by_token),
+            prepare_layer_inputs_fn=inputs_of,
+            adapter_name=model.active_adapter,
+            show_progress_bar=False,
+        )
+    model.train(was_training)
+
+
+class Inputs:
+    """Batches as dicts, as often as they are asked for.
+
+    Args:
+        batches: What gives them.
+        labelled: Leave the labels in.
+    """
+
+    def __init__(self, batches: DataLoader[Any], *, labelled: bool) -> None:
+        self._batches = batches
+        self._left_out = () if labelled else ("labels",)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self._batches:
+            yield {name: value for name, value in batch.items() if name not in self._left_out}
+
+
+def inputs_of(layer_input: Any, model_input: Any, layer_name: str) -> Tensor:
+    """Return a projection's inputs as rows: of all tokens that count, or of each text where there is one (a pooler)."""
+    first: Tensor = layer_input if isinstance(layer_input, Tensor) else layer_input[0]  # a hook has them as a tuple
+    if first.dim() == 2:
+        return first
+    rows: Tensor = prepare_layer_inputs_fn_language_modeling(first, model_input, layer_name)
+    return rows
