@@ -60,6 +60,6 @@ def inputs_of(layer_input: Any, model_input: Any, layer_name: str) -> Tensor:
     """Return a projection's inputs as rows: of all tokens that count, or of each text where there is one (a pooler)."""
     first: Tensor = layer_input if isinstance(layer_input, Tensor) else layer_input[0]  # a hook has them as a tuple
     if first.dim() == 2:
-        return first
+        return first.contiguous()  # PEFT views it as one row
     rows: Tensor = prepare_layer_inputs_fn_language_modeling(first, model_input, layer_name)
     return rows
