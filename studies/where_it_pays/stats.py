@@ -1,4 +1,4 @@
-"""The better of some rates, and rank correlation; means and paired differences are ``rankwise.study.statistics``."""
+"""The better of some rates and what speaks against it, and rank correlation; means and paired differences are ``rankwise.study.statistics``."""
 
 from __future__ import annotations
 
@@ -24,6 +24,24 @@ def better_rate(by_rate: Mapping[float, Mapping[int, float]]) -> float:
         (rate for rate, values in by_rate.items() if len(values) == most),
         key=lambda rate: (float(np.mean(list(by_rate[rate].values()))), rate),
     )
+
+
+def reservation(by_rate: Mapping[float, Mapping[int, float]], rate: float) -> str:
+    """Return what there is to say against a rate: that it is the end of those that ran, that another may be better.
+
+    Args:
+        by_rate: Losses by rate and seed.
+        rate: The one that was chosen.
+    """
+    said = []
+    if rate in (min(by_rate), max(by_rate)):
+        said.append("end of the grid" if len(by_rate) > 1 else "the only one")
+    own = by_rate[rate]
+    for other, losses in sorted(by_rate.items()):
+        common = sorted(set(own) & set(losses))
+        if len(losses) < len(own) and common and sum(losses[seed] - own[seed] for seed in common) < 0:
+            said.append(f"{other:g} is lower on {len(common)}")
+    return "; ".join(said)
 
 
 def rank_correlation(scores: Mapping[str, float], worths: Mapping[str, float]) -> float:

@@ -1,21 +1,24 @@
 """The tables of docs/where-it-pays.md from the studies' JSON files, as Markdown.
 
-Run: python -m studies.where_it_pays.table [--results FOLDER]
-Per arm: parameters, the better of the rates that were run, mean, standard deviation and number of seeds, and the paired
-difference to the baseline with Student's 95 % interval over seeds.
+Run: python -m studies.where_it_pays.table [--results FOLDER] [--into docs/where-it-pays.md]
+Per arm: parameters, the better of the rates that were run and what speaks against it, mean, standard deviation and
+number of seeds, and the paired difference to the baseline with Student's 95 % interval over seeds. --into puts each
+table in the place of the page's table under the same heading.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from studies.where_it_pays.layout import overlap
-from studies.where_it_pays.stats import better_rate, rank_correlation
+from studies.where_it_pays.stats import better_rate, rank_correlation, reservation
 
+from rankwise.files import write_text_atomic
 from rankwise.study.statistics import Difference, paired, summarise
 
 Run = Mapping[str, Any]
@@ -36,10 +39,12 @@ def arms_of(runs: Iterable[Run]) -> dict[str, dict[float, dict[int, Run]]]:
     return found
 
 
-def at_better_rate(rates: Mapping[float, Mapping[int, Run]], metric: str) -> tuple[float, Mapping[int, Run]]:
-    """Return an arm's better rate and its runs by seed."""
-    rate = better_rate({rate: {seed: run[metric] for seed, run in runs.items()} for rate, runs in rates.items()})
-    return rate, rates[rate]
+def at_better_rate(rates: Mapping[float, Mapping[int, Run]], metric: str) -> tuple[str, Mapping[int, Run]]:
+    """Return an arm's better rate, with what speaks against it, and its runs by seed."""
+    losses = {rate: {seed: run[metric] for seed, run in runs.items()} for rate, runs in rates.items()}
+    rate = better_rate(losses)
+    against = reservation(losses, rate)
+    return f"{rate:g}" + (f" ({against})" if against else ""), rates[rate]
 
 
 def comparison(runs: Iterable[Run], *, metric: str, also: Sequence[str] = (), baseline: str = BASELINE) -> str:
@@ -65,7 +70,7 @@ def comparison(runs: Iterable[Run], *, metric: str, also: Sequence[str] = (), ba
 
 def _row(
     arm: str,
-    rate: float,
+    rate: str,
     own: Mapping[int, Run],
     metric: str,
     also: Sequence[str],
@@ -85,7 +90,7 @@ def _row(
     return [
         arm,
         size,
-        f"{rate:g}",
+        rate,
         f"{summary.mean:.3f}",
         _number(summary.sd),
         str(summary.n),
@@ -284,11 +289,8 @@ def _read(file: Path) -> list[Run]:
     return json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else []
 
 
-def main() -> None:
-    """Print every table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("results/where-it-pays"))
-    folder = parser.parse_args().results
+def tables_of(folder: Path) -> dict[str, str]:
+    """Return every table of the results in a folder by its heading."""
     tables: dict[str, str] = {}
     worth = _read(folder / "worth.json")
     if worth:
@@ -310,7 +312,38 @@ def main() -> None:
         [run for file in sorted(folder.glob("ablation*.json")) for run in _read(file)], [*curve, *classify]
     )
     tables |= moving(_read(folder / "dynamics.json"))
-    tables |= timed([run for run in _read(folder / "timed.json") if "budget" in run])
+    return tables | timed([run for run in _read(folder / "timed.json") if "budget" in run])
+
+
+HEADED = re.compile(r"^### (.+)\n\n(?:\|.*\n)*", re.MULTILINE)  # a heading, and the table under it
+
+
+def put_in(page: str, tables: Mapping[str, str]) -> str:
+    """Return a page with each table under its heading, in the place of the one that stood there.
+
+    Raises:
+        ValueError: The page has no such heading.
+    """
+    missing = set(tables) - set(HEADED.findall(page))
+    if missing:
+        raise ValueError(f"the page has no heading for {', '.join(sorted(missing))}: write '### TITLE' where it belongs")
+
+    def filled(found: re.Match[str]) -> str:
+        return f"### {found[1]}\n\n{tables[found[1]]}\n" if found[1] in tables else found[0]
+
+    return HEADED.sub(filled, page)
+
+
+def main() -> None:
+    """Print every table, or put them into a page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("results/where-it-pays"))
+    parser.add_argument("--into", type=Path, help="a page with the tables' headings")
+    given = parser.parse_args()
+    tables = tables_of(given.results)
+    if given.into is not None:
+        write_text_atomic(given.into, put_in(given.into.read_text(encoding="utf-8"), tables))
+        return
     for title, table in tables.items():
         print(f"### {title}\n\n{table}\n")
 

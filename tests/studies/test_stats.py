@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from studies.where_it_pays.stats import better_rate, rank_correlation
+from studies.where_it_pays.stats import better_rate, rank_correlation, reservation
 
 
 def test_better_rate_is_the_lower_mean_among_the_fullest() -> None:
@@ -11,6 +11,15 @@ def test_better_rate_is_the_lower_mean_among_the_fullest() -> None:
     assert better_rate({1e-2: {0: 0.1}, 3e-2: {0: 1.5, 1: 2.0}}) == 3e-2  # one lucky seed does not win
     with pytest.raises(ValueError, match="no rate"):
         better_rate({})
+
+
+def test_what_speaks_against_a_rate_is_said() -> None:
+    inside = {1e-2: {0: 2.0, 1: 2.0}, 3e-2: {0: 1.0, 1: 1.5}, 6e-2: {0: 1.2, 1: 1.6}}
+    assert reservation(inside, 3e-2) == ""
+    assert reservation({3e-2: {0: 1.0}}, 3e-2) == "the only one"
+    assert reservation({1e-2: {0: 2.0}, 3e-2: {0: 1.0}}, 3e-2) == "end of the grid"
+    lucky = {**inside, 1e-2: {1: 1.4}}  # lower than 1.5 on the one seed that both have
+    assert reservation(lucky, 3e-2) == "0.01 is lower on 1"
 
 
 def test_rank_correlation_is_spearmans() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from studies.where_it_pays.table import ablations, comparison, correlations, rates_table
+import pytest
+from studies.where_it_pays.table import ablations, comparison, correlations, put_in, rates_table, tables_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(arm: str, rate: float, seed: int, loss: float) -> dict[str, Any]:
@@ -21,8 +25,8 @@ RUNS = [
 
 def test_comparison_pairs_each_arm_at_its_better_rate() -> None:
     lines = comparison(RUNS, metric="test_loss").splitlines()
-    assert lines[2].startswith("| layer | 9 | 0.03 | 2.500 | 1.000 | 3 | -0.500 [-0.500, -0.500] | 0.000 |")
-    assert lines[3].startswith("| all-linear | 9 | 0.01 | 3.000 | 1.000 | 3 |")
+    assert lines[2].startswith("| layer | 9 | 0.03 (end of the grid; 0.01 is lower on 1) | 2.500 | 1.000 | 3 | -0.500 [-0.500, -0.500] | 0.000 |")
+    assert lines[3].startswith("| all-linear | 9 | 0.01 (end of the grid) | 3.000 | 1.000 | 3 |")
 
 
 def test_rates_are_all_shown_with_their_number_of_runs() -> None:
@@ -47,3 +51,17 @@ def test_ablations_are_paired_with_the_plan_as_it_is() -> None:
     assert title == "joint-linear, WikiText-2, 10 parameters, rate 0.03"
     assert table.splitlines()[2].startswith("| as it is | 9 | 2.500 | 2 |  |  | 0.500 | 0.90 |")
     assert "| less | 9 | 2.600 | 2 | +0.100 [+0.100, +0.100] | 0.50 | 0.500 | 0.90 |" in table
+
+
+def test_a_page_gets_its_tables_and_keeps_the_rest() -> None:
+    page = "# Title\n\n### One\n\n| old |\n| --- |\n\nWords.\n\n### Two\n\n### Other\n\n| stays |\n"
+    assert put_in(page, {"One": "| new |\n| --- |\n| 1 |", "Two": "| 2 |"}) == (
+        "# Title\n\n### One\n\n| new |\n| --- |\n| 1 |\n\nWords.\n\n### Two\n\n| 2 |\n### Other\n\n| stays |\n"
+    )
+    with pytest.raises(ValueError, match="no heading for Three"):
+        put_in(page, {"Three": "| 3 |"})
+
+
+def test_the_page_shows_the_tables_of_the_results() -> None:
+    page = (ROOT / "docs" / "where-it-pays.md").read_text(encoding="utf-8")
+    assert put_in(page, tables_of(ROOT / "results" / "where-it-pays")) == page
