@@ -1,4 +1,4 @@
-"""The better of some rates and what speaks against it, and rank correlation; means and paired differences are ``rankwise.study.statistics``."""
+"""The better of some rates, what speaks against it, and rank correlation; the rest is ``rankwise.study.statistics``."""
 
 from __future__ import annotations
 

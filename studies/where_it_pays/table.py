@@ -1,9 +1,9 @@
 """The tables of docs/where-it-pays.md from the studies' JSON files, as Markdown.
 
-Run: python -m studies.where_it_pays.table [--results FOLDER] [--into docs/where-it-pays.md]
+Run: python -m studies.where_it_pays.table [--results FOLDER] [--into docs/where-it-pays.md docs/studies/*.md]
 Per arm: parameters, the better of the rates that were run and what speaks against it, mean, standard deviation and
 number of seeds, and the paired difference to the baseline with Student's 95 % interval over seeds. --into puts each
-table in the place of the page's table under the same heading.
+table in the place of the pages' table under the same heading.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.where_it_pays.layout import overlap
+from studies.where_it_pays.questions import seed_against_seed, whole_against_parts
 from studies.where_it_pays.stats import better_rate, rank_correlation, reservation
 
 from rankwise.files import write_text_atomic
@@ -312,37 +313,43 @@ def tables_of(folder: Path) -> dict[str, str]:
         [run for file in sorted(folder.glob("ablation*.json")) for run in _read(file)], [*curve, *classify]
     )
     tables |= moving(_read(folder / "dynamics.json"))
+    trec = [run for run in classify if run["task"] == "trec"]
+    for name, runs, metric in (("WikiText-2", curve, "test_loss"), ("TREC", trec, "held_out_loss")):
+        if runs:
+            tables[f"The whole space against its parts, {name}"] = markdown(*whole_against_parts(runs, metric))
+            tables[f"Two seeds' choices, {name}"] = markdown(*seed_against_seed(runs, metric))
     return tables | timed([run for run in _read(folder / "timed.json") if "budget" in run])
 
 
 HEADED = re.compile(r"^### (.+)\n\n(?:\|.*\n)*", re.MULTILINE)  # a heading, and the table under it
 
 
-def put_in(page: str, tables: Mapping[str, str]) -> str:
-    """Return a page with each table under its heading, in the place of the one that stood there.
+def put_in(pages: Mapping[Path, str], tables: Mapping[str, str]) -> dict[Path, str]:
+    """Return pages with each table under its heading, in the place of the one that stood there.
 
     Raises:
-        ValueError: The page has no such heading.
+        ValueError: No page has such a heading.
     """
-    missing = set(tables) - set(HEADED.findall(page))
+    missing = set(tables) - {heading for page in pages.values() for heading in HEADED.findall(page)}
     if missing:
-        raise ValueError(f"the page has no heading for {', '.join(sorted(missing))}: write '### TITLE' where it belongs")
+        raise ValueError(f"no page has a heading for {', '.join(sorted(missing))}: write '### TITLE' where it belongs")
 
     def filled(found: re.Match[str]) -> str:
         return f"### {found[1]}\n\n{tables[found[1]]}\n" if found[1] in tables else found[0]
 
-    return HEADED.sub(filled, page)
+    return {file: HEADED.sub(filled, page) for file, page in pages.items()}
 
 
 def main() -> None:
     """Print every table, or put them into a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path("results/where-it-pays"))
-    parser.add_argument("--into", type=Path, help="a page with the tables' headings")
+    parser.add_argument("--into", type=Path, nargs="+", help="pages with the tables' headings")
     given = parser.parse_args()
     tables = tables_of(given.results)
-    if given.into is not None:
-        write_text_atomic(given.into, put_in(given.into.read_text(encoding="utf-8"), tables))
+    if given.into:
+        for file, page in put_in({file: file.read_text(encoding="utf-8") for file in given.into}, tables).items():
+            write_text_atomic(file, page)
         return
     for title, table in tables.items():
         print(f"### {title}\n\n{table}\n")

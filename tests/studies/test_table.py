@@ -25,7 +25,9 @@ RUNS = [
 
 def test_comparison_pairs_each_arm_at_its_better_rate() -> None:
     lines = comparison(RUNS, metric="test_loss").splitlines()
-    assert lines[2].startswith("| layer | 9 | 0.03 (end of the grid; 0.01 is lower on 1) | 2.500 | 1.000 | 3 | -0.500 [-0.500, -0.500] | 0.000 |")
+    assert lines[2].startswith(
+        "| layer | 9 | 0.03 (end of the grid; 0.01 is lower on 1) | 2.500 | 1.000 | 3 | -0.500 [-0.500, -0.500] |"
+    )
     assert lines[3].startswith("| all-linear | 9 | 0.01 (end of the grid) | 3.000 | 1.000 | 3 |")
 
 
@@ -53,15 +55,18 @@ def test_ablations_are_paired_with_the_plan_as_it_is() -> None:
     assert "| less | 9 | 2.600 | 2 | +0.100 [+0.100, +0.100] | 0.50 | 0.500 | 0.90 |" in table
 
 
-def test_a_page_gets_its_tables_and_keeps_the_rest() -> None:
-    page = "# Title\n\n### One\n\n| old |\n| --- |\n\nWords.\n\n### Two\n\n### Other\n\n| stays |\n"
-    assert put_in(page, {"One": "| new |\n| --- |\n| 1 |", "Two": "| 2 |"}) == (
-        "# Title\n\n### One\n\n| new |\n| --- |\n| 1 |\n\nWords.\n\n### Two\n\n| 2 |\n### Other\n\n| stays |\n"
-    )
-    with pytest.raises(ValueError, match="no heading for Three"):
-        put_in(page, {"Three": "| 3 |"})
+def test_pages_get_their_tables_and_keep_the_rest() -> None:
+    one, two = Path("one.md"), Path("two.md")
+    pages = {one: "# Title\n\n### One\n\n| old |\n| --- |\n\nWords.\n", two: "### Two\n\n### Other\n\n| stays |\n"}
+    assert put_in(pages, {"One": "| new |\n| --- |\n| 1 |", "Two": "| 2 |"}) == {
+        one: "# Title\n\n### One\n\n| new |\n| --- |\n| 1 |\n\nWords.\n",
+        two: "### Two\n\n| 2 |\n### Other\n\n| stays |\n",
+    }
+    with pytest.raises(ValueError, match="no page has a heading for Three"):
+        put_in(pages, {"Three": "| 3 |"})
 
 
-def test_the_page_shows_the_tables_of_the_results() -> None:
-    page = (ROOT / "docs" / "where-it-pays.md").read_text(encoding="utf-8")
-    assert put_in(page, tables_of(ROOT / "results" / "where-it-pays")) == page
+def test_the_pages_show_the_tables_of_the_results() -> None:
+    files = [ROOT / "docs" / "where-it-pays.md", *sorted((ROOT / "docs" / "studies").glob("*.md"))]
+    pages = {file: file.read_text(encoding="utf-8") for file in files}
+    assert put_in(pages, tables_of(ROOT / "results" / "where-it-pays")) == pages
