@@ -145,7 +145,7 @@ def _choices(batch: Batch, tokenizer: PreTrainedTokenizerBase, max_length: int) 
     encoded = dict(tokenizer(first, second, truncation=True, max_length=max_length))
     cut = _truncated([first, second], encoded["input_ids"], tokenizer, max_length)
     grouped = {name: list(_in_groups(values, len(CHOICES))) for name, values in encoded.items()}
-    return grouped | {"truncated": [sum(pair) for pair in _in_groups(cut, len(CHOICES))]}
+    return grouped | {"truncated": [int(any(pair)) for pair in _in_groups(cut, len(CHOICES))]}
 
 
 def _instructions(batch: Batch, tokenizer: PreTrainedTokenizerBase, max_length: int, train_on_prompt: bool) -> Batch:
