@@ -34,7 +34,7 @@ Make = Callable[..., Recipe]
 
 def content(method: str, task: str = "mrpc") -> dict[str, Any]:
     """A recipe for RoBERTa as a file would say it, for LLaMA where something is to be generated."""
-    causal = task in ("text", "instruction")
+    causal = task in ("text", "instruction", "chat")
     options = METHODS[method]
     if causal and "target_modules" in options:
         options = {**options, "target_modules": ["q_proj", "v_proj"]}

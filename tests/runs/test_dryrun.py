@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from rankwise.runs.dryrun import RANK_BUDGET, dry_run, stand_in, tiny_config, tiny_tokenizer
+from rankwise.runs.building.models import load_tokenizer
+from rankwise.runs.dryrun import RANK_BUDGET, UNMARKED, dry_run, stand_in, tiny_config, tiny_tokenizer
 from rankwise.runs.recipes.recipe import ModelSpec, parse_recipe
+from rankwise.tasks.chat import training_template
 
 LORA = {"name": "lora", "r": 2, "target_modules": ["q_proj", "v_proj"]}
 
@@ -73,3 +75,44 @@ def test_words_of_the_made_up_rows_are_known() -> None:
     assert ids[0] == 2
     assert ids[-1] == 3
     assert 1 not in ids
+
+
+CHAT = {"task": "chat", "dataset": "some/where"}
+
+
+@pytest.mark.parametrize(
+    ("name", "marks"),
+    [
+        ("meta-llama/Llama-3.2-1B-Instruct", False),
+        ("HuggingFaceTB/SmolLM2-360M-Instruct", False),
+        ("Qwen/Qwen3-0.6B", True),
+        ("google/gemma-3-1b-it", True),
+    ],
+)
+def test_a_dry_run_finds_answers_as_the_family_needs_it(tmp_path: Path, name: str, marks: bool) -> None:
+    recipe = parse_recipe({"model": {"name": name}, "data": CHAT, "method": LORA})
+    tokenizer = load_tokenizer(stand_in(recipe, tmp_path).model)
+    assert training_template(tokenizer).marks == marks
+    assert dry_run(recipe).metrics["data"]["train"]["rows"] > 0
+
+
+def test_a_dry_run_reads_the_users_own_template(tmp_path: Path) -> None:
+    file = tmp_path / "own.jinja"
+    model = {"name": "Qwen/Qwen3-0.6B", "chat_template": str(file)}
+    recipe = parse_recipe({"model": model, "data": CHAT, "method": LORA})
+    with pytest.raises(ValueError, match=r"own\.jinja'?: no such file"):
+        dry_run(recipe)
+    file.write_text("{{ raise_exception('not I') }}")
+    with pytest.raises(ValueError, match=r"train\.jsonl, row \d+: the chat template refuses it: not I"):
+        dry_run(recipe)
+    file.write_text("Some words first. " * 20 + UNMARKED)
+    assert dry_run(recipe).metrics["data"]["train"]["dropped"] == 0
+
+
+def test_a_dry_run_reads_the_template_of_a_model_on_this_machine(tmp_path: Path) -> None:
+    tiny_config(ModelSpec(name="Qwen/Qwen3-0.6B")).save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('not I') }}"
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="refuses it: not I"):
+        dry_run(parse_recipe({"model": {"name": str(tmp_path)}, "data": CHAT, "method": LORA}))

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rankwise.runs.building.models import load_config
+from rankwise.runs.building.models import load_config, load_tokenizer
 from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.methods import Method
 from rankwise.runs.recipes.recipe import ModelSpec, Recipe
@@ -30,6 +30,7 @@ WITH_HEAD = {"modernbert": AutoModelForMaskedLM}
 STEPS = 2
 ROWS = 24
 LENGTH = 64
+CHAT_LENGTH = 256  # a template of the user's own may say much before the first answer
 WORDS = tuple(f"{start}{middle}{end}" for start in "bdklmnt" for middle in "aeiou" for end in "nrst")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 # How a conversation reads to the stand-in's tokenizer; what a model's own template calls these tokens does not matter.
@@ -41,6 +42,9 @@ CHATML = (
     "{% else %}{{ (message['content'] or '') + ' ' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[CLS] assistant ' }}{% endif %}"
 )
+# The same for families whose templates TRL has no variant of with marks: there the answers are found without them.
+UNMARKED = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+MARKED = ("gemma", "gemma3_text", "qwen3")
 EDITS = ("merges", "injections")
 RANK_BUDGET = 1024  # parameters: so few components that a few rows tell them apart
 # The shape of the stand-in, for every field of these names that a family's config has.
@@ -104,7 +108,7 @@ def stand_in(recipe: Recipe, room: Path) -> Recipe:
     cut: dict[str, Any] = {
         "max_train_samples": ROWS,
         "max_eval_samples": ROWS,
-        "max_length": LENGTH,
+        "max_length": CHAT_LENGTH if recipe.data.task == CHAT else LENGTH,
         "block_size": None,
         "allow_cut_answers": True,
     }
@@ -121,7 +125,7 @@ def stand_in(recipe: Recipe, room: Path) -> Recipe:
     }
     training |= {"report_to": [], "logging_steps": 1}
     content = recipe.to_dict()
-    content["model"] |= {"name": str(room / "model"), "revision": None, "chat_template": None}
+    content["model"] |= {"name": str(room / "model"), "revision": None}
     content["data"] |= cut
     content["method"] |= _short(recipe.method)
     if _edits(recipe.method):
@@ -209,13 +213,26 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _write_model(recipe: Recipe, folder: Path) -> None:
-    config = tiny_config(recipe.model, **({"num_hidden_layers": 3} if _edits(recipe.method) else {}))
+    more: dict[str, Any] = {"num_hidden_layers": 3} if _edits(recipe.method) else {}
+    if recipe.data.task == CHAT:
+        more["max_position_embeddings"] = CHAT_LENGTH + 8
+    config = tiny_config(recipe.model, **more)
     causal = recipe.data.task is not None and TASKS[recipe.data.task].kind == "causal"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = (AutoModelForCausalLM if causal else WITH_HEAD.get(config.model_type, AutoModel)).from_config(config)
     model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    if recipe.data.task == CHAT:
+        tokenizer.chat_template = _chat_template(recipe.model, config.model_type)
+    tokenizer.save_pretrained(folder)
+
+
+def _chat_template(spec: ModelSpec, kind: str) -> Any:
+    """Return the template of a model on this machine, else a stand-in that marks answers where the family's does."""
+    if Path(spec.name).is_dir():
+        return load_tokenizer(spec).chat_template
+    return CHATML if kind in MARKED else UNMARKED
 
 
 def _write_data(task: Task, folder: Path) -> Path:

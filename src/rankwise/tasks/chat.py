@@ -1,131 +1,245 @@
 """Conversations as token ids: the tokenizer's chat template says how they read, and what of them is an answer.
 
-The rows are what TRL takes: ``messages``, or ``prompt`` and ``completion`` (texts, or lists of messages); ``tools``
-beside them go into the template. Of ``messages`` the assistant's turns are learned, of a prompt and its completion the
-completion.
+Of ``messages`` the assistant's turns are learned, of a prompt and its completion the completion. Where a template does
+not mark the assistant's turns, turn ``i`` is what its rendering adds to what the model is asked with before it:
+
+``answer(i) = render(messages[: i + 1]) - render(messages[:i], add_generation_prompt=True)``
 """
 
 from __future__ import annotations
 
-import json
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
-from trl.chat_template_utils import get_training_chat_template
+from transformers.utils.chat_template_utils import render_jinja_template
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
-from rankwise.tasks.read import Source, check_column
+from rankwise.tasks.conversations import (
+    ASSISTANT,
+    COMPLETION,
+    MESSAGES,
+    PROMPT,
+    TOOLS,
+    Messages,
+    Row,
+    plain,
+    tools_of,
+)
 
-MESSAGES, PROMPT, COMPLETION, TOOLS = "messages", "prompt", "completion", "tools"
+# What rendering raises: a template is a program, and does with a message what its author expected it to hold.
+REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+# Llama's templates write the day's date where they are told none; then the same rows would differ from day to day.
+FIXED = {"date_string": "26 Jul 2024"}
 
-
-def chat_columns(source: Source) -> tuple[str, ...]:
-    """Return the columns that the rows' form has: ``messages``, or ``prompt`` and ``completion``.
-
-    Raises:
-        ValueError: There is neither.
-    """
-    names = source.rows.column_names
-    if MESSAGES not in names and PROMPT in names:
-        check_column(source, COMPLETION)
-        return (PROMPT, COMPLETION)
-    if MESSAGES not in names:
-        raise ValueError(
-            f"{source.where} has neither {MESSAGES!r} nor {PROMPT!r} and {COMPLETION!r}; its columns are "
-            f"{', '.join(names)}"
-        )
-    return (MESSAGES,)
+Ids = tuple[list[int], list[bool]]
 
 
-def check_chats(source: Source) -> None:
-    """Raise unless every row is a conversation with something to learn.
-
-    Raises:
-        ValueError: Names the first row that is none, and what is wrong with it.
-    """
-    columns = chat_columns(source)
-    for index, values in enumerate(zip(*(source.rows[column] for column in columns), strict=True)):
-        fault = _fault(dict(zip(columns, values, strict=True)))
-        if fault:
-            raise ValueError(f"{source.where}, row {source.number(index)}: {fault}")
-
-
-def _fault(row: dict[str, Any]) -> str | None:
-    texts = [isinstance(value, str) for value in row.values()]
-    if PROMPT in row and all(texts):
-        return None if row[COMPLETION].strip() else "the completion is empty"
-    if any(texts):
-        return f"{' and '.join(row)} must both be texts, or both lists of messages" if PROMPT in row else _not_messages
-    for column, messages in row.items():
-        if not isinstance(messages, list) or not messages:
-            return f"{column} holds {messages!r:.60}, not a list of messages"
-        for number, message in enumerate(messages, start=1):
-            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                return f"{column}, message {number} is {message!r:.60}: it needs a role and a content"
-    last = row.get(MESSAGES, row.get(COMPLETION, []))
-    if not any(message["role"] == "assistant" for message in last):
-        return "no message is the assistant's, so there is nothing to learn"
-    return None
-
-
-_not_messages = "messages holds a text, not a list of messages"
-
-
-def chat_ids(
-    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, template: str | None
-) -> tuple[list[int], list[bool]]:
-    """Return a conversation's token ids, and which of them are an answer's.
+@dataclass(frozen=True)
+class Template:
+    """How conversations read.
 
     Args:
-        row: Of ``chat_columns``, and ``tools``.
         tokenizer: The model's.
-        template: From ``training_template``.
+        text: The template.
+        marks: Whether it marks the assistant's turns.
     """
-    tools = row.get(TOOLS)
-    tools = json.loads(tools) if isinstance(tools, str) else tools
-    given: dict[str, Any] = {"tools": tools or None, "tokenize": True, "return_dict": True, "chat_template": template}
-    if PROMPT not in row:
-        found: Any = tokenizer.apply_chat_template(_plain(row[MESSAGES]), return_assistant_tokens_mask=True, **given)
-        return list(found["input_ids"]), [bool(mask) for mask in found["assistant_masks"]]
-    if isinstance(row[PROMPT], str):
-        found = tokenizer(row[PROMPT] + row[COMPLETION], add_special_tokens=True, return_offsets_mapping=True)
-        closing = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        ids = list(found["input_ids"])
-        learned = [end > len(row[PROMPT]) for _, end in found["offset_mapping"]]
-        if closing and ids[-1:] == closing:  # a tokenizer that closes by itself
-            return ids, [*learned[:-1], True]
-        return ids + closing, learned + [True] * len(closing)
-    prompt, whole = _plain(row[PROMPT]), _plain([*row[PROMPT], *row[COMPLETION]])
-    opened: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **given)
-    closed: Any = tokenizer.apply_chat_template(whole, **given)
-    before, ids = list(opened["input_ids"]), list(closed["input_ids"])
-    pairs = zip(before, ids, strict=False)
-    shared = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(before), len(ids)))
-    return ids, [place >= shared for place in range(len(ids))]
+
+    tokenizer: PreTrainedTokenizerBase
+    text: str
+    marks: bool
+
+    def apply(self, messages: Messages, tools: Any, where: str, **how: Any) -> Any:
+        """Return what the tokenizer makes of messages.
+
+        Raises:
+            ValueError: The template refuses them.
+        """
+        how |= {"return_dict": True, "tokenizer_kwargs": {"verbose": False}, **FIXED}
+        with _named(where):
+            return self.tokenizer.apply_chat_template(messages, tools=tools, chat_template=self.text, **how)
 
 
-def training_template(tokenizer: PreTrainedTokenizerBase, columns: tuple[str, ...]) -> str | None:
-    """Return the chat template to train with: one that marks the assistant's turns; none for the tokenizer's own.
+def chat_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Row, str], Ids]:
+    """Return what turns a row, and the words an error names it by, into token ids and which of them are an answer's.
+
+    The row is one that ``complete_chats`` accepts.
+    """
+    templates: dict[tuple[bool, bool], Template] = {}  # a tokenizer may have one of its own for tools
+
+    def encode_row(row: Row, where: str) -> Ids:
+        tools, whole = tools_of(row.get(TOOLS)), PROMPT not in row
+        if not whole and isinstance(row[COMPLETION], str):
+            return _texts(row[PROMPT] or "", row[COMPLETION], tokenizer)
+        kind = (whole, bool(tools))
+        if kind not in templates:
+            templates[kind] = (training_template if whole else own_template)(tokenizer, tools=bool(tools))
+        template = templates[kind]
+        parts = [plain(row[column]) for column in ((MESSAGES,) if whole else (PROMPT, COMPLETION))]
+        _check_calls(template, [message for part in parts for message in part], where)
+        if not whole:
+            return _completion(template, parts[0], parts[1], tools, where)
+        return (_marked if template.marks else _between)(template, parts[0], tools, where)
+
+    return encode_row
+
+
+def prompt_ids(prompt: str | Messages, tools: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
+    """Return the token ids of what is asked, up to where the answer begins; a text is the user's turn.
 
     Raises:
-        ValueError: The tokenizer has no chat template, or one whose answers can't be told from the rest.
+        ValueError: The template refuses it, or there is none.
+    """
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else plain(prompt)
+    tools = tools_of(tools)
+    found = own_template(tokenizer, tools=bool(tools)).apply(messages, tools, where, add_generation_prompt=True)
+    return list(found["input_ids"])
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase, *, tools: bool) -> Template:
+    """Return the tokenizer's own chat template.
+
+    Raises:
+        ValueError: It has none.
     """
     if tokenizer.chat_template is None:
         raise ValueError(
             "the tokenizer has no chat template: name an instruction-tuned model in model.name, give a template in "
             "model.chat_template, or give prompt and completion as plain texts"
         )
-    if columns != (MESSAGES,):
-        return None
+    text = tokenizer.get_chat_template(tools=[{}] if tools else None)
+    return Template(tokenizer, text, has_generation_markers(text))
+
+
+def training_template(tokenizer: PreTrainedTokenizerBase, *, tools: bool = False) -> Template:
+    """Return the chat template to train with: one that marks the assistant's turns where TRL has it, else the own.
+
+    Raises:
+        ValueError: The tokenizer has no chat template, or can't say which tokens an answer became.
+    """
+    own = own_template(tokenizer, tools=tools)
+    if not tokenizer.is_fast:
+        raise ValueError("task='chat' with messages needs a fast tokenizer: it tells an answer's tokens by offsets")
+    asked = copy.copy(tokenizer)
+    asked.chat_template = own.text
     try:
-        return get_training_chat_template(tokenizer)
-    except ValueError as error:
+        text = get_training_chat_template(asked) or own.text
+    except REFUSALS:  # it knows no variant; or a template can't render what TRL tries it with
+        return own
+    return Template(tokenizer, text, has_generation_markers(text))
+
+
+def _check_calls(template: Template, messages: Messages, where: str) -> None:
+    """Raise where the template leaves a tool call out: the turn would be learned as an empty one."""
+    calls = [call for message in messages for call in message.get("tool_calls", ()) if isinstance(call, dict)]
+    names = [function.get("name") for call in calls if isinstance(function := call.get("function", call), dict)]
+    if not names:
+        return
+    shown = template.apply(messages, None, where, tokenize=False)  # without the list of tools, which has the names
+    for name in names:
+        if isinstance(name, str) and name not in shown:
+            raise ValueError(
+                f"{where}: calls the tool {name!r}, and the chat template leaves tool calls out: give another template "
+                "in model.chat_template, or rows without calls"
+            )
+
+
+def _marked(template: Template, messages: Messages, tools: Any, where: str) -> Ids:
+    """Take the answers from the marks, by their places in the text: a token that only touches one is none of it."""
+    render: Any = render_jinja_template  # apply_chat_template loses marks that begin or end with white space
+    given = {**template.tokenizer.special_tokens_map, **FIXED, "chat_template": template.text}
+    with _named(where):
+        texts, marked = render([messages], tools=tools, return_assistant_tokens_mask=True, **given)
+    return _masked(template.tokenizer, texts[0], marked[0])
+
+
+def _between(template: Template, messages: Messages, tools: Any, where: str) -> Ids:
+    """Find the answers of a template without marks by rendering the messages up to each."""
+
+    def render(upto: int, *, ask: bool = False) -> str:
+        place = where if upto == len(messages) else f"{where}, up to message {upto}"
+        return str(template.apply(messages[:upto], tools, place, tokenize=False, add_generation_prompt=ask))
+
+    whole = render(len(messages))
+    answers: list[tuple[int, int]] = []
+    for place, message in enumerate(messages):
+        if message["role"] == ASSISTANT:
+            after = whole if place + 1 == len(messages) else render(place + 1)
+            before = render(place, ask=True) if place else _first_opening(render(1, ask=True), after)
+            for part, rest in ((before, after), (after, whole)):
+                if not rest.startswith(part):
+                    raise ValueError(_not_found(where, place + 1, part, rest))
+            answers.append((len(before), len(after)))
+    return _masked(template.tokenizer, whole, answers)
+
+
+def _masked(tokenizer: PreTrainedTokenizerBase, text: str, answers: Sequence[tuple[int, int]]) -> Ids:
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    learned = [any(end > first and start < last for first, last in answers) for start, end in found["offset_mapping"]]
+    return list(found["input_ids"]), learned
+
+
+def _first_opening(asked: str, after: str) -> str:
+    """Return what the model reads before an answer that nothing precedes, which no template can render."""
+    header = asked.removeprefix(after)
+    found = after.find(header)
+    return after[: found + len(header)] if header != asked and header and found >= 0 else asked
+
+
+def _not_found(where: str, number: int, part: str, rest: str) -> str:
+    same = _shared(part, rest)
+    one, other = (text[max(same - 20, 0) : same + 20] for text in (part, rest))
+    return (
+        f"{where}: the chat template does not mark the assistant's turns ({{% generation %}}), TRL knows no variant of "
+        f"it that does, and message {number} can't be found by rendering the messages up to it, which read "
+        f"{one!r} by themselves and {other!r} within more: give a template in model.chat_template, or rows with prompt "
+        "and completion"
+    )
+
+
+def _completion(template: Template, prompt: Messages, completion: Messages, tools: Any, where: str) -> Ids:
+    opened = template.apply(prompt, tools, where, add_generation_prompt=True)
+    closed = template.apply([*prompt, *completion], tools, where)
+    before, ids = list(opened["input_ids"]), list(closed["input_ids"])
+    shared = _shared(before, ids)
+    return ids, [place >= shared for place in range(len(ids))]
+
+
+def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return how much of their beginning two sequences share."""
+    pairs = zip(one, other, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _texts(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Ids:
+    if not tokenizer.is_fast:
+        raise ValueError("task='chat' with plain texts needs a fast tokenizer: it tells an answer's tokens by offsets")
+    found = tokenizer(prompt + completion, add_special_tokens=True, return_offsets_mapping=True, verbose=False)
+    closing = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids = list(found["input_ids"])
+    learned = [end > len(prompt) for _, end in found["offset_mapping"]]
+    if closing and ids[-1:] == closing:  # a tokenizer that closes by itself
+        return ids, [*learned[:-1], True]
+    return ids + closing, learned + [True] * len(closing)
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Say which row a template refuses, and what it said."""
+    try:
+        yield
+    except TemplateSyntaxError as error:
         raise ValueError(
-            "the tokenizer's chat template does not mark the assistant's turns ({% generation %}), and TRL knows no "
-            "variant of it that does: give rows with prompt and completion, or a template of your own in "
-            "model.chat_template"
+            f"the chat template is no valid Jinja (line {error.lineno}: {error.message}): correct it, or give another "
+            "in model.chat_template"
         ) from error
-
-
-def _plain(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leave out the keys that a table gave to messages which had none."""
-    return [{key: value for key, value in message.items() if value is not None} for message in messages]
+    except REFUSALS as error:
+        said = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{where}: the chat template refuses it: {' '.join(said.split())[:300]}: change the row, or give another "
+            "template in model.chat_template"
+        ) from error

@@ -34,7 +34,9 @@ LOSSES: dict[str, Callable[..., Tensor]] = {"choice": choice_loss, "regression":
 
 
 def _lengths(rows: Dataset) -> list[int]:
-    """Return the lengths of all sequences; a choice has several in a row."""
+    """Return the lengths of all sequences as they were encoded; a choice has several in a row, a packed row too."""
+    if LENGTHS in rows.column_names:
+        return [length for row in rows[LENGTHS] for length in row]
     ids = rows["input_ids"]
     return [len(each) for row in ids for each in (row if isinstance(row[0], list) else [row])]
 
@@ -51,7 +53,7 @@ class TaskData:
         validation: Only ever reported.
         test: Reported where it has ``labels``.
         extra: Further splits to report, by name.
-        truncated: For each split, how many sequences were cut at the greatest length.
+        truncated: For each split, how many rows were cut at the greatest length.
         dropped: For each split, how many examples had no token to learn left.
         cut_answers: For each split, how many answers lost a part.
         missing: For each file or split read, how many rows lacked a text or a label and were left out.
@@ -121,13 +123,15 @@ class TaskData:
         return {name: rows for name, rows in {**named, **self.extra}.items() if rows is not None}
 
     def counts(self) -> dict[str, dict[str, Any]]:
-        """Return for each split its rows, the lengths of its sequences, and what of it was cut or left out."""
+        """Return for each split its rows, their lengths, what of it was cut or left out, and into how much it packs."""
         return {name: self._count(name, rows) for name, rows in self.splits.items()}
 
     def _count(self, name: str, rows: Dataset) -> dict[str, Any]:
         lengths = sorted(_lengths(rows))
+        packed = LENGTHS in rows.column_names
         found: dict[str, Any] = {
-            "rows": len(rows),
+            "rows": len(lengths) if packed else len(rows),
+            **({"packed_sequences": len(rows)} if packed else {}),
             "tokens": {"median": lengths[len(lengths) // 2], "longest": lengths[-1]},
         }
         for what in ("truncated", "cut_answers", "dropped", "missing"):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from rankwise.tasks.conversations import ORIGIN, reader, used_columns
 from rankwise.tasks.labels import LABELS
 from rankwise.tasks.read import quiet
 from rankwise.tasks.registry import CHAT, Task
@@ -96,7 +97,7 @@ def encode(
         "causal": instructions,
     }
     if task.name == CHAT:
-        encoders["causal"] = _chats(tokenizer, max_length, train_on_prompt, rows.column_names)
+        encoders["causal"] = _chats(rows, tokenizer, max_length, train_on_prompt)
     unused = [column for column in rows.column_names if column != LABELS]
     with quiet():
         encoded = rows.map(encoders[task.kind], batched=True, remove_columns=unused, keep_in_memory=True)
@@ -144,7 +145,7 @@ def _choices(batch: Batch, tokenizer: PreTrainedTokenizerBase, max_length: int) 
     encoded = dict(tokenizer(first, second, truncation=True, max_length=max_length))
     cut = _truncated([first, second], encoded["input_ids"], tokenizer, max_length)
     grouped = {name: list(_in_groups(values, len(CHOICES))) for name, values in encoded.items()}
-    return grouped | {"truncated": [sum(pair) for pair in _in_groups(cut, len(CHOICES))]}
+    return grouped | {"truncated": [int(any(pair)) for pair in _in_groups(cut, len(CHOICES))]}
 
 
 def _instructions(batch: Batch, tokenizer: PreTrainedTokenizerBase, max_length: int, train_on_prompt: bool) -> Batch:
@@ -169,21 +170,18 @@ def _instructions(batch: Batch, tokenizer: PreTrainedTokenizerBase, max_length: 
 
 
 def _chats(
-    tokenizer: PreTrainedTokenizerBase, max_length: int, train_on_prompt: bool, columns: list[str]
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, train_on_prompt: bool
 ) -> Callable[[Batch], Batch]:
-    from rankwise.tasks.chat import COMPLETION, MESSAGES, PROMPT, TOOLS, chat_ids, training_template
+    from rankwise.tasks.chat import chat_encoder  # importing TRL is what takes time
 
-    form = (MESSAGES,) if MESSAGES in columns else (PROMPT, COMPLETION)
-    used = [column for column in (*form, TOOLS) if column in columns]
-    template: list[str | None] = []  # worked out with the first conversation; plain texts need none
+    used = used_columns(rows)
+    read, encode_row = reader(rows, used), chat_encoder(tokenizer)
 
     def encode_chats(batch: Batch) -> Batch:
         result: Batch = {"input_ids": [], LABELS: [], "truncated": []}
         for values in zip(*(batch[column] for column in used), strict=True):
-            row = dict(zip(used, values, strict=True))
-            if not template and not isinstance(row[form[0]], str):
-                template.append(training_template(tokenizer, form))
-            ids, learned = chat_ids(row, tokenizer, template[0] if template else None)
+            row = read(values)
+            ids, learned = encode_row(row, row.pop(ORIGIN, "a conversation"))
             labels = [
                 token if counts or train_on_prompt else IGNORED for token, counts in zip(ids, learned, strict=True)
             ]

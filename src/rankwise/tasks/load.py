@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from rankwise.tasks.conversations import complete_chats, with_origin
 from rankwise.tasks.data import TaskData
 from rankwise.tasks.docstrings import Docstring, find_docstrings, split_docstrings
 from rankwise.tasks.encode import Encoded, cut_into_blocks, encode, longest, with_pad_token
@@ -15,7 +16,7 @@ from rankwise.tasks.labels import LABELS, add_labels, describe_files, is_hidden
 from rankwise.tasks.missing import Missing, without_missing
 from rankwise.tasks.packing import pack
 from rankwise.tasks.read import Source, read_splits
-from rankwise.tasks.registry import ANSWERS, CHAT, INSTRUCTION, TASKS, Task
+from rankwise.tasks.registry import CHAT, INSTRUCTION, TASKS, Task
 from rankwise.tasks.spec import DataSpec
 from rankwise.tasks.split import carve_dev, sample
 
@@ -98,21 +99,16 @@ def _complete(source: Source, split: str, known: Task | None, spec: DataSpec) ->
         labels = () if hidden else (spec.label_column,)
         return without_missing(source, spec.text_columns, labels, missing=rule)
     if known.name == CHAT:
-        from rankwise.tasks.chat import chat_columns, check_chats
-
-        if rule == "drop":
-            source, lost = without_missing(source, (), chat_columns(source), missing="drop")
-        else:
-            lost = 0
-        check_chats(source)
-        return source, lost
+        return complete_chats(source, rule)
     texts = {INSTRUCTION: ("instruction", "output"), "text": (*spec.text_columns, "text")[:1]}
     return without_missing(source, texts.get(known.name, known.columns), missing=rule)
 
 
 def _prepare(source: Source, split: str, task: Task, spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Bring a split's labels, or for plain text its blocks, into the form that is split and sampled."""
-    if task.name in ANSWERS:
+    if task.name == CHAT:
+        return with_origin(source)
+    if task.name == INSTRUCTION:
         return source.rows
     if task.name == "text":
         column = (*spec.text_columns, "text")[0]

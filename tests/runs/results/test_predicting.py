@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.results.exporting import export_merged
-from rankwise.runs.results.predicting import predict
+from rankwise.runs.results.predicting import _rows, _task, predict
 from rankwise.runs.results.trained import load_trained
 from rankwise.runs.training.train import train
 
@@ -28,6 +28,7 @@ BATCH = {"input_ids": torch.tensor([[2, 9, 14, 30, 3]]), "attention_mask": torch
         ("copa", ["bar bin", "cause", "dot", "dun"], {"choice", "probability"}),
         ("instruction", ["bar bin"], {"answer"}),
         ("text", ["bar bin"], {"answer"}),
+        ("chat", ["bar bin"], {"answer"}),
     ],
 )
 def test_every_kind_of_run_answers_text_and_files(
@@ -44,6 +45,53 @@ def test_every_kind_of_run_answers_text_and_files(
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == again
     for name, value in answer.items():
         assert again[0][name] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value)
+
+
+def test_a_run_on_conversations_answers_them_and_says_what_it_can_not_read(make: Make, tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "new.jsonl"
+    train(make("lora", "chat", training={"max_steps": 2}), run)
+    asked = [{"role": "user", "content": "bar bin"}, {"role": "assistant", "content": "dot"}]
+    asked.append({"role": "user", "content": "kar"})
+    tool = {"type": "function", "function": {"name": "bat", "parameters": {}}}
+
+    def answers(*rows: Any) -> list[Any]:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return predict(run, [str(file)], max_new_tokens=4, out=tmp_path / "out.jsonl")
+
+    answered = {"messages": [*asked, {"role": "assistant", "content": "lit"}]}
+    found = answers(answered, {"messages": asked}, {"messages": asked[:1]})
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == found
+    assert found[0] == {**answered, "answer": found[0]["answer"]}
+    (first,) = answers({"prompt": asked})
+    assert found[0]["answer"] == found[1]["answer"] == first["answer"]
+    (text,) = predict(run, ["bar bin"], max_new_tokens=4)
+    assert text["answer"] == found[2]["answer"]
+    (listed,), (as_text,) = (
+        answers({"prompt": asked, "tools": [tool]}),
+        answers({"prompt": asked, "tools": f"[{json.dumps(tool)}]"}),
+    )
+    assert listed["answer"] == as_text["answer"]
+    for row, message in (
+        ({"text": "bar"}, r"new\.jsonl has neither 'prompt' nor 'messages' to answer; its columns are text"),
+        ({"messages": [{"role": "user"}]}, r"new\.jsonl, row 2: messages, message 1 \(user\) has no content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            r"row 2: the chat template refuses it: TypeErr",
+        ),
+    ):
+        (tmp_path / "out.jsonl").unlink(missing_ok=True)
+        with pytest.raises(ValueError, match=message):
+            answers(*([row] if "text" in row else [{"messages": asked}, row]))
+        assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("task", ["chat", "instruction", "text", "mrpc"])
+@pytest.mark.parametrize(("name", "content"), [("new.jsonl", ""), ("new.json", "[]"), ("new.csv", "prompt,messages\n")])
+def test_a_file_without_rows_is_no_answer(make: Make, tmp_path: Path, task: str, name: str, content: str) -> None:
+    task_of = _task(make("lora", task), {"model_arguments": {}})
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name} is empty: it has no rows"):
+        _rows([str(tmp_path / name)], task_of, make("lora", task))
 
 
 def test_too_few_texts_and_a_file_that_is_not_there_are_said(make: Make, tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerCallback
@@ -24,6 +26,7 @@ from transformers import TrainerCallback
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.training.train import train
+from rankwise_exits import RUN_FAILED, explained
 
 Make = Callable[..., Recipe]
 ROOT = Path(__file__).resolve().parents[3]
@@ -272,6 +275,36 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(make: Make, tmp_path:
     assert "could not be written" in run.stderr
     train(recipe, out, resume=True)
     train(recipe, tmp_path / "straight")
+    assert same(out, tmp_path / "straight")
+
+
+class FillsTheDisk(TrainerCallback):
+    """No file may grow beyond 8,000 bytes once training is over: settings and tokenizer are smaller, weights larger."""
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
+def test_a_disk_that_is_full_at_the_end_costs_no_training(make: Make, tmp_path: Path, method: str) -> None:
+    recipe, out = make(method), tmp_path / "run"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match=r"the trained model could not be written .*make room, .*--resume") as caught:
+            train(recipe, out, callbacks=[FillsTheDisk()])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(out / "adapter")
+    assert isinstance(caught.value.__cause__, SafetensorError)  # by itself the user's mistake, with no file named
+    with pytest.raises(typer.Exit) as ended, explained(debug=False):
+        raise caught.value
+    assert ended.value.exit_code == RUN_FAILED
+    assert not (out / "adapter").exists()
+    assert not (out / "metrics.json").exists()
+    steps = Rates()
+    resumed = train(recipe, out, resume=True, callbacks=[steps]).metrics
+    assert steps.seen == {}
+    assert resumed["metrics"] == train(recipe, tmp_path / "straight").metrics["metrics"]
     assert same(out, tmp_path / "straight")
 
 

@@ -232,3 +232,27 @@ def test_micro_batches_add_up_to_the_batch(make: Make, tmp_path: Path, task: str
         state = json.loads((out / "checkpoints" / "checkpoint-1" / "trainer_state.json").read_text())
         steps.append([state["log_history"][0][key] for key in ("loss", "grad_norm")])
     assert steps[0] == pytest.approx(steps[1], rel=1e-3)
+
+
+def test_the_figures_count_the_rows_that_were_cut_and_left_out(make: Make, tmp_path: Path) -> None:
+    """By hand, at 8 tokens: a prompt of p words and an answer of a words are 2 + p + a tokens."""
+
+    def row(prompt: int, answer: int | None) -> dict[str, Any]:
+        return {"prompt": "bar " * prompt, "completion": None if answer is None else "dot " * answer}
+
+    short, cut, lost, empty = row(2, 1), row(2, 9), row(10, 1), row(2, None)
+    parts = {"train_file": [*[short] * 10, *[cut] * 3, *[lost] * 2, empty], "validation_file": [short, short, cut]}
+    for name, rows in parts.items():
+        (tmp_path / name).with_suffix(".jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    files = {name: str((tmp_path / name).with_suffix(".jsonl")) for name in parts}
+    own = {**files, "data_dir": None, "dev_fraction": 0, "max_length": 8, "missing": "drop", "allow_cut_answers": True}
+    recipe = make(
+        "lora", "chat", data=own, training={"max_steps": 2, "evaluate": "never", "every": None}, select="last"
+    )
+    with pytest.warns(UserWarning, match=r"split '(train|validation)': \d of \d+ answers are cut"):
+        found = train(recipe, tmp_path / "run").metrics["data"]
+    told = {"truncated": 5, "cut_answers": 3, "dropped": 2, "missing": 1}
+    assert found["train"] == {"rows": 13, "tokens": {"median": 5, "longest": 8}, **told}
+    told = {"truncated": 1, "cut_answers": 1, "dropped": 0, "missing": 0}
+    assert found["validation"] == {"rows": 3, "tokens": {"median": 5, "longest": 8}, **told}
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["data"] == found

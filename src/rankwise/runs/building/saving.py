@@ -48,16 +48,8 @@ class WholeCheckpoints:
         if mine.args.should_save and folder in checkpoints(folder.parent):
             remove(folder)
         PartialState().wait_for_everyone()
-        try:
+        with written("checkpoint", folder, "from the checkpoint before"):
             trainer._save_checkpoint(*args, **kwargs)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            number = getattr(error, "errno", None) or errno.EIO
-            raise OSError(
-                number,
-                f"the checkpoint could not be written ({error}); if the disk is full make room, then continue with "
-                "--resume from the checkpoint before",
-                str(folder),
-            ) from error
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         trainer: Any = super()
@@ -82,6 +74,27 @@ class WholeCheckpoints:
         trainer: Any = super()
         with _named(checkpoint, "scaler.pt"):
             trainer._load_scaler(checkpoint)
+
+
+@contextmanager
+def written(what: str, place: Path, goes_on: str) -> Iterator[None]:
+    """Say what could not be written, where, and how the run goes on: a disk is no mistake of the user's.
+
+    Args:
+        what: What is written.
+        place: Its file or folder.
+        goes_on: From where ``--resume`` does.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        number = getattr(error, "errno", None) or errno.EIO
+        raise OSError(
+            number,
+            f"the {what} could not be written ({error}); if the disk is full make room, then continue with --resume "
+            f"{goes_on}",
+            str(place),
+        ) from error
 
 
 @contextmanager

@@ -22,11 +22,12 @@ from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.results.trained import load_trained, trained_spec
 from rankwise.tasks import CHAT, INSTRUCTION, TASKS, Task
+from rankwise.tasks.conversations import MESSAGES, PROMPT, TOOLS, prompts
 from rankwise.tasks.encode import encode, longest, prompt_of, with_pad_token
 from rankwise.tasks.losses import ChoiceCollator
 from rankwise.tasks.missing import without_missing
 from rankwise.tasks.parse import SUFFIXES
-from rankwise.tasks.read import read_file
+from rankwise.tasks.read import Source, read_file
 from rankwise.tasks.registry import Kind
 
 Answer = dict[str, Any]
@@ -54,7 +55,8 @@ def predict(
 
     Args:
         run: Its folder.
-        inputs: One file in a format that training reads, or the text (for pairs two, for a choice four).
+        inputs: One file in a format that training reads, or the text (for pairs two, for a choice four). Of a
+            conversation's ``messages`` the answer that they end with is not read.
         out: A file for the answers as JSON lines, beside the row they are about.
         batch_size: Rows in a forward pass.
         max_new_tokens: The longest answer of a causal model, greedily decoded.
@@ -65,16 +67,19 @@ def predict(
 
     Raises:
         FileNotFoundError: There is no run.
-        ValueError: It is not finished, a file lacks a column, or there are too few or too many texts.
+        ValueError: It is not finished, a file lacks a column or a text, there are too few or too many texts, or the
+            chat template refuses a row.
     """
     folder = RunFolder(Path(run))
     recipe, trained = folder.recipe(), folder.figures()
     task = _task(recipe, trained)
-    rows = _rows(inputs, task, recipe)
+    source = _rows(inputs, task, recipe)
+    rows = source.rows
     with quiet():
         tokenizer = with_pad_token(load_tokenizer(trained_spec(folder)))
+        opened = list(_prompts(source, task, tokenizer)) if task.kind == "causal" else []
         asked = Asked(load_trained(folder), tokenizer, recipe, task)
-        answers = _generate(asked, rows, max_new_tokens) if task.kind == "causal" else _decide(asked, rows, batch_size)
+        answers = _generate(asked, opened, max_new_tokens) if opened else _decide(asked, rows, batch_size)
         found = [{**row, **answer} for row, answer in zip(rows.to_list(), answers, strict=True)]
     if out is not None:
         write_text_atomic(out, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in found))
@@ -101,21 +106,22 @@ def _task(recipe: Recipe, trained: dict[str, Any]) -> Task:
     return Task("custom", kind, recipe.data.text_columns, None, tuple(labels.values()), (), "the user's own files")
 
 
-def _rows(inputs: Sequence[str], task: Task, recipe: Recipe) -> Dataset:
+def _rows(inputs: Sequence[str], task: Task, recipe: Recipe) -> Source:
     """Return the rows asked about, with the columns that the model reads and no others."""
-    columns = {INSTRUCTION: ("instruction",), CHAT: ("prompt",), "text": (*recipe.data.text_columns, "text")[:1]}
+    columns = {INSTRUCTION: ("instruction",), CHAT: (PROMPT,), "text": (*recipe.data.text_columns, "text")[:1]}
     needed = columns.get(task.name, task.columns)
     names_file = len(inputs) == 1 and Path(inputs[0]).suffix.lower() in (*SUFFIXES, ".gz") and " " not in inputs[0]
     if names_file or (len(inputs) == 1 and len(inputs[0]) < 256 and Path(inputs[0]).is_file()):
         data = recipe.data
         source = read_file(inputs[0], texts=needed, encoding=data.encoding, delimiter=data.delimiter)
+        names = source.rows.column_names
         if task.name == CHAT:
-            return source.rows.select_columns(
-                [name for name in ("prompt", "tools") if name in source.rows.column_names]
-            )
+            prompts(source)  # before the model is loaded
+            form = PROMPT if PROMPT in names else MESSAGES
+            return source._replace(rows=source.rows.select_columns([name for name in (form, TOOLS) if name in names]))
         source, _ = without_missing(source, needed)
-        more = ["input"] if task.name == INSTRUCTION and "input" in source.rows.column_names else []
-        return source.rows.select_columns([*needed, *more])
+        more = ["input"] if task.name == INSTRUCTION and "input" in names else []
+        return source._replace(rows=source.rows.select_columns([*needed, *more]))
     optional = 1 if task.name == INSTRUCTION else 0
     if not len(needed) <= len(inputs) <= len(needed) + optional:
         raise ValueError(
@@ -123,7 +129,7 @@ def _rows(inputs: Sequence[str], task: Task, recipe: Recipe) -> Dataset:
             f"{'both' if len(needed) == 2 else 'all of them' if len(needed) > 2 else 'one'}, each in quotes, or a file "
             f"({', '.join(SUFFIXES)}) with such columns"
         )
-    return Dataset.from_list([dict(zip((*needed, "input"), inputs, strict=False))])
+    return Source(Dataset.from_list([dict(zip((*needed, "input"), inputs, strict=False))]), "the text")
 
 
 def _decide(asked: Asked, rows: Dataset, batch_size: int) -> Iterator[Answer]:
@@ -145,11 +151,32 @@ def _decide(asked: Asked, rows: Dataset, batch_size: int) -> Iterator[Answer]:
             yield {"choice" if choice else "label": task.label_names[best], "probability": float(row[best])}
 
 
-def _generate(asked: Asked, rows: Dataset, max_new_tokens: int) -> Iterator[Answer]:
-    """Yield the continuation of each row's prompt, one at a time: nothing is padded."""
+def _prompts(source: Source, task: Task, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Yield the token ids of each row's prompt, begun as in training and not closed."""
+    opening = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id][:1]
+    if task.name == CHAT:
+        yield from _chat_prompts(source, tokenizer, opening)
+        return
+    for row in source.rows:
+        text = prompt_of(row["instruction"], row.get("input")) if task.name == INSTRUCTION else next(iter(row.values()))
+        yield [*opening, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def _chat_prompts(source: Source, tokenizer: PreTrainedTokenizerBase, opening: list[int]) -> Iterator[list[int]]:
+    from rankwise.tasks.chat import prompt_ids  # importing TRL is what takes time
+
+    for index, (asked, tools) in enumerate(prompts(source)):
+        if tokenizer.chat_template is None and isinstance(asked, str):
+            yield [*opening, *tokenizer(asked, add_special_tokens=False)["input_ids"]]
+        else:
+            yield prompt_ids(asked, tools, tokenizer, f"{source.where}, row {source.number(index)}")
+
+
+def _generate(asked: Asked, prompts: Sequence[list[int]], max_new_tokens: int) -> Iterator[Answer]:
+    """Yield the continuation of each prompt, one at a time: nothing is padded."""
     tokenizer, model = asked.tokenizer, asked.model
-    for row in rows:
-        ids = torch.tensor([_prompt_ids(row, asked)], device=model.device)
+    for prompt in prompts:
+        ids = torch.tensor([prompt], device=model.device)
         with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=asked.recipe.training.bf16):
             made = model.generate(
                 input_ids=ids,
@@ -159,20 +186,3 @@ def _generate(asked: Asked, rows: Dataset, max_new_tokens: int) -> Iterator[Answ
                 pad_token_id=tokenizer.pad_token_id,
             )
         yield {"answer": tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)}
-
-
-def _prompt_ids(row: dict[str, Any], asked: Asked) -> list[int]:
-    """Return a prompt's token ids, begun as in training and not closed."""
-    tokenizer = asked.tokenizer
-    if asked.task.name == CHAT and (tokenizer.chat_template is not None or not isinstance(row["prompt"], str)):
-        prompt = row["prompt"]
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        found: Any = tokenizer.apply_chat_template(
-            messages, tools=row.get("tools") or None, add_generation_prompt=True, return_dict=True
-        )
-        return list(found["input_ids"])
-    text = (
-        prompt_of(row["instruction"], row.get("input")) if asked.task.name == INSTRUCTION else next(iter(row.values()))
-    )
-    opening = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id][:1]
-    return [*opening, *tokenizer(text, add_special_tokens=False)["input_ids"]]

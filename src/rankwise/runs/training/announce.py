@@ -71,7 +71,7 @@ def before(job: Job, args: TrainingArguments, steps: int) -> list[str]:
         *data_lines(job.data),
         f"device: {args.device}{f' x {args.world_size}' if args.world_size > 1 else ''}, {precision}",
         f"parameters: {counts['trainable']:,} on{resident}, {counts['head']:,} in the head, {counts['total']:,} in all",
-        f"training: {steps:,} optimizer steps of {batch} rows",
+        f"training: {steps:,} optimizer steps of {batch} {'packed sequences' if job.data.packed else 'rows'}",
         *_plans(job, args, steps),
     ]
 
@@ -81,6 +81,8 @@ def data_lines(data: TaskData) -> Iterator[str]:
     for name, found in data.counts().items():
         rows, tokens = found["rows"], found["tokens"]
         line = f"{name}: {rows:,} rows of {tokens['median']:,} tokens (median; {tokens['longest']:,} the longest)"
+        if "packed_sequences" in found:
+            line += f" in {found['packed_sequences']:,} packed sequences"
         for what, said in (
             ("truncated", "cut at that length"),
             ("cut_answers", "answers cut"),

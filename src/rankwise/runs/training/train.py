@@ -21,6 +21,7 @@ from rankwise.passes import watched_by
 from rankwise.rules.records import searches
 from rankwise.runs.building.job import Job, build, make_trainer, start_, training_arguments
 from rankwise.runs.building.models import load_state
+from rankwise.runs.building.saving import written
 from rankwise.runs.checkpoints import seconds_before
 from rankwise.runs.folder import LENGTH, RunFolder
 from rankwise.runs.progress import RichProgress, follow, quiet
@@ -33,6 +34,8 @@ from rankwise.runs.training.records import HistoryFile, Saved, Settle
 from rankwise.runs.training.resuming import check_length, continued, tell_changes
 from rankwise.runs.training.spectra import watchers
 from rankwise.tasks import TaskData
+
+AT_THE_END = "from the last checkpoint"
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,8 @@ def _finish(
     history = rankwise.history(job.model) if job.has_paths else []
     writes = trainer.is_world_process_zero()
     if job.has_paths and writes:
-        HistoryFile(folder.history).write(history)
+        with written("history", folder.history, AT_THE_END):
+            HistoryFile(folder.history).write(history)
     log = list(trainer.state.log_history)
     last_step = trainer.state.global_step
     best_step = trainer.state.best_global_step or last_step
@@ -160,7 +164,7 @@ def _finish(
     picked["dev_selected"] = metrics.chosen(job)
     if job.recipe.select == "dev" and writes:
         save(job, folder)
-    written = {
+    figures = {
         **metrics.identity(job, command),
         "data": job.data.counts(),
         "metrics": {
@@ -176,19 +180,25 @@ def _finish(
         "chosen": picked,
     }
     if writes:
-        describe_run(folder.adapter, written, job.recipe.license)
-        write_json_atomic(folder.metrics, written)
+        with written("figures", folder.metrics, AT_THE_END):
+            describe_run(folder.adapter, figures, job.recipe.license)
+            write_json_atomic(folder.metrics, figures)
 
 
 def save(job: Job, folder: RunFolder) -> None:
-    """Write the adapter (or the whole model) with its tokenizer, in one move; DyLoRA's as it is evaluated."""
+    """Write the adapter (or the whole model) with its tokenizer, in one move; DyLoRA's as it is evaluated.
+
+    Raises:
+        OSError: It can't be written.
+    """
     temporary = folder.root / ".adapter"
-    delete(temporary)
     rank = job.recipe.method.eval_rank
-    if rank is None:
-        job.model.save_pretrained(temporary)
-    else:
-        save_truncated(job.model, temporary, rank)
-    job.data.tokenizer.save_pretrained(temporary)
-    delete(folder.adapter)
-    os.replace(temporary, folder.adapter)
+    with written("trained model", folder.adapter, AT_THE_END):
+        delete(temporary)
+        if rank is None:
+            job.model.save_pretrained(temporary)
+        else:
+            save_truncated(job.model, temporary, rank)
+        job.data.tokenizer.save_pretrained(temporary)
+        delete(folder.adapter)
+        os.replace(temporary, folder.adapter)
