@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
@@ -14,46 +13,10 @@ from tests.planning.test_ranks import QUIET, plan_of
 from torch import Tensor, nn
 
 import rankwise
-from rankwise.planning.choosing import Choice, _Chooser, _components, overlap_of
+from rankwise.planning.choosing import _Chooser, _components, overlap_of
 from rankwise.rules.joint import choose_jointly
 from rankwise.scores.probe import model_loss
-from rankwise.scores.signals import Signal
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"directions": "lion"}, "directions='lion' is not one of 'adam', 'sgd'"),
-        ({"reduction": "avg"}, "reduction='avg' is not one of 'auto', 'mean', 'sum'"),
-        ({"components": 0}, "components=0 must be a whole number of at least 1, or None"),
-        ({"components": True}, "components=True must be a whole number"),
-        ({"components": 2.0}, r"components=2\.0 must be a whole number"),
-        ({"least_overlap": 1.1}, r"least_overlap=1\.1 must lie in \[0, 1\]; 0 never falls back"),
-        ({"least_overlap": math.nan}, "least_overlap=nan must lie"),
-        ({"breadth": -0.1}, r"breadth=-0\.1 must lie in \[0, 1\]: 0 goes by gain alone"),
-        ({"breadth": math.nan}, "breadth=nan must lie"),
-        ({"damping": 0.0}, r"damping=0\.0 must be positive"),
-        ({"damping": math.nan}, "damping=nan must be positive"),
-    ],
-)
-def test_a_value_out_of_range_is_refused_before_any_pass(fields: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        Choice(**fields)
-
-
-@pytest.mark.parametrize("fields", [{}, {"halves": False, "cross_validate": True}])
-def test_two_halves_need_two_batches(fields: dict[str, Any]) -> None:
-    choice = Choice(**fields)
-    choice.check_batches([{}, {}])
-    with pytest.raises(ValueError, match="need at least 2 batches, got 1: give more, or halves=False"):
-        choice.check_batches([{}])
-
-
-def test_one_batch_is_enough_without_halves_and_none_is_never() -> None:
-    choice = Choice(halves=False)
-    choice.check_batches([{}])
-    with pytest.raises(ValueError, match="needs training batches, got none"):
-        choice.check_batches([])
+from rankwise.scores.signals import Counts, Signal
 
 
 @pytest.mark.parametrize(
@@ -62,7 +25,7 @@ def test_one_batch_is_enough_without_halves_and_none_is_never() -> None:
 )
 def test_a_path_offers_twice_the_uniform_rank_within_limits(budget: int, expected: int) -> None:
     """One rank of everything costs 30."""
-    assert _components(budget, {"a": 10, "b": 20}, None, [], parts=2) == expected
+    assert _components(budget, {"a": 10, "b": 20}, None, Counts([1, 1], [1, 1])) == expected
 
 
 def test_the_plan_is_the_joint_choice_of_what_the_passes_found(monkeypatch: pytest.MonkeyPatch) -> None:
