@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -126,8 +126,7 @@ def collect_signals(
     means, losses = gradient_pass(model, paths, batches, statistic, loss_of, parts=parts)
     numbered = [list(enumerate(batches))[part::parts] for part in range(parts)]
     gradients = [gradients_of(statistic, mean) for mean in (*means, _mean(means, counts.batches))]
-    # Every choice is among the same paths: those that gradients of every part reach.
-    owners = {name: owner for owner, name in enumerate(paths.paths) if all(name in found for found in gradients)}
+    owners = _reached(paths, gradients)
     along = {
         choice: {name: directions_of(gradients[source.directions][name], components, matched) for name in owners}
         for choice, source in sources.items()
@@ -159,9 +158,23 @@ def collect_signals(
             owners=[owners[name] for name in owners for _ in range(along[choice][name].left.shape[1])],
         )
     _check_examples(min(len(signal.examples) for signal in signals.values()), components, parts)
-    of_each = of_every_process([math.fsum(losses), len(losses)], device)
-    loss, batches_seen = (sum(each) for each in zip(*of_each, strict=True))
-    return signals, loss / batches_seen * factor
+    total = sum(each for (each,) in of_every_process([math.fsum(losses)], device))
+    return signals, total / sum(counts.batches) * factor
+
+
+def _reached(paths: PathSet, gradients: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the numbers of the paths that every choice is among: those that gradients of every part reach.
+
+    Raises:
+        ValueError: There is none.
+    """
+    owners = {name: owner for owner, name in enumerate(paths.paths) if all(name in found for found in gradients)}
+    if not owners:
+        raise ValueError(
+            f"no gradient reaches any of the {len(paths.paths)} candidates: the loss does not depend on them, is not "
+            f"finite, or the adapter is not the active one; then call model.set_adapter({paths.adapter!r}) before"
+        )
+    return owners
 
 
 def _sum_of(numbers: Sequence[int], source: _Source) -> int:
