@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +66,7 @@ def plan_ranks(
     """
     if out is not None:
         check_no_adapter(out)
-    with quiet():
+    with quiet(), _not_logged():
         set_seed(recipe.seed)
         data = data or load_task(recipe.data, load_tokenizer(recipe.model))
         set_seed(recipe.seed)
@@ -91,6 +94,18 @@ def plan_ranks(
             write_text_atomic(target / "snippets.md", as_markdown(snippets))
             plan.plot(target / "rank_plan.png")
     return Planned(plan, snippets, target)
+
+
+@contextmanager
+def _not_logged() -> Iterator[None]:
+    """Log no warning inside: whoever shows a plan shows its warnings."""
+    logger = logging.getLogger("rankwise")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def loading(recipe: Recipe, data: TaskData) -> tuple[str, str]:
