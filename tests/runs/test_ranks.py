@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,12 @@ def test_the_script_of_a_classifier_makes_its_head(make: Make) -> None:
     exec(found.snippets["Python"], made)
     assert made["base"].config.num_labels == 2
     assert sum(p.numel() for n, p in made["model"].named_parameters() if ".lora_" in n) == found.plan.spent
+
+
+def test_what_a_plan_warns_of_is_in_it_and_not_logged_too(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("rankwise")
+    before = logger.level
+    found = plan_ranks(make("lora", "text"), budget=100, **PLAN)
+    assert found.plan.warnings
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert logger.level == before
