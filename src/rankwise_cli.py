@@ -243,11 +243,12 @@ def ranks(
         from rankwise.runs.recipes.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides or [])
+        from rankwise.errors import called
         from rankwise.report.terminal import render_ranks
         from rankwise.runs.progress import passes_shown
         from rankwise.runs.ranks import plan_ranks
 
-        with passes_shown(console):
+        with passes_shown(console), called("rankwise.rank_plan"):
             found = plan_ranks(
                 checked,
                 budget=budget,
@@ -258,9 +259,9 @@ def ranks(
                 prefix_cache=prefix_cache,
             )
         console.print(render_ranks(found.plan))
-        for name in () if out is not None else ("Python",):
-            console.print(found.snippets.get(name, ""), markup=False, highlight=False, soft_wrap=True)
-        if out is not None:
+        if out is None:
+            console.print(f"\n{found.snippets['Python']}", markup=False, highlight=False, soft_wrap=True)
+        else:
             console.print(f"adapter to start from, plan and snippets: [bold]{escape(str(out))}[/]")
 
 

@@ -13,6 +13,7 @@ from rankwise.distributed import (
     check_same_everywhere,
     from_first_process,
     gather_rows,
+    of_every_process,
     rank,
     sum_over_processes_,
     with_those_of_others,
@@ -30,6 +31,7 @@ def test_alone_there_is_one_process_and_nothing_changes() -> None:
     assert gather_rows(rows) is rows
     check_same_everywhere(["a"], "the choice", CPU)
     assert from_first_process([1.0, 2.5], CPU) == [1.0, 2.5]
+    assert of_every_process([1.0, 2.5], CPU) == [[1.0, 2.5]]
     assert list(with_those_of_others({"b": rows, "a": tensor}, lambda name: 7.0)) == ["a", "b"]
 
 
@@ -57,6 +59,7 @@ def both(share: slice) -> dict[str, Any]:
         "rows": rows.tolist(),
         "told": told,
         "first": from_first_process([1.0 + mine, 2.5], CPU),
+        "each": of_every_process([1.0 + mine, 2.5], CPU),
         "named": {name: tensor.tolist() for name, tensor in named.items()},
         "dtypes": [str(tensor.dtype) for tensor in named.values()],
     }
@@ -75,6 +78,7 @@ def test_two_processes_hold_the_same_or_say_so(tmp_path: Path) -> None:
     assert first["told"] == ["", "", f"{words}a", f"{words}a, b"]
     assert second["told"] == ["", "", f"{words}a, b", f"{words}b, a"]
     assert first["first"] == second["first"] == [1.0, 2.5]
+    assert first["each"] == second["each"] == [[1.0, 2.5], [2.0, 2.5]]
     assert first["named"] == {"a": [1.5, 1.5], "b": [7.0, 7.0]}
     assert second["named"] == {"a": [7.0, 7.0], "b": [1.5, 1.5]}
     assert {*first["dtypes"], *second["dtypes"]} == {"torch.float64"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -59,6 +61,50 @@ def test_python_is_python_and_names_what_there_is(page: Path) -> None:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "rankwise":
                 assert node.attr in rankwise.__all__, f"{named(page)}: rankwise.{node.attr}"
+
+
+OURS = re.compile(r"(?<![\w./-])rankwise((?:\.\w+)+)")
+PYTHON = [file for folder in ("src", "examples", "studies") for file in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def said(file: Path) -> Iterator[str]:
+    """What a page or a Python file says to people: all of the page; docstrings, messages and other texts."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".md":
+        yield text
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def lacking(text: str) -> list[str]:
+    """The names below ``rankwise`` in a text that lead nowhere."""
+    import rankwise
+
+    missing = []
+    for name in OURS.findall(text):
+        found: Any = rankwise
+        path = "rankwise"
+        for part in name[1:].split("."):
+            path = f"{path}.{part}"
+            try:
+                found = getattr(found, part) if hasattr(found, part) else importlib.import_module(path)
+            except ModuleNotFoundError:
+                missing.append(path)
+                break
+    return missing
+
+
+def test_every_name_of_ours_that_is_said_is_there() -> None:
+    known = [*PAGES, *ROOT.glob("*.md"), *PYTHON]
+    assert {named(file): missing for file in known for text in said(file) if (missing := lacking(text))} == {}
+
+
+def test_a_name_that_is_not_there_is_found() -> None:
+    assert lacking("``rankwise.prefix_cache``, rankwise.prefix.cache.prefix_cache(model)") == ["rankwise.prefix_cache"]
+    assert lacking("see rankwise.Allocator. And `rankwise.prefix.gone`") == ["rankwise.prefix.gone"]
+    assert lacking("runs/rankwise.yaml and my-rankwise.toml") == []
 
 
 def test_the_reference_has_every_public_name() -> None:

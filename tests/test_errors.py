@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 
-from rankwise.errors import check_choice, nearest
+from rankwise.errors import argument, called, check_choice, nearest, remedy
 
 PROXIES = ("constant", "grad_norm", "snip")
 
@@ -44,3 +46,17 @@ def test_a_choice_that_is_not_allowed_is_named_with_what_is(value: object, words
 
 def test_an_allowed_choice_passes_even_from_an_iterator() -> None:
     check_choice("proxy", "snip", iter(PROXIES))
+
+
+def test_a_remedy_is_what_the_user_can_pass_where_he_is() -> None:
+    assert remedy(halves=False, breadth=1.0) == "halves=False, breadth=1.0"
+    assert argument("draw_losses=...") == "draw_losses=..."
+    with called("rankwise.Allocator", mapped=True):
+        assert remedy(reduction="sum") == "rankwise.Allocator(plan={'reduction': 'sum'})"
+        assert argument("draw_losses=...") == "rankwise.Allocator(draw_losses=...)"
+        with called("rankwise.rank_plan"):
+            assert remedy(reduction="sum") == "rankwise.rank_plan(reduction='sum')"
+        with suppress(KeyError), called("rankwise.rank_plan"):
+            raise KeyError
+        assert remedy(reduction="sum") == "rankwise.Allocator(plan={'reduction': 'sum'})"
+    assert remedy(reduction="sum") == "reduction='sum'"

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -53,6 +55,32 @@ def test_train_score_plan_export(recipe: Path, tmp_path: Path) -> None:
     assert "optimizer bytes" in call("plan", recipe).output
     assert call("export", run, plain).exit_code == 0
     assert (plain / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize("space", ["linear", "all"])
+def test_ranks_prints_the_plan_and_a_script_that_runs(recipe: Path, space: str) -> None:
+    limited = ("--time-limit", "9") if space == "linear" else ()
+    said = call("ranks", recipe, "--budget", "800", "--batches", "4", "--space", space, *limited)
+    assert said.exit_code == 0, said.output
+    table, script = re.split(r"\n\n(?=from )", said.output, maxsplit=1)
+    assert table.startswith("Rank of each projection and kind by block")
+    assert re.search(r"[\d,]+ of 800 parameters; predicted gain", table)
+    assert re.search(r"two halves of the batches: overlap \d\.\d\d, \d+% of the gain kept", table)
+    assert re.search(r"planned in \d+\.\d s with \d+ passes", table)
+    assert ("backward pass down to block" in table) is bool(limited)
+    made: dict[str, Any] = {}
+    exec(script, made)
+    spent = sum(p.numel() for name, p in made["model"].named_parameters() if ".lora_" in name)
+    assert f"{spent:,} of 800 parameters" in table
+
+
+def test_ranks_with_a_folder_names_it_and_prints_no_script(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "planned"
+    said = call("ranks", recipe, "--budget", "800", "--batches", "4", "--space", "all", "--out", out)
+    assert said.exit_code == 0, said.output
+    assert "adapter to start from, plan and snippets: " in said.output
+    assert "get_peft_model" not in said.output
+    assert "get_peft_model" in (out / "snippets.md").read_text()
 
 
 def test_the_default_folder_is_named_after_the_recipe(

@@ -56,6 +56,21 @@ def from_first_process(values: Sequence[float], device: torch.device) -> list[fl
     return told.tolist()
 
 
+def of_every_process(values: Sequence[float], device: torch.device) -> list[list[float]]:
+    """Return what each process gave, by its number, in all of them: so that all raise where one has to.
+
+    Args:
+        values: This process's numbers, as many as every other's.
+        device: Where they are exchanged.
+    """
+    if world_size() == 1:
+        return [list(values)]
+    own = torch.tensor(values, dtype=torch.float64, device=device)
+    gathered = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(gathered, own)
+    return [each.tolist() for each in gathered]
+
+
 def check_same_everywhere(names: Sequence[str], what: str, device: torch.device) -> None:
     """Raise unless all processes hold the same names.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import BertForSequenceClassification
 
 import rankwise
+from rankwise.scores.probe import model_loss
 
 
 def used_model() -> BertForSequenceClassification:
@@ -223,3 +224,14 @@ def test_what_is_left_of_a_budget_is_logged(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level("INFO", logger="rankwise"):
         rankwise.plan_lora(tiny_bert(), class_batches(), budget=130, target_modules=["query", "value"], r=2)
     assert "plan_lora: 2 of 130 are left" in caplog.text
+
+
+def test_by_rank_an_error_names_what_takes_the_option_that_it_asks_for() -> None:
+    with pytest.raises(ValueError, match=r"say rankwise\.rank_plan\(reduction='sum'\)"):
+        rankwise.plan_lora(
+            tiny_llama(),
+            text_batches(6, 4),
+            budget=500,
+            granularity="rank",
+            compute_loss=lambda model, batch: 20 * model_loss(model, batch),
+        )

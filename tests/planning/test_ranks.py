@@ -186,6 +186,24 @@ def test_two_processes_make_the_plan_of_one(tmp_path: Path) -> None:
     assert first["gain"] == pytest.approx(alone["gain"], rel=1e-3)
 
 
+def uneven_plan(share: slice) -> dict[str, Any]:
+    """What a process plans that has a batch less than the other, and what it is told when it has one only."""
+    mine = [{key: value[share] for key, value in batch.items()} for batch in class_batches(6 - (share.start > 0))]
+    plan = rankwise.rank_plan(tiny_bert(**QUIET), mine, budget=400, components=4)
+    try:
+        rankwise.rank_plan(tiny_bert(**QUIET), mine[: 2 - (share.start > 0)], budget=400, components=1)
+    except ValueError as error:
+        return {"ranks": plan.ranks, "loss": plan.loss, "gain": plan.gain, "kept": plan.kept, "told": str(error)}
+    return {}
+
+
+@pytest.mark.distributed
+def test_two_processes_with_uneven_batches_make_one_plan_and_refuse_together(tmp_path: Path) -> None:
+    first, second = in_two_processes(uneven_plan, tmp_path)
+    assert first == second
+    assert "need at least 2 batches, got 1 in one of the processes: give more, or halves=False" in first["told"]
+
+
 def test_cross_validation_takes_the_value_from_directions_that_are_noise() -> None:
     """Labels drawn at random: what one half says does not hold on the other."""
     generator = torch.Generator().manual_seed(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,6 +115,30 @@ def test_a_plan_keeps_to_its_time_and_says_what_it_takes(space: str) -> None:
     assert {step.depths[name] for name in limited.chosen} <= {blocks - 1, blocks}
     assert 0 < limited.gain <= free.gain
     assert limited == rankwise.RankPlan.from_dict(limited.to_dict())
+
+
+@pytest.mark.parametrize("space", ["linear", "all"])
+def test_each_depth_has_what_a_plan_that_may_go_no_deeper_brings(space: str) -> None:
+    step = times(space)
+    nothing = dict.fromkeys(step.first, 0.0)  # else what is left for own work weighs in a choice
+    step = replace(step, first=nothing, more=nothing)
+    whole = plan(9.0, step, space=space, components=8)
+    depths = whole.depths
+    assert [depth.block for depth in depths] == sorted({*step.depths.values()}, reverse=True)
+    assert whole.gain == max(depth.gain for depth in depths)
+    for depth in depths:
+        limited = plan(depth.share + 1e-6, step, space=space, components=8)
+        expected = [each for each in depths if each.block >= depth.block]
+        assert [each.block for each in limited.depths] == [each.block for each in expected]
+        for one, other in zip(limited.depths, expected, strict=True):
+            assert (one.share, one.gain) == pytest.approx((other.share, other.gain))
+        assert limited.gain == pytest.approx(max(each.gain for each in limited.depths))
+        assert min(step.depths[name] for name in limited.chosen) >= depth.block
+    assert plan(None, space=space).depths == ()
+    saved = json.loads(json.dumps(whole.to_dict()))
+    assert rankwise.RankPlan.from_dict(saved) == whole
+    del saved["time"]["depths"]  # as the first plans with a time were saved
+    assert rankwise.RankPlan.from_dict(saved).depths == ()
 
 
 def test_a_kept_prefix_makes_room_for_more() -> None:

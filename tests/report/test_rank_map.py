@@ -13,9 +13,10 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from tests.report.histories import collisions
 
-from rankwise.planning.rank_plan import Pick, RankPlan
+from rankwise.planning.rank_plan import Depth, Pick, RankPlan, Time
+from rankwise.planning.step_time import StepTime
 from rankwise.report.history import OUTSIDE
-from rankwise.report.rank_map import draw_ranks, html_of, plot_ranks, rank_table, summary
+from rankwise.report.rank_map import depth_table, details, draw_ranks, html_of, plot_ranks, rank_table, summary
 
 RANKS = {
     "layers.0.value": 3,
@@ -34,7 +35,8 @@ def plan(ranks: dict[str, int] | None = None, **fields: Any) -> RankPlan:
     names = [name for name, rank in ranks.items() for _ in range(rank)]
     picks = tuple(Pick(name, 0.5**number, 10) for number, name in enumerate(names))
     costs = dict.fromkeys(ranks, 10)
-    return RankPlan(ranks, modules={}, costs=costs, picks=picks, budget=1234, scale=2.0, **fields)
+    fields = {"budget": 1234, **fields}
+    return RankPlan(ranks, modules={}, costs=costs, picks=picks, scale=2.0, **fields)
 
 
 def same(one: list[list[float]], other: list[list[float]]) -> bool:
@@ -66,6 +68,54 @@ def test_the_summary_is_what_a_hand_adds_up() -> None:
     # 11 picks of 10 parameters; 1 + 1/2 + ... = 2 - 2^-10, of which the first is more than half
     assert summary(plan()) == "110 of 1,234 parameters; predicted gain 2, half of it with 10"
     assert summary(plan({"layers.0.query": 0})) == "0 of 1,234 parameters; predicted gain 0, half of it with 0"
+
+
+STEP = StepTime(1.0, (), (), (), {}, {}, {}, {})
+GUARDED: dict[str, Any] = {
+    "unspent_because": "one more rank costs at least 2,000 parameters",
+    "overlap": 0.8312,
+    "kept": 0.925,
+    "seconds": 3.24,
+    "passes": 48,
+    "warnings": ("the data <can't> tell",),
+}
+TIMED = Time(0.7, 0.66, False, STEP, (Depth(3, 0.4, 0.5), Depth(2, 0.66, 1.75), Depth(1, 0.695, 1.75)))
+
+
+def test_details_say_what_is_left_how_far_halves_agree_and_what_it_took() -> None:
+    assert details(plan(**GUARDED)) == [
+        "1,124 parameters left: one more rank costs at least 2,000 parameters",
+        "two halves of the batches: overlap 0.83, 92% of the gain kept",
+        "planned in 3.2 s with 48 passes",
+    ]
+    assert details(plan(budget=110)) == []  # a plan of an earlier version, all spent, without halves
+
+
+def test_other_depths_stand_beside_that_of_the_plan_the_shallowest_of_equals() -> None:
+    assert depth_table(plan()) is None
+    assert depth_table(plan(time=TIMED)) == (
+        ("backward pass down to block", "of uniform LoRA's time", "predicted gain"),
+        [("3", "40%", "0.5"), ("2", "66%", "1.75"), ("1", "70%", "1.75")],
+        1,
+    )
+
+
+def test_a_notebook_and_a_picture_have_the_details_too() -> None:
+    shown = html_of(plan(**GUARDED, time=TIMED))
+    assert all(f"<p>{line}</p>" in shown for line in details(plan(**GUARDED)))
+    assert "<p>the data &lt;can&#x27;t&gt; tell</p>" in shown
+    assert cells(shown)[-4:] == [
+        ["backward pass down to block", "of uniform LoRA's time", "predicted gain"],
+        ["3", "40%", "0.5"],
+        ["2", "66%", "1.75"],
+        ["1", "70%", "1.75"],
+    ]
+    assert shown.count("<th>2</th><th>66%</th><th>1.75</th>") == 1
+    figure = plot_ranks(plan(**GUARDED))
+    words = " ".join(figure.texts[-1].get_text().split())
+    assert words.startswith(summary(plan()))
+    assert all(line in words for line in details(plan(**GUARDED)))
+    assert words.endswith("1 warning, see plan.warnings")
 
 
 def cells(text: str) -> list[list[str]]:
@@ -142,6 +192,7 @@ def test_many_blocks_lose_their_numbers_and_then_labels(blocks: int, labels: int
 )
 def test_no_word_covers_another(ranks: dict[str, int]) -> None:
     assert collisions(plot_ranks(plan(ranks), title="mrpc: where 73,728 parameters go")) == []
+    assert collisions(plot_ranks(plan(ranks, **GUARDED, time=TIMED))) == []
 
 
 def test_a_picture_is_written_in_one_move_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from tests.models import Batch, adapted, class_batches, logits, tiny_bert, tokens
+from tests.models import Batch, adapted, bert_config, build, class_batches, logits, tiny_bert, tokens
 from tests.processes import in_two_processes
 from tests.search.test_callback import StopAt
-from transformers import Trainer, TrainingArguments
+from torch import Tensor, nn
+from transformers import BertForSequenceClassification, Trainer, TrainingArguments
 
 import rankwise
 from rankwise.paths.path_set import path_set
+from rankwise.scores.probe import to_device
+from rankwise.search.trainer import probe_batches
 
 FIELDS: dict[str, Any] = {
     "task_type": "SEQ_CLS",
@@ -202,6 +206,135 @@ def test_plain_peft_use_of_the_base_is_untouched_by_a_failed_choice() -> None:
     assert {path.r for path in rankwise.named_paths(model).values()} == {1}
     base = model.unload()
     assert get_peft_model(base, rankwise.HeteroLoraConfig(target_modules=["query"], mode="off"))
+
+
+def confident() -> BertForSequenceClassification:
+    """A classifier whose loss is far from that of smoothed labels."""
+    base = tiny_bert(3)
+    with torch.no_grad():
+        base.classifier.weight *= 20
+    return base
+
+
+def smoothed(model: nn.Module, batch: Batch) -> Tensor:
+    """The loss that Trainer makes of a classifier's logits with ``label_smoothing_factor=0.1``."""
+    found = model(**to_device(batch, model)).logits
+    return nn.functional.cross_entropy(found, batch["labels"], label_smoothing=0.1)
+
+
+def test_a_smoothed_loss_is_refused_with_what_to_pass_and_then_chosen_by(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"label_smoothing_factor": 0.1, "max_steps": 2}
+    with pytest.raises(ValueError, match=r"rankwise\.AllocationCallback\(compute_loss=\.\.\.\) makes a probe possible"):
+        trainer_of(adapted(confident(), **FIELDS), tmp_path, **options).train()
+    callback = rankwise.AllocationCallback(compute_loss=smoothed)
+    with pytest.raises(ValueError, match=r"say rankwise\.AllocationCallback\(plan=\{'reduction': 'mean'\}\)"):
+        trainer_of(adapted(confident(), **FIELDS), tmp_path, callback, **options).train()
+    model = adapted(confident(), **FIELDS)
+    callback = rankwise.AllocationCallback(compute_loss=smoothed, plan={"reduction": "mean"})
+    trainer = trainer_of(model, tmp_path, callback, **options)
+    batches = list(probe_batches(trainer.get_train_dataloader(), 8, path_set(model).config, 0))
+    trainer.train()
+    plan = rankwise.rank_plan(
+        confident(),
+        batches,
+        budget=300,
+        space=["linear", "res2", "cut"],
+        target_modules=["query", "value"],
+        compute_loss=smoothed,
+        reduction="mean",
+    )
+    (record,) = rankwise.history(model)
+    assert record["ranks"] == plan.chosen
+
+
+class Scorer(BertForSequenceClassification):
+    """A classifier whose output has scores and no logits."""
+
+    def forward(self, input_ids: Any = None, labels: Any = None, **inputs: Any) -> Any:
+        output = super().forward(input_ids, labels=labels, **inputs)
+        return {"loss": output.loss, "scores": output.logits}
+
+
+def drawing(model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
+    scores = model(**batch)["scores"]
+    labels = torch.multinomial(scores.detach().softmax(-1), 1, generator=generator)[:, 0]
+    losses = nn.functional.cross_entropy(scores, labels, reduction="none")
+    return losses, len(losses)
+
+
+def scorer(**fields: Any) -> PeftModel:
+    return adapted(build(Scorer, bert_config(3)), **{**FIELDS, "task_type": None, **fields})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"granularity": "path", "proxy": "newton", "scoring": "probe", "budget": 0.5}],
+    ids=["by rank", "by path"],
+)
+def test_a_model_without_logits_is_refused_with_what_to_pass_and_then_chosen_by(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"no logits .* pass rankwise\.AllocationCallback\(draw_losses=lambda"):
+        trainer_of(scorer(**fields), tmp_path).train()
+    model = scorer(**fields)
+    trainer_of(model, tmp_path, rankwise.AllocationCallback(draw_losses=drawing), max_steps=2).train()
+    assert [(record["how"], record["proxy"]) for record in rankwise.history(model)] == [("probe", "newton")]
+    batches = class_batches(6, size=8)
+    refused = scorer(**fields)  # an Allocator holds it by a weak reference
+    with pytest.raises(ValueError, match=r"no logits .* pass rankwise\.Allocator\(draw_losses=lambda"):
+        rankwise.Allocator(refused, batches=batches).begin()
+    model = scorer(**fields)
+    rankwise.Allocator(model, batches=batches, draw_losses=drawing).begin()
+    assert len(rankwise.history(model)) == 1
+
+
+def test_every_guard_can_be_switched_off() -> None:
+    one = class_batches(1, size=16)
+    words = r"got 1: give more, or rankwise\.Allocator\(plan=\{'halves': False, 'cross_validate': False\}\)"
+    with pytest.raises(ValueError, match=words):
+        rankwise.Allocator(undecided(), batches=one)
+    model = undecided(task_type=None, shortcuts=[])
+    batches = class_batches(6, size=8)
+    options: Any = {"halves": False, "breadth": 0.5, "damping": 0.3, "head_warmup": 0, "components": 3}
+    rankwise.Allocator(model, batches=batches, plan=options)
+    plan = rankwise.rank_plan(tiny_bert(3), batches, budget=300, target_modules=["query", "value"], **options)
+    assert rankwise.history(model)[0]["ranks"] == plan.chosen
+    uniform = undecided(task_type=None, shortcuts=[], budget=2 * 6 * 32)
+    rankwise.Allocator(uniform, batches=one, plan={"halves": False, "breadth": 1.0})
+    assert set(rankwise.history(uniform)[0]["ranks"].values()) == {2}
+    assert len(rankwise.named_paths(uniform)) == 6
+
+
+def test_a_time_limit_is_kept_and_leaves_a_model_that_trains() -> None:
+    batches = class_batches(6, size=8)
+    options: dict[str, Any] = {"budget": 300, "target_modules": ["query", "value"]}
+    found = rankwise.rank_plan(tiny_bert(3), batches, time_limit=9.0, **options).time
+    assert found is not None
+    # a backward pass of one block and no more
+    still, backward = (0.01,) * 3, (1.0,) * 3
+    step = replace(found.step, outside=0.01, still=still, forward=still, backward=backward)
+    step = replace(step, first=dict.fromkeys(step.first, 1e-3), more=dict.fromkeys(step.more, 0.0))
+    limited = rankwise.rank_plan(tiny_bert(3), batches, time_limit=0.5, step_time=step, **options)
+    assert {name.split(".")[1] for name in limited.chosen} == {"2"}
+    model = undecided(task_type=None, shortcuts=[])
+    rankwise.Allocator(model, batches=batches, plan={"time_limit": 0.5, "step_time": step})
+    assert rankwise.history(model)[0]["ranks"] == limited.chosen
+    measured = undecided(task_type=None, shortcuts=[])
+    rankwise.Allocator(measured, batches=batches, plan={"time_limit": 9.0})
+    measured.train()(**batches[0]).loss.backward()
+    assert all(path.enabled and path.lora_B.grad is not None for path in rankwise.named_paths(measured).values())
+    assert all(".lora_" in name for name, p in measured.named_parameters() if p.requires_grad)
+
+
+def test_options_of_a_plan_that_nothing_makes_are_refused(tmp_path: Path) -> None:
+    misspelt: Any = {"halfs": False}
+    with pytest.raises(ValueError, match="no option of a rank plan, did you mean 'halves'"):
+        rankwise.AllocationCallback(plan=misspelt)
+    by_path = undecided(granularity="path")
+    with pytest.raises(ValueError, match=r"plan=\{'halves': False\} .* set granularity='rank'"):
+        rankwise.Allocator(by_path, batches=class_batches(2), plan={"halves": False})
+    with pytest.raises(ValueError, match=r"plan=\{'halves': False\} .* set granularity='rank'"):
+        trainer_of(by_path, tmp_path, rankwise.AllocationCallback(plan={"halves": False})).train()
 
 
 def replica(_: slice | None, folder: str, size: int) -> dict[str, Any]:

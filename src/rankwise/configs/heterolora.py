@@ -75,7 +75,8 @@ class HeteroLoraConfig(PathConfig):
             then each candidate is there at rank 1 and off; afterwards the config says ``mode="off"`` and has the ranks
             chosen, and only those are in memory. ``r`` then says what a fractional budget is a fraction of, and which
             scale every rank has. The search needs batches before the optimizer is made: Trainer has them, a plain
-            loop gives them with ``rankwise.Allocator(model, batches=...)``.
+            loop gives them with ``rankwise.Allocator(model, batches=...)``. Options of the choice go into ``plan=`` of
+            that or of ``rankwise.AllocationCallback``.
         proxy: The score of a path: ``"constant"``, ``"random"``, ``"grad_norm"``, ``"snip"``, ``"synflow"`` or
             ``"newton"`` (second order; needs ``scoring="probe"``).
         score_on: ``"weight"`` scores the effective matrix ``W0 + s B A``; it does not depend on ``s``.

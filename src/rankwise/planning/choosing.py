@@ -8,81 +8,27 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from rankwise.distributed import check_same_everywhere
-from rankwise.errors import check_choice
+from rankwise.errors import remedy
 from rankwise.paths.path_set import PathSet
-from rankwise.planning.rank_plan import Pick, RankPlan, Time
-from rankwise.planning.step_time import StepTime, measure_step
+from rankwise.planning.options import Choice
+from rankwise.planning.rank_plan import Depth, Pick, RankPlan, Time
+from rankwise.planning.step_time import measure_step
 from rankwise.planning.time_limit import TimeLimit, uniform_ranks
-from rankwise.rules.joint import Picks, TimeRoom, check_breadth, check_damping, choose_jointly, curvature_of
-from rankwise.scores.components import DIRECTIONS
+from rankwise.rules.joint import Picks, TimeRoom, choose_jointly, curvature_of
 from rankwise.scores.curvature import DrawBatch
 from rankwise.scores.probe import Batch, ComputeLoss
-from rankwise.scores.signals import REDUCTIONS, Signal, collect_signals
+from rankwise.scores.signals import Counts, Signal, collect_signals, count_parts
 
 logger = logging.getLogger("rankwise")
 LEAST_COMPONENTS, MOST_COMPONENTS = 8, 64
 LEAST_KEPT = 0.6  # of its own predicted gain, with the other half's ranks
+LEAST_GAIN = 0.15  # of the loss: TREC, where plans were ahead, had a third of it, MRPC, where they were not, a tenth
 TINY = 1e-300  # so that of a gain of zero nothing is kept
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How ranks are chosen; see ``rankwise.rank_plan``, where each is explained.
-
-    Raises:
-        ValueError: A value is out of range.
-    """
-
-    damping: float = 1.0
-    directions: str = "adam"
-    components: int | None = None
-    halves: bool = True
-    cross_validate: bool = False
-    least_overlap: float = 0.0
-    breadth: float = 0.0
-    reduction: str = "auto"
-    time_limit: float | None = None
-    prefix_cache: bool = False
-    step_time: StepTime | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check every value, before any pass is made."""
-        check_damping(self.damping)
-        check_breadth(self.breadth)
-        check_choice("directions", self.directions, DIRECTIONS)
-        check_choice("reduction", self.reduction, REDUCTIONS)
-        components: Any = self.components
-        if components is not None and (
-            isinstance(components, bool) or not isinstance(components, int) or components < 1
-        ):
-            raise ValueError(f"components={components!r} must be a whole number of at least 1, or None")
-        if not 0.0 <= self.least_overlap <= 1.0:
-            raise ValueError(f"least_overlap={self.least_overlap!r} must lie in [0, 1]; 0 never falls back")
-        if self.time_limit is not None and not 0 < self.time_limit < math.inf:
-            raise ValueError(
-                f"time_limit={self.time_limit!r} must be a positive share of the time of a step of uniform LoRA, such "
-                "as 0.6"
-            )
-        for name, given in (("prefix_cache", self.prefix_cache), ("step_time", self.step_time)):
-            if given and self.time_limit is None:
-                raise ValueError(f"{name}= belongs to a time limit, and none is set: give time_limit=, or leave it out")
-
-    def check_batches(self, batches: Sequence[Batch]) -> None:
-        """Refuse fewer batches than the choice needs."""
-        if not batches:
-            raise ValueError("a rank plan needs training batches, got none")
-        if (self.halves or self.cross_validate) and len(batches) < 2:
-            raise ValueError(
-                "halves and cross_validate need at least 2 batches, got 1: give more, or halves=False and "
-                "cross_validate=False"
-            )
 
 
 def plan_paths(
@@ -95,6 +41,7 @@ def plan_paths(
     budget: int,
     scale: float,
     choice: Choice,
+    rows: bool = True,
     passes: int = 0,
 ) -> RankPlan:
     """Choose the ranks of a model's candidate paths, which are on it at rank 1.
@@ -102,12 +49,13 @@ def plan_paths(
     Args:
         model: The model, in the mode it is to be scored in; what a pass leaves behind is the caller's to put back.
         paths: The candidates.
-        batches: Training batches.
+        batches: Training batches, enough for the choice.
         loss_of: Called with (model, batch): the loss.
         draw_of: Called with (model, batch, number of the batch): the loss under drawn labels.
         budget: The most parameters the plan may have.
         scale: ``alpha / r`` of every path, for the record.
         choice: How to choose.
+        rows: Whether each row of a batch's labels is an example, as it is unless the user draws labels.
         passes: Passes that were made before, for the record.
 
     Raises:
@@ -115,31 +63,32 @@ def plan_paths(
             not the mean over its terms.
     """
     began = time.perf_counter()
-    choice.check_batches(batches)
-    costs = {
-        name: cost // path.r for (name, cost), path in zip(paths.costs().items(), paths.paths.values(), strict=True)
-    }
+    device = next(model.parameters()).device
+    costs = {name: cost // paths.paths[name].r for name, cost in paths.costs().items()}
     _check_budget(budget, costs)
     limit = _time_limit(model, paths, batches[0], loss_of, choice, uniform_ranks(costs, budget))
-    signals, losses = collect_signals(
+    counts = count_parts(batches, choice.parts, device, rows=rows)
+    signals, loss = collect_signals(
         model,
         paths,
         batches,
         loss_of,
         draw_of,
-        components=choice.components or _components(budget, costs, limit, batches, parts=1 + choice.halves),
+        counts=counts,
+        components=choice.components or _components(budget, costs, limit, counts),
         matched=choice.directions,
         reduction=choice.reduction,
         halves=choice.halves,
         cross_validate=choice.cross_validate,
         seed=choice.seed,
     )
-    chooser = _Chooser(costs, budget, choice.damping, limit).settled(signals["all"], choice.breadth)
-    guarded = _guard(chooser, signals, choice, len(batches))
+    chooser, depths = _Chooser(costs, budget, choice.damping, limit).settled(signals["all"], choice.breadth)
+    guarded = _guard(chooser, signals, choice, sum(counts.batches))
     picks = chooser.choose(signals["all"], guarded.breadth)
+    guarded = replace(guarded, notes=(*guarded.notes, *_little(sum(picks.marginals), loss, guarded.breadth)))
     ranks = chooser.ranks(signals["all"], picks)
     # Sums over processes may differ in the last bit, and one bit may turn a choice.
-    check_same_everywhere(list(map(repr, ranks.items())), "the rank plan", next(model.parameters()).device)
+    check_same_everywhere(list(map(repr, ranks.items())), "the rank plan", device)
     _tell(guarded, choice)
     return RankPlan(
         ranks=ranks,
@@ -152,13 +101,13 @@ def plan_paths(
         overlap=guarded.overlap,
         kept=guarded.kept,
         breadth=guarded.breadth,
-        loss=float(np.mean(losses)),
+        loss=loss,
         directions=choice.directions,
         damping=choice.damping,
         seconds=time.perf_counter() - began,
         passes=passes + _passes(len(batches), choice),
         warnings=guarded.notes,
-        time=None if limit is None else Time(limit.share, limit.share_of(ranks), limit.prefix_cache, limit.step),
+        time=_time_of(limit, ranks, depths),
     )
 
 
@@ -186,6 +135,12 @@ def _time_limit(
             "and space, or leave it out to have it measured"
         )
     return TimeLimit(choice.time_limit, step.of(list(paths.paths)), uniform, choice.prefix_cache)
+
+
+def _time_of(limit: TimeLimit | None, ranks: Mapping[str, int], depths: tuple[Depth, ...]) -> Time | None:
+    if limit is None:
+        return None
+    return Time(limit.share, limit.share_of(ranks), limit.prefix_cache, limit.step, depths)
 
 
 def _named(picks: Picks, names: Sequence[str], owners: Sequence[int]) -> tuple[Pick, ...]:
@@ -228,16 +183,27 @@ def _guard(chooser: _Chooser, signals: Mapping[str, Signal], choice: Choice, bat
     if overlap >= choice.least_overlap:
         note = (
             f"with the ranks chosen on the other half of the {batches} batches, a half keeps {kept:.0%} of its "
-            "predicted gain: the data can hardly tell which paths are worth more. Give more batches, or breadth=1 for "
-            "the uniform plan"
+            "predicted gain: the data can hardly tell which paths are worth more. Give more batches, or "
+            f"{remedy(breadth=1.0)} for the uniform plan"
         )
         return _Guarded(choice.breadth, overlap, kept, (note,))
     note = (
         f"the choices made on two halves of the {batches} batches share {overlap:.2f} of their cost, less than "
         f"{choice.least_overlap}: the data can't tell the paths apart, so the plan is the uniform one. Give more "
-        "batches, or least_overlap=0 to have the choice all the same"
+        f"batches, or {remedy(least_overlap=0.0)} to have the choice all the same"
     )
     return _Guarded(1.0, overlap, kept, (note,))
+
+
+def _little(gain: float, loss: float, breadth: float) -> tuple[str, ...]:
+    """Warn where the predicted gain is small beside the loss, unless the plan is uniform whatever it is."""
+    if breadth == 1.0 or not 0 <= gain < LEAST_GAIN * loss:
+        return ()
+    return (
+        f"the loss is predicted to fall by {gain:.3g}, {gain / loss:.0%} of {loss:.3g}: at this budget the score sees "
+        "little to gain here, so what it prefers says little about what training needs later. Tune the plan against "
+        f"uniform LoRA, or give {remedy(breadth=1.0)} for the uniform plan",
+    )
 
 
 def overlap_of(first: Mapping[str, int], second: Mapping[str, int], costs: Mapping[str, int]) -> float:
@@ -271,15 +237,20 @@ class _Chooser:
     time: TimeLimit | None = None
     room: tuple[set[str], TimeRoom] | None = None
 
-    def settled(self, signal: Signal, breadth: float) -> _Chooser:
-        """Return the chooser for one depth of the backward pass: that of the best choice, the shallowest of equals.
+    def settled(self, signal: Signal, breadth: float) -> tuple[_Chooser, tuple[Depth, ...]]:
+        """Return the chooser for one depth of the backward pass, that of the best choice, and what each would bring.
 
-        Without a time limit depth costs nothing.
+        The shallowest of equals is taken. Without a time limit depth costs nothing.
         """
         if self.time is None:
-            return self
-        each = [replace(self, room=room) for room in self.time.rooms()]
-        return max(each, key=lambda chooser: sum(chooser.choose(signal, breadth).marginals))
+            return self, ()
+        each = {}
+        for room in self.time.rooms():
+            chooser = replace(self, room=room)
+            picks = chooser.choose(signal, breadth)
+            share = self.time.share_of(chooser.ranks(signal, picks))
+            each[Depth(self.time.lowest(room[0]), share, sum(picks.marginals))] = chooser
+        return each[max(each, key=lambda depth: depth.gain)], tuple(each)
 
     def choose(self, signal: Signal, breadth: float, *, most: Sequence[int] | None = None) -> Picks:
         """Choose jointly; ``most`` limits the rank of each path."""
@@ -316,9 +287,7 @@ class _Chooser:
         return overlap_of(ranks[0], ranks[1], self.costs), sum(kept) / len(kept)
 
 
-def _components(
-    budget: int, costs: Mapping[str, int], limit: TimeLimit | None, batches: Sequence[Batch], *, parts: int
-) -> int:
+def _components(budget: int, costs: Mapping[str, int], limit: TimeLimit | None, counts: Counts) -> int:
     """Return how many directions each path offers: twice the uniform rank of those that can be chosen together.
 
     Under a time limit these may be few, and ranks cost hardly any time; but no more than a part's examples tell apart.
@@ -326,16 +295,14 @@ def _components(
     if limit is None:
         return min(max(2 * math.ceil(budget / sum(costs.values())), LEAST_COMPONENTS), MOST_COMPONENTS)
     uniform = math.ceil(budget / limit.widest(costs))
-    labels = [batch.get("labels") for batch in batches if isinstance(batch, Mapping)]
-    examples = sum(len(given) for given in labels if isinstance(given, Tensor)) // parts
-    return max(min(2 * uniform, MOST_COMPONENTS, examples), LEAST_COMPONENTS)
+    return max(min(2 * uniform, MOST_COMPONENTS, min(counts.examples or [0])), LEAST_COMPONENTS)
 
 
 def _unspent(picks: Picks, costs: Mapping[str, int], owners: Sequence[int]) -> str:
     if not picks.left:
         return ""
     if len(picks.order) == len(owners):
-        return f"all {len(owners)} components that the paths offer are taken: more budget needs a larger components="
+        return f"all {len(owners)} components that the paths offer are taken: more budget needs a larger components"
     names, taken = list(costs), set(picks.order)
     least = min(costs[names[owner]] for j, owner in enumerate(owners) if j not in taken)
     if least <= picks.left:

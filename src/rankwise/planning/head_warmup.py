@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.distributed import sum_over_processes_, world_size
+from rankwise.errors import remedy
 from rankwise.method.targets import HEADS
 from rankwise.passes import passed
 from rankwise.scores.probe import untouched
@@ -107,7 +108,8 @@ def _train(
                 found = torch.autograd.grad(loss, parameters, allow_unused=True)
                 if all(gradient is None for gradient in found):
                     raise ValueError(
-                        "the loss does not use the head, which head_warmup would train first: set head_warmup=0"
+                        "the loss does not use the head, which head_warmup would train first: set "
+                        f"{remedy(head_warmup=0)}"
                     )
                 gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
                 sum_over_processes_(gradients)

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from torch import nn
 
 from rankwise.configs.heterolora import HeteroLoraConfig
-from rankwise.errors import check_choice
+from rankwise.errors import called, check_choice
 from rankwise.method.export import plain_config
 from rankwise.paths.path_set import has_adapter, path_set
 from rankwise.planning.candidates import on_base
@@ -69,15 +69,16 @@ def plan_lora(
     if granularity == "rank":
         _check_by_rank(budget, proxy, score_on, budget_unit, r)
         parameters: Any = budget
-        made = rank_plan(
-            model,
-            batches,
-            budget=parameters,
-            scale=lora_alpha / r,
-            target_modules=target_modules,
-            compute_loss=compute_loss,
-            seed=seed,
-        )
+        with called("rankwise.rank_plan"):  # which has the options that an error may ask for
+            made = rank_plan(
+                model,
+                batches,
+                budget=parameters,
+                scale=lora_alpha / r,
+                target_modules=target_modules,
+                compute_loss=compute_loss,
+                seed=seed,
+            )
         return made.to_lora_config(task_type=task_type, lora_dropout=lora_dropout)
     if has_adapter(model):
         raise ValueError(

@@ -30,6 +30,20 @@ class Pick(NamedTuple):
     cost: int
 
 
+class Depth(NamedTuple):
+    """The best choice whose backward pass goes no deeper than a block.
+
+    Args:
+        block: The lowest block whose backward pass may run; the number of blocks where none does.
+        share: What the choice's step is predicted to take, in steps of uniform LoRA.
+        gain: Its predicted gain.
+    """
+
+    block: int
+    share: float
+    gain: float
+
+
 class Time(NamedTuple):
     """What a plan's training step takes, in steps of uniform LoRA.
 
@@ -38,12 +52,15 @@ class Time(NamedTuple):
         share: What it is predicted to take.
         prefix_cache: Whether that is with the frozen prefix kept, from the second epoch on.
         step: The parts of a step, in seconds; the same plan comes out of ``rank_plan(..., step_time=step)``.
+        depths: What each depth that fits into the limit would bring, the shallowest first; the plan is of the first
+            with the largest gain.
     """
 
     limit: float
     share: float
     prefix_cache: bool
     step: StepTime
+    depths: tuple[Depth, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +79,8 @@ class RankPlan:
         kept: How much of the gain predicted on one half of the batches the ranks chosen on the other half keep, the
             mean of both ways; twins that stand in for each other lower ``overlap`` and not this. None if not asked.
         breadth: How far the plan was shrunk towards the uniform one.
-        loss: The model's mean loss on the batches, before anything is trained.
+        loss: The model's mean loss on the batches of all processes, before anything is trained; of a term where it is a
+            sum over terms.
         directions: Which optimizer's first step the components match.
         damping: The damping of the joint choice.
         seconds: How long planning took.
@@ -101,13 +119,22 @@ class RankPlan:
 
     @property
     def gain(self) -> float:
-        """By how much the loss is predicted to fall, by the damped quadratic model."""
+        """By how much the loss is predicted to fall, by the damped quadratic model.
+
+        Gains of different spaces or targets are not comparable: the damping is relative to the mean curvature of the
+        components on offer, so the same ranks have another gain among other candidates.
+        """
         return sum(pick.gain for pick in self.picks)
 
     @property
     def step_share(self) -> float | None:
         """What a training step is predicted to take, in steps of uniform LoRA; None where time was not limited."""
         return None if self.time is None else self.time.share
+
+    @property
+    def depths(self) -> tuple[Depth, ...]:
+        """What other depths of the backward pass would bring; none where time was not limited."""
+        return () if self.time is None else self.time.depths
 
     @property
     def chosen(self) -> dict[str, int]:
@@ -206,8 +233,11 @@ class RankPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary that JSON can hold."""
-        time = None if self.time is None else {**self.time._asdict(), "step": self.time.step.to_dict()}
-        return {**asdict(self), "picks": [pick._asdict() for pick in self.picks], "time": time}
+        made = {**asdict(self), "picks": [pick._asdict() for pick in self.picks]}
+        if self.time is not None:
+            depths = [depth._asdict() for depth in self.time.depths]
+            made["time"] = {**self.time._asdict(), "step": self.time.step.to_dict(), "depths": depths}
+        return made
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> RankPlan:
@@ -215,5 +245,6 @@ class RankPlan:
         picks = tuple(Pick(**pick) for pick in saved["picks"])
         time = saved.get("time")  # plans of earlier versions have none
         if time is not None:
-            time = Time(**{**time, "step": StepTime.from_dict(time["step"])})
+            depths = tuple(Depth(**depth) for depth in time.get("depths", ()))  # the first plans with a time had none
+            time = Time(**{**time, "step": StepTime.from_dict(time["step"]), "depths": depths})
         return cls(**{**saved, "picks": picks, "warnings": tuple(saved["warnings"]), "time": time})

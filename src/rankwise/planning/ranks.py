@@ -14,8 +14,9 @@ from torch import nn
 from rankwise.passes import work
 from rankwise.paths.path_set import path_set
 from rankwise.planning.candidates import with_candidates
-from rankwise.planning.choosing import Choice, plan_paths
+from rankwise.planning.choosing import plan_paths
 from rankwise.planning.head_warmup import head_steps, warmed_head
+from rankwise.planning.options import Choice
 from rankwise.planning.rank_plan import RankPlan
 from rankwise.planning.step_time import StepTime
 from rankwise.scores.curvature import drawn_loss
@@ -86,8 +87,8 @@ def rank_plan(
             as many as the budget has): 0.6 for 60 %. What a path costs is then also how deep it pulls the backward
             pass, which is paid once; a step's parts are measured on the first batch. The one thing in a plan that a
             seed does not fix: ``step_time`` does.
-        prefix_cache: Whether training will keep the frozen prefix (``rankwise.prefix_cache``), so that blocks below
-            the lowest path cost nothing.
+        prefix_cache: Whether training will keep the frozen prefix (``rankwise.prefix.cache.prefix_cache``), so that
+            blocks below the lowest path cost nothing.
         step_time: The parts of a step from another plan for the same model and space, ``plan.time.step``.
         compute_loss: Called with (model, batch), for losses that the model does not compute itself.
         draw_losses: For such losses; called with (model, batch, generator), returns each example's summed loss under
@@ -115,10 +116,11 @@ def rank_plan(
     )
     _check_numbers(budget, scale)
     given = _taken(batches, model)
-    choice.check_batches(given)
+    fewest = choice.check_batches(given, next(model.parameters()).device)
     loss_of = loss_in(compute_loss or model_loss, autocast)
     draw_of = drawn_loss(draw_losses, autocast, to_device, seed)
-    steps = head_steps(model, given, head_warmup)
+    rows = draw_losses is None  # else what counts as an example is the user's
+    steps = head_steps(model, given[:fewest], head_warmup)
     began = time.perf_counter()
     with (
         work("planning ranks", steps + 2 * len(given)),
@@ -126,7 +128,9 @@ def rank_plan(
         with_candidates(model, space, target_modules, seed=seed) as wrapped,
         untouched(wrapped),
     ):
-        made = _plan(wrapped, given, loss_of, draw_of, budget=budget, scale=scale, choice=choice, passes=steps)
+        made = _plan(
+            wrapped, given, loss_of, draw_of, budget=budget, scale=scale, choice=choice, rows=rows, passes=steps
+        )
     return replace(made, seconds=time.perf_counter() - began)
 
 

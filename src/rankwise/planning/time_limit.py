@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,10 @@ class TimeLimit:
     def share_of(self, ranks: Mapping[str, int]) -> float:
         """Return how long a step with these ranks takes, in steps of uniform LoRA."""
         return self.step.step(ranks, prefix_cache=self.prefix_cache) / self.step.step(self.uniform)
+
+    def lowest(self, names: Iterable[str]) -> int:
+        """Return the lowest block whose backward pass runs for paths."""
+        return min(self.step.depths[name] for name in names)
 
     def rooms(self) -> Iterator[tuple[set[str], TimeRoom]]:
         """Yield paths that may be chosen together, and the time that their own work may take.

@@ -42,7 +42,7 @@ def new_figure(width: float, height: float, title: str, note: str) -> Figure:
     headline = textwrap.wrap(title, max(int(width / 0.115), 20))
     under = textwrap.wrap(note, max(int(width / 0.085), 20))
     # The empty lines make the layout leave room for the note, whose place it does not manage.
-    blank = "\n" * -(-len(under) * 11 // 14)
+    blank = "\n" * -(-len(under) * 12 // 14)
     left = 0.1 / width
     figure.suptitle("\n".join(headline) + blank, x=left, ha="left", fontsize=12, fontweight="bold", linespacing=1.2)
     top = 1 - (0.1 + 0.205 * len(headline)) / height

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -47,6 +47,41 @@ class Planned(Protocol):
     @property
     def step_share(self) -> float | None:
         """What a training step takes, in steps of uniform LoRA, if that was limited."""
+        ...
+
+    @property
+    def depths(self) -> Sequence[tuple[int, float, float]]:
+        """Of each depth the lowest block, the share of a step and the predicted gain, if time was limited."""
+        ...
+
+    @property
+    def unspent(self) -> int:
+        """What is left of the budget."""
+        ...
+
+    @property
+    def unspent_because(self) -> str:
+        """Why it is left."""
+        ...
+
+    @property
+    def overlap(self) -> float | None:
+        """How much of their cost the choices on two halves of the batches share."""
+        ...
+
+    @property
+    def kept(self) -> float | None:
+        """How much of its gain a half keeps with the other's ranks."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """How long planning took."""
+        ...
+
+    @property
+    def passes(self) -> int:
+        """The forward and backward passes that it took."""
         ...
 
     @property
@@ -98,6 +133,42 @@ def summary(plan: Planned) -> str:
     )
 
 
+def details(plan: Planned) -> list[str]:
+    """Return short lines on what is left and why, how far two halves of the batches agree, and what planning took."""
+    lines = [f"{plan.unspent:,} parameters left: {plan.unspent_because}"] if plan.unspent else []
+    if plan.overlap is not None and plan.kept is not None:
+        lines.append(f"two halves of the batches: overlap {plan.overlap:.2f}, {plan.kept:.0%} of the gain kept")
+    if plan.seconds:
+        lines.append(f"planned in {plan.seconds:.1f} s with {plan.passes} passes")
+    return lines
+
+
+class DepthTable(NamedTuple):
+    """What other depths of the backward pass would bring, as texts.
+
+    Args:
+        heads: The columns.
+        rows: A row for each depth.
+        chosen: The number of the row that the plan is of.
+    """
+
+    heads: tuple[str, str, str]
+    rows: list[tuple[str, str, str]]
+    chosen: int
+
+
+def depth_table(plan: Planned) -> DepthTable | None:
+    """Return what other depths would bring, the shallowest first; None where time was not limited."""
+    if not plan.depths:
+        return None
+    gains = [gain for _, _, gain in plan.depths]
+    return DepthTable(
+        ("backward pass down to block", "of uniform LoRA's time", "predicted gain"),
+        [(str(block), f"{share:.0%}", f"{gain:.3g}") for block, share, gain in plan.depths],
+        gains.index(max(gains)),
+    )
+
+
 def draw_ranks(plan: Planned, path: str | Path, *, title: str | None = None) -> Path:
     """Write a plan as a picture and return its path.
 
@@ -126,8 +197,11 @@ def plot_ranks(plan: Planned, *, title: str | None = None) -> Figure:
     """
     table = rank_table(plan.ranks)
     map_width = 1.0 + 0.09 * max(map(len, table.rows)) + 0.42 * len(table.columns)
-    height = max(1.3 + 0.4 * len(table.rows), 3.4)
-    figure = new_figure(map_width + 4.2, height, title or "Where the ranks go", summary(plan))
+    height = max(1.3 + 0.4 * len(table.rows), 3.8)
+    count = len(plan.warnings)
+    asked = [f"{count} warning{'s' if count > 1 else ''}, see plan.warnings"] if count else []
+    note = "; ".join([summary(plan), *details(plan), *asked])
+    figure = new_figure(map_width + 4.2, height, title or "Where the ranks go", note)
     ranks, gain = figure.subplots(1, 2, width_ratios=[map_width, 4.0])
     _map(ranks, table)
     _curve(gain, plan)
@@ -176,8 +250,21 @@ def html_of(plan: Planned) -> str:
         f"<tr><th>{html.escape(row)}</th>{''.join(_html_cell(rank, most) for rank in ranks)}</tr>"
         for row, ranks in zip(table.rows, table.values, strict=True)
     )
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in plan.warnings)
-    return f"<p>{html.escape(summary(plan))}</p><table><tr><th></th>{heads}</tr>{rows}</table>{notes}"
+    said = "".join(f"<p>{html.escape(line)}</p>" for line in (*details(plan), *plan.warnings))
+    ranks = f"<p>{html.escape(summary(plan))}</p><table><tr><th></th>{heads}</tr>{rows}</table>"
+    return f"{ranks}{_html_depths(plan)}{said}"
+
+
+def _html_depths(plan: Planned) -> str:
+    table = depth_table(plan)
+    if table is None:
+        return ""
+    heads = "".join(f"<th>{head}</th>" for head in table.heads)
+    rows = ""
+    for number, row in enumerate(table.rows):
+        cell = "th" if number == table.chosen else "td"
+        rows += f"<tr>{''.join(f'<{cell}>{text}</{cell}>' for text in row)}</tr>"
+    return f"<table><tr>{heads}</tr>{rows}</table>"
 
 
 def _html_cell(rank: float, most: float) -> str:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from rankwise.report.enabled import caption, frequency
 from rankwise.report.history import OUTSIDE, History
-from rankwise.report.rank_map import Planned, rank_table, summary
+from rankwise.report.rank_map import Planned, depth_table, details, rank_table, summary
 
 TINTS = ((247, 251, 255), (107, 174, 214), (8, 48, 107))  # ends and middle of the pictures' colour map
 LABELLED_COLUMNS = 24  # more blocks than that, and the cells get too narrow for a number
@@ -77,7 +77,22 @@ def render_ranks(plan: Planned) -> Group:
         table.add_column("other" if column == OUTSIDE else str(column).center(4), no_wrap=True)
     for row, ranks in zip(rows, values, strict=True):
         table.add_row(f"{row} ", *(_rank_cell(rank, most) for rank in ranks))
-    return Group(Text("Rank of each projection and kind by block"), table, Text(summary(plan)))
+    below = [Text(line) for line in (summary(plan), *details(plan))]
+    warned = [Text(f"Warning: {note}", style="yellow") for note in plan.warnings]
+    return Group(Text("Rank of each projection and kind by block"), table, *_depths(plan), *below, *warned)
+
+
+def _depths(plan: Planned) -> list[Table]:
+    found = depth_table(plan)
+    if found is None:
+        return []
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for head in found.heads:
+        table.add_column(head, justify="right")
+    for number, row in enumerate(found.rows):
+        mark = " <- the plan" if number == found.chosen else ""
+        table.add_row(*row[:-1], f"{row[-1]}{mark}", style="bold" if mark else None)
+    return [table]
 
 
 def _rank_cell(rank: float, most: float) -> Text:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import set_seed
 
 import rankwise
 from rankwise.files import write_json_atomic, write_text_atomic
 from rankwise.planning.rank_plan import RankPlan
-from rankwise.runs.building.models import load_base, load_tokenizer
+from rankwise.runs.building.models import load_base, load_tokenizer, model_class, resolve_name
 from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.results.exporting import check_no_adapter
@@ -63,7 +66,7 @@ def plan_ranks(
     """
     if out is not None:
         check_no_adapter(out)
-    with quiet():
+    with quiet(), _not_logged():
         set_seed(recipe.seed)
         data = data or load_task(recipe.data, load_tokenizer(recipe.model))
         set_seed(recipe.seed)
@@ -83,7 +86,7 @@ def plan_ranks(
         )
         task_type = data.task_type
         target = None if out is None else Path(out)
-        snippets = {} if plan.has_block_paths else snippets_of(plan, target, task_type)
+        snippets = snippets_of(plan, target, task_type, loading(recipe, data))
         if target is not None:
             config_out = plan.to_config(task_type=task_type, base_model_name_or_path=recipe.model.name)
             get_peft_model(model, config_out).save_pretrained(str(target))
@@ -93,20 +96,76 @@ def plan_ranks(
     return Planned(plan, snippets, target)
 
 
-def snippets_of(plan: RankPlan, folder: Path | None, task_type: str) -> dict[str, str]:
-    """Return what to write for PEFT, TRL, LLaMA-Factory and Axolotl to train a plan of plain LoRA.
+@contextmanager
+def _not_logged() -> Iterator[None]:
+    """Log no warning inside: whoever shows a plan shows its warnings."""
+    logger = logging.getLogger("rankwise")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
-    A tool that has no field for a rank per module starts from the adapter folder, which holds the ranks.
+
+def loading(recipe: Recipe, data: TaskData) -> tuple[str, str]:
+    """Return the lines of a script that load a recipe's base model with its task's head: the import, the call."""
+    spec, kind = recipe.model, model_class(data.task_type).__name__
+    head = data.model_arguments()
+    if data.kind == "causal":
+        head = {}
+    asked = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code, "dtype": spec.dtype}
+    asked |= {name: head.get(name) for name in ("num_labels", "problem_type", "pad_token_id")}
+    arguments = "".join(f", {name}={value!r}" for name, value in asked.items() if value not in (None, False))
+    quantised = f"  # the recipe has load_in: {spec.load_in}" if spec.load_in else ""
+    call = f"base = {kind}.from_pretrained({resolve_name(spec.name)!r}{arguments}){quantised}\n"
+    return f"from transformers import {kind}\n", call
+
+
+def snippets_of(plan: RankPlan, folder: Path | None, task_type: str, loads: tuple[str, str]) -> dict[str, str]:
+    """Return what to write for PEFT, TRL, LLaMA-Factory and Axolotl to train a plan.
+
+    A plan with block paths is for Python alone. A tool that has no field for a rank per module starts from the adapter
+    folder, which holds the ranks.
 
     Args:
-        plan: A plan without block paths.
+        plan: A plan.
         folder: Where the adapter at its start was written; a name stands in where it was not.
         task_type: PEFT's.
+        loads: The lines that load the base model as ``base``, see ``loading``.
     """
-    config = plan.to_lora_config()
-    start = str(folder or "FOLDER")
+    config = plan.to_config()
     names = [from_blocks(module) for module in sorted(config.target_modules or ())]
-    fields = {
+    made, (imports, base) = _config_lines(config, names, task_type), loads
+    wrap = "model = get_peft_model(base, config)\n"
+    if plan.has_block_paths:
+        ours = "from rankwise import HeteroLoraConfig\n"
+        return {"Python": f"from peft import get_peft_model\n{ours}{imports}\n{base}{made}{wrap}"}
+    start = str(folder or "FOLDER")
+    targets = "".join(f"  - {name}\n" for name in names)
+    return {
+        "Python": f"from peft import LoraConfig, get_peft_model\n{imports}\n{base}{made}{wrap}",
+        "TRL": (
+            f"from datasets import load_dataset\nfrom peft import LoraConfig\n{imports}from trl import SFTTrainer\n\n"
+            f'{base}{made}data = load_dataset("json", data_files="train.jsonl", split="train")  # yours\n'
+            "trainer = SFTTrainer(base, train_dataset=data, peft_config=config)\n"
+        ),
+        "LLaMA-Factory": (
+            "# It has no field for a rank per module: the ranks are those of the adapter that training starts from.\n"
+            f"finetuning_type: lora\nadapter_name_or_path: {start}\nlora_target: {','.join(names)}\n"
+            f"lora_rank: {config.r}\nlora_alpha: {config.lora_alpha}\n"
+        ),
+        "Axolotl": (
+            "# Only since July 2026 it has lora_rank_pattern: the ranks are those of the adapter in lora_model_dir.\n"
+            f"adapter: lora\nlora_model_dir: {start}\nlora_target_modules:\n{targets}"
+            f"lora_r: {config.r}\nlora_alpha: {config.lora_alpha}\n"
+        ),
+    }
+
+
+def _config_lines(config: LoraConfig, names: list[str], task_type: str) -> str:
+    """Return the lines that make a plan's config; its modules are named from their list of blocks on."""
+    fields: dict[str, Any] = {
         "r": config.r,
         "lora_alpha": config.lora_alpha,
         "target_modules": names,
@@ -114,22 +173,11 @@ def snippets_of(plan: RankPlan, folder: Path | None, task_type: str) -> dict[str
         "alpha_pattern": dict(config.alpha_pattern or {}),
         "task_type": task_type,
     }
+    if isinstance(config, rankwise.HeteroLoraConfig):
+        more = ("mode", "shortcuts", "shortcut_ranks", "shortcut_r", "shortcut_alpha")
+        fields |= {name: getattr(config, name) for name in more}
     arguments = "".join(f"    {name}={value!r},\n" for name, value in fields.items())
-    script = f"from peft import LoraConfig\n\nconfig = LoraConfig(\n{arguments})\n"
-    targets = "".join(f"  - {name}\n" for name in names)
-    ranks = f"# the ranks of the {len(names)} modules are in {start}/adapter_config.json\n"
-    return {
-        "Python": f"{script}model = get_peft_model(base, config)  # from peft import get_peft_model\n",
-        "TRL": f"{script}trainer = SFTTrainer(model, train_dataset=data, peft_config=config)\n",
-        "LLaMA-Factory": (
-            f"{ranks}finetuning_type: lora\nadapter_name_or_path: {start}\nlora_target: {','.join(names)}\n"
-            f"lora_rank: {config.r}\nlora_alpha: {config.lora_alpha}\n"
-        ),
-        "Axolotl": (
-            f"{ranks}adapter: lora\nlora_model_dir: {start}\nlora_target_modules:\n{targets}"
-            f"lora_r: {config.r}\nlora_alpha: {config.lora_alpha}\n"
-        ),
-    }
+    return f"config = {type(config).__name__}(\n{arguments})\n"
 
 
 def from_blocks(module: str) -> str:
@@ -141,7 +189,5 @@ def from_blocks(module: str) -> str:
 
 def as_markdown(snippets: dict[str, str]) -> str:
     """Return the snippets as a page."""
-    if not snippets:
-        return "The plan has block paths, which plain LoRA can't have: PEFT loads this folder after import rankwise.\n"
     languages = {"Python": "python", "TRL": "python"}
     return "\n".join(f"## {name}\n\n```{languages.get(name, 'yaml')}\n{text}```\n" for name, text in snippets.items())

@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rankwise.errors import argument
 from rankwise.seeds import stable_seed
 
 IGNORED = -100
+DRAW_LOSSES = "draw_losses=lambda model, batch, generator: ..."  # as an error names it
 SHIFTED = ("ForCausalLM", "ForConditionalGeneration")
 
 
@@ -62,8 +64,8 @@ def draw(model: nn.Module, batch: Mapping[str, Any], seed: int) -> Drawn:
     if not isinstance(labels, Tensor):
         raise ValueError(
             f"the curvature needs batches with labels, which say where the loss is, and this one has "
-            f"{', '.join(sorted(batch))}. Add labels, or pass draw_losses=lambda model, batch, generator: ... that "
-            "returns each example's summed loss under labels drawn from the prediction, and the number of loss terms"
+            f"{', '.join(sorted(batch))}. Add labels, or pass {argument(DRAW_LOSSES)} that returns each example's "
+            "summed loss under labels drawn from the prediction, and the number of loss terms"
         )
     logits = _logits(model(**batch))
     wide = logits if logits.dtype == torch.float64 else logits.float()
@@ -87,8 +89,8 @@ def _logits(output: Any) -> Tensor:
         found, has = getattr(output, "logits", None), f"a {type(output).__name__}"
     if not isinstance(found, Tensor):
         raise ValueError(
-            f"the model's output has no logits to draw labels from (it is {has}): pass "
-            "draw_losses=lambda model, batch, generator: ..."
+            f"the model's output has no logits to draw labels from (it is {has}): pass {argument(DRAW_LOSSES)} that "
+            "returns each example's summed loss under labels drawn from the prediction, and the number of loss terms"
         )
     return found
 
@@ -129,8 +131,8 @@ def _kind(model: nn.Module, logits: Tensor, labels: Tensor) -> str:
         return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
     raise ValueError(
         f"logits of shape {tuple(logits.shape)} with labels of shape {tuple(labels.shape)} are no classification, "
-        "regression or language modelling that is known here: pass draw_losses=lambda model, batch, generator: ... "
-        "that returns each example's summed loss under labels drawn from the prediction, and the number of loss terms"
+        f"regression or language modelling that is known here: pass {argument(DRAW_LOSSES)} that returns each "
+        "example's summed loss under labels drawn from the prediction, and the number of loss terms"
     )
 
 

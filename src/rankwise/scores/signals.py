@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from rankwise.distributed import world_size
+from rankwise.distributed import of_every_process
+from rankwise.errors import remedy
 from rankwise.paths.path_set import PathSet
 from rankwise.rules.joint import Vector
 from rankwise.scores.components import Directions, component_statistic, directions_of, gradients_of
@@ -39,6 +41,40 @@ class Signal:
     owners: list[int]
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What there is to choose by, over all processes.
+
+    Args:
+        batches: How many batches each part has.
+        examples: How many examples; None where a batch does not say.
+    """
+
+    batches: list[int]
+    examples: list[int] | None
+
+
+def count_parts(batches: Sequence[Batch], parts: int, device: torch.device, *, rows: bool = True) -> Counts:
+    """Count before any pass what each part has; batch ``b`` is of part ``b mod parts``.
+
+    Args:
+        batches: This process's batches.
+        parts: How many parts.
+        device: Where processes exchange their numbers.
+        rows: Whether each row of ``labels`` is an example, as it is unless the user draws labels.
+    """
+    examples = [sum(_rows(batch) if rows else math.nan for batch in batches[part::parts]) for part in range(parts)]
+    own = [*(len(batches[part::parts]) for part in range(parts)), *examples]
+    totals = [sum(each) for each in zip(*of_every_process(own, device), strict=True)]
+    known = not any(map(math.isnan, totals[parts:]))
+    return Counts([int(count) for count in totals[:parts]], [int(count) for count in totals[parts:]] if known else None)
+
+
+def _rows(batch: Batch) -> float:
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    return len(labels) if isinstance(labels, Tensor) and labels.ndim else math.nan
+
+
 def collect_signals(
     model: nn.Module,
     paths: PathSet,
@@ -46,13 +82,14 @@ def collect_signals(
     loss_of: ComputeLoss,
     draw_of: DrawBatch,
     *,
+    counts: Counts,
     components: int,
     matched: str,
     reduction: str,
     halves: bool,
     cross_validate: bool,
     seed: int,
-) -> tuple[dict[str, Signal], list[float]]:
+) -> tuple[dict[str, Signal], float]:
     """Make the two passes of a choice: one for directions, one for the curvature along them.
 
     Batch ``b`` is of half ``b mod 2``. ``"all"`` is the signal of the choice itself; with ``halves``, ``"first"`` and
@@ -66,6 +103,7 @@ def collect_signals(
         batches: The batches.
         loss_of: Called with (model, batch): the loss.
         draw_of: Called with (model, batch, number of the batch): the loss under drawn labels.
+        counts: What ``count_parts`` counted of the batches.
         components: How many directions each path offers.
         matched: ``"adam"`` or ``"sgd"``.
         reduction: ``"mean"`` or ``"sum"`` over loss terms, or ``"auto"`` to check that it is the mean.
@@ -74,19 +112,21 @@ def collect_signals(
         seed: Seeds the sketches.
 
     Returns:
-        The signals, and the loss of each of this process's batches.
+        The signals, and the mean loss of a batch over all processes; with ``"sum"`` that of a term.
 
     Raises:
-        ValueError: There are too few examples, or the loss is not the mean over its terms.
+        ValueError: There are too few examples, or the loss is not the mean over its terms: in all processes together.
     """
-    parts = 2 if halves or cross_validate else 1
+    parts = len(counts.batches)
+    sources = _sources(halves=halves, cross_validate=cross_validate)
+    if counts.examples is not None:
+        _check_examples(min(_sum_of(counts.examples, source) for source in sources.values()), components, parts)
+    device = next(model.parameters()).device
     statistic = component_statistic(paths.paths.values(), components, parts=parts, seed=seed)
     means, losses = gradient_pass(model, paths, batches, statistic, loss_of, parts=parts)
     numbered = [list(enumerate(batches))[part::parts] for part in range(parts)]
-    gradients = [gradients_of(statistic, mean) for mean in (*means, _mean(means, [len(some) for some in numbered]))]
-    # Every choice is among the same paths: those that gradients of every part reach.
-    owners = {name: owner for owner, name in enumerate(paths.paths) if all(name in found for found in gradients)}
-    sources = _sources(halves=halves, cross_validate=cross_validate)
+    gradients = [gradients_of(statistic, mean) for mean in (*means, _mean(means, counts.batches))]
+    owners = _reached(paths, gradients)
     along = {
         choice: {name: directions_of(gradients[source.directions][name], components, matched) for name in owners}
         for choice, source in sources.items()
@@ -100,12 +140,12 @@ def collect_signals(
         beside = {name: _beside([along[choice][name] for choice in wanted]) for name in owners}
         seen = curvature_pass(model, paths, numbered[part], beside, draw_of)
         if reduction == "auto" and not terms:
-            _check_mean(losses[part], seen.mean, seen.terms / (len(numbered[part]) * world_size()))
+            _check_mean(losses[part], seen.mean, seen.terms / counts.batches[part], device)
         terms[part] = seen.terms
         for position, choice in enumerate(wanted):
             columns = [seen.values[name].tensor_split(len(wanted), dim=1)[position] for name in owners]
             found[choice].append(torch.cat(columns, dim=1).numpy(force=True))
-    counted = sum(len(numbered[part]) for part in terms) * world_size()
+    counted = sum(counts.batches[part] for part in terms)
     factor = counted / sum(terms.values()) if reduction == "sum" else 1.0
     signals = {}
     for choice, source in sources.items():
@@ -118,7 +158,27 @@ def collect_signals(
             owners=[owners[name] for name in owners for _ in range(along[choice][name].left.shape[1])],
         )
     _check_examples(min(len(signal.examples) for signal in signals.values()), components, parts)
-    return signals, losses
+    total = sum(each for (each,) in of_every_process([math.fsum(losses)], device))
+    return signals, total / sum(counts.batches) * factor
+
+
+def _reached(paths: PathSet, gradients: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the numbers of the paths that every choice is among: those that gradients of every part reach.
+
+    Raises:
+        ValueError: There is none.
+    """
+    owners = {name: owner for owner, name in enumerate(paths.paths) if all(name in found for found in gradients)}
+    if not owners:
+        raise ValueError(
+            f"no gradient reaches any of the {len(paths.paths)} candidates: the loss does not depend on them, is not "
+            f"finite, or the adapter is not the active one; then call model.set_adapter({paths.adapter!r}) before"
+        )
+    return owners
+
+
+def _sum_of(numbers: Sequence[int], source: _Source) -> int:
+    return sum(numbers[part] for part in source.parts)
 
 
 class _Source(NamedTuple):
@@ -157,15 +217,19 @@ def _beside(directions: Sequence[Directions]) -> Directions:
     return Directions(torch.cat([d.left for d in directions], 1), torch.cat([d.right for d in directions], 1))
 
 
-def _check_mean(loss: float, mean: float | None, terms: float) -> None:
-    """Refuse a loss that is not the mean over its terms, where what the mean would be is known."""
-    if mean is None or abs(loss - mean) <= SAME_LOSS * max(abs(mean), abs(loss)):
-        return
-    raise ValueError(
-        f"the loss of the first batch is {loss:.6g}, and the mean over its terms (about {terms:.0f} a batch) is "
-        f"{mean:.6g}. If it is a sum over terms, say reduction='sum'; if it is another loss on purpose (scaled, "
-        "weighted, smoothed), say reduction='mean' to have its gradient as it is"
-    )
+def _check_mean(own: float, own_mean: float | None, terms: float, device: torch.device) -> None:
+    """Refuse a loss that is not the mean over its terms, where what the mean would be is known.
+
+    A process that raised alone would leave the others waiting for it, so all look at every process's first batch.
+    """
+    for loss, mean in of_every_process([own, math.nan if own_mean is None else own_mean], device):
+        if math.isnan(mean) or abs(loss - mean) <= SAME_LOSS * max(abs(mean), abs(loss)):
+            continue
+        raise ValueError(
+            f"the loss of the first batch is {loss:.6g}, and the mean over its terms (about {terms:.0f} a batch) is "
+            f"{mean:.6g}. If it is a sum over terms, say {remedy(reduction='sum')}; if it is another loss on purpose "
+            f"(scaled, weighted, smoothed), say {remedy(reduction='mean')} to have its gradient as it is"
+        )
 
 
 def _check_examples(examples: int, components: int, parts: int) -> None:
@@ -173,5 +237,5 @@ def _check_examples(examples: int, components: int, parts: int) -> None:
     if examples < components:
         raise ValueError(
             f"{examples} examples{' in a half of the batches' if parts > 1 else ''} can't tell {components} components "
-            f"of a path apart: give more or larger batches, or components={max(examples, 1)}"
+            f"of a path apart: give more or larger batches, or {remedy(components=max(examples, 1))}"
         )

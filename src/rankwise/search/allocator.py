@@ -20,19 +20,22 @@ from torch.optim import Optimizer
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.distributed import check_same_everywhere
 from rankwise.edits import apply_to_paths_
+from rankwise.errors import called
 from rankwise.passes import work
 from rankwise.paths.path_set import head_parameters, path_set
+from rankwise.planning.options import PlanOptions
 from rankwise.rules.budget import resolve_budget, why_unspent
 from rankwise.rules.edits import switches
 from rankwise.rules.proxies import PASSES, PROXIES
 from rankwise.rules.records import SearchRecord, searches
 from rankwise.rules.schedule import FALLBACK_EVERY, Schedule
+from rankwise.scores.likelihood import DrawLosses
 from rankwise.scores.probe import Autocast, Batch, ComputeLoss, model_loss, probe
 from rankwise.scores.proxies import Scores, score_from_means, score_without_data
 from rankwise.scores.recorder import StatisticRecorder
 from rankwise.scores.statistics import gradient_statistic
 from rankwise.search.listener import Listener, Training
-from rankwise.search.rank_search import choose_ranks_, undecided_error
+from rankwise.search.rank_search import check_plan, choose_ranks_, undecided_error
 
 logger = logging.getLogger("rankwise")
 Batches = Callable[[int], Iterable[Batch]]
@@ -60,6 +63,8 @@ class Allocator(Listener):
         steps_per_epoch: Optimizer steps in an epoch, for ``searches_per_epoch``.
         total_steps: Optimizer steps of the whole training, for ``stop_searching_at``.
         compute_loss: Called with (model, batch), for losses that the model does not compute itself.
+        draw_losses: For such losses with ``proxy="newton"`` or ``granularity="rank"``, see ``rankwise.rank_plan``.
+        plan: Options of ``rankwise.rank_plan`` for ``granularity="rank"``: ``{"halves": False}``.
         autocast: Makes the context of a probe's forward pass, for training in mixed precision.
         loss_scale: Returns the factor that losses are scaled by, with a gradient scaler: ``scaler.get_scale``.
         adapter: The adapter to search; the active one if left out.
@@ -81,13 +86,16 @@ class Allocator(Listener):
         steps_per_epoch: int | None = None,
         total_steps: int | None = None,
         compute_loss: ComputeLoss | None = None,
+        draw_losses: DrawLosses | None = None,
+        plan: PlanOptions | None = None,
         autocast: Autocast = nullcontext,
         loss_scale: Callable[[], float] | None = None,
         adapter: str | None = None,
     ) -> None:
         super().__init__(model, optimizer, adapter=adapter)
         self._batches = batches
-        self._compute_loss = compute_loss or model_loss
+        self._compute_loss, self._draw_losses = compute_loss or model_loss, draw_losses
+        self._caller = "rankwise.Allocator"  # what the user calls to say something about a search
         self._autocast = autocast
         self._loss_scale = loss_scale
         self.tap_seconds = 0.0
@@ -98,8 +106,9 @@ class Allocator(Listener):
                 "by rankwise.Editor(model, optimizer, steps_per_epoch=..., total_steps=...)"
             )
         # First: choosing makes the paths anew, and leaves a config that switches nothing to what follows.
+        check_plan(plan, [config])
         if config.undecided:
-            self._choose_ranks(optimizer)
+            self._choose_ranks(optimizer, plan)
         self.policy = config.switching()
         if config.acts and self._wants_probe and config.scoring == "probe" and batches is None:
             online = "" if config.proxy == "newton" else ", or set scoring='online'"
@@ -120,20 +129,15 @@ class Allocator(Listener):
             logger.info("the length of an epoch is unknown here: searching every %d optimizer steps", FALLBACK_EVERY)
         self.listen()
 
-    def _choose_ranks(self, optimizer: Optimizer | None) -> None:
+    def _choose_ranks(self, optimizer: Optimizer | None, plan: PlanOptions | None) -> None:
         """Make the one search of ``granularity="rank"`` at once; afterwards the config searches nothing."""
         batches = self._batches(0) if callable(self._batches) else self._batches
         # No falling back to the first training steps: by then the optimizer owns the candidates.
         if batches is None:
             raise undecided_error(self.paths.adapter)
-        choose_ranks_(
-            self.model,
-            self.paths,
-            batches,
-            optimizer=optimizer,
-            compute_loss=self._compute_loss,
-            autocast=self._autocast,
-        )
+        losses: Any = {"compute_loss": self._compute_loss, "draw_losses": self._draw_losses, "autocast": self._autocast}
+        with called(self._caller, mapped=True):
+            choose_ranks_(self.model, self.paths, batches, optimizer=optimizer, plan=plan, **losses)
 
     @classmethod
     def of(cls, model: nn.Module, adapter: str, training: Training) -> Allocator:
@@ -154,10 +158,12 @@ class Allocator(Listener):
             steps_per_epoch=training.steps_per_epoch,
             total_steps=training.total_steps,
             compute_loss=training.compute_loss,
+            draw_losses=training.draw_losses,
             autocast=training.autocast,
             loss_scale=training.loss_scale,
             adapter=adapter,
         )
+        made._caller = "rankwise.AllocationCallback"
         if training.obstacle is not None and made._wants_probe:
             logger.warning(
                 "%s, so the first search can't probe: it runs after score_batches steps and scores by the losses of "
@@ -258,11 +264,7 @@ class Allocator(Listener):
         if isinstance(self.paths.session.recorder, StatisticRecorder):
             return self.paths.session.recorder
         statistic = gradient_statistic(
-            proxy,
-            self.config.score_on,
-            self.paths.paths.values(),
-            sketch=self.config.sketch,
-            seed=self.config.seed,
+            proxy, self.config.score_on, self.paths.paths.values(), sketch=self.config.sketch, seed=self.config.seed
         )
         recorder = StatisticRecorder(statistic)
         self.paths.session.recorder = recorder
@@ -331,7 +333,8 @@ class Allocator(Listener):
             )
         passes = PASSES[PROXIES[proxy].needs] * config.score_batches
         # A search runs without gradients, its probe is the exception.
-        with torch.enable_grad(), work(f"scoring {len(self.paths.paths)} paths by {proxy}", passes):
+        what = f"scoring {len(self.paths.paths)} paths by {proxy}"
+        with torch.enable_grad(), work(what, passes), called(self._caller):
             scores = probe(
                 self.model,
                 self.paths,
@@ -339,6 +342,7 @@ class Allocator(Listener):
                 proxy=proxy,
                 score_on=config.score_on,
                 compute_loss=self._compute_loss,
+                draw_losses=self._draw_losses,
                 autocast=self._autocast,
                 mode=config.probe_mode,
                 sketch=config.sketch,
@@ -363,14 +367,10 @@ class Allocator(Listener):
             switched_off=sorted(before - set(chosen)),
             counts={**self.paths.counts(), "head": head_parameters(self.model, self.paths)},
             budget=self.config.budget,
-            unspent=self._unspent(chosen),
+            unspent=why_unspent(chosen, self.policy.prices(self.paths.costs()), self.limit),
             seconds=seconds,
             tap_seconds=tap_seconds,
         )
-
-    def _unspent(self, chosen: list[str]) -> str:
-        """Say what the choice leaves of the budget and why."""
-        return why_unspent(chosen, self.policy.prices(self.paths.costs()), self.limit)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a resumed search needs that is not in the adapter's tensors: counters, history, sums."""

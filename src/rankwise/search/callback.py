@@ -16,13 +16,16 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 from transformers.trainer_utils import get_last_checkpoint, has_length
 
+from rankwise.errors import called
 from rankwise.paths.path_set import PathSet, holders
+from rankwise.planning.options import PlanOptions, choice_from
+from rankwise.scores.likelihood import DrawLosses
 from rankwise.scores.probe import Autocast, ComputeLoss
 from rankwise.search.checkpoint import STATE, load_search, save_search
 from rankwise.search.listener import Training, warn_if_idle
 from rankwise.search.listeners import make_listener
 from rankwise.search.logged import draw_at_the_end, figures
-from rankwise.search.rank_search import choose_ranks_, restore_ranks_, undecided_error
+from rankwise.search.rank_search import check_plan, choose_ranks_, restore_ranks_, undecided_error
 from rankwise.search.trainer import bar_of_passes, current_run, obstacle, probe_batches, wrap_trainer
 
 CLAIMS: weakref.WeakKeyDictionary[PathSet, AllocationCallback] = weakref.WeakKeyDictionary()
@@ -40,11 +43,15 @@ class AllocationCallback(TrainerCallback):
             were loaded from.
         measure: Called with the model before and after each scheduled edit of LoR2C; what it returns goes into the
             history. The model is in evaluation mode then, without gradients, and everything is put back afterwards.
+        draw_losses: For losses that the model does not compute itself, with ``proxy="newton"`` or
+            ``granularity="rank"``; see ``rankwise.rank_plan``.
+        plan: Options of ``rankwise.rank_plan`` for ``granularity="rank"``: ``{"halves": False}``.
 
     A model in which several parts are adapted has a search for each; their state lies in folders by the parts' names.
 
     Raises:
-        ValueError: When training begins: the model has no rankwise paths, or it would be trained in a way that can't be
+        ValueError: ``plan`` has a name or value that is not allowed. When training begins: the model has no rankwise
+            paths, none whose ranks ``plan`` could be for, or it would be trained in a way that can't be
             searched (``torch.nn.DataParallel``, DeepSpeed).
         FileNotFoundError: When training resumes: the checkpoint holds no search.
     """
@@ -56,8 +63,14 @@ class AllocationCallback(TrainerCallback):
         compute_loss: ComputeLoss | None = None,
         resume_from: str | Path | None = None,
         measure: Callable[[nn.Module], float] | None = None,
+        *,
+        draw_losses: DrawLosses | None = None,
+        plan: PlanOptions | None = None,
     ) -> None:
+        choice_from(plan, seed=0)
         self.compute_loss = compute_loss
+        self.draw_losses = draw_losses
+        self.plan = plan
         self.measure = measure
         self.resume_from = resume_from
         self._started: weakref.WeakSet[PathSet] = weakref.WeakSet()
@@ -65,6 +78,7 @@ class AllocationCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Claim the model's searches; one given by the user goes before the automatic one."""
         searchable = self._searchable(model)
+        check_plan(self.plan, [paths.config for paths in _folders(model)])
         for paths in searchable:
             if paths.config.undecided:  # a Trainer whose own train() does not call the one that chooses
                 raise undecided_error(paths.adapter)
@@ -155,6 +169,7 @@ class AllocationCallback(TrainerCallback):
             batches=partial(probe_batches, train_dataloader, size) if reason is None else None,
             obstacle=reason,
             compute_loss=self.compute_loss,
+            draw_losses=self.draw_losses,
             autocast=_autocast(args),
             loss_scale=scaler.get_scale if scaler is not None else None,
             measure=self.measure,
@@ -229,23 +244,26 @@ def choose_ranks_before_training(trainer: Trainer, resume: str | bool | None) ->
             folder = get_last_checkpoint(trainer.args.output_dir) if resume is True else resume
             restore_ranks_(paths, Path(str(folder)) / folders[paths])
             continue
-        given = [c for c in trainer.callback_handler.callbacks if isinstance(c, AllocationCallback) and c.compute_loss]
+        each = [c for c in trainer.callback_handler.callbacks if isinstance(c, AllocationCallback)]
+        given = each[-1] if each else AllocationCallback()  # the user's own comes after the automatic one
         dataloader = trainer.get_train_dataloader()
-        reason = obstacle(dataloader, trainer.label_names or [], own_loss=bool(given))
+        reason = obstacle(dataloader, trainer.label_names or [], own_loss=given.compute_loss is not None)
         if reason is not None:
             raise ValueError(
                 f"granularity='rank' chooses ranks by a probe before training, which can't be had: {reason}; or plan "
                 "beforehand with rankwise.rank_plan and train plan.to_config()"
             )
         assert isinstance(trainer.model, nn.Module)
-        with bar_of_passes(trainer.args):
+        with bar_of_passes(trainer.args), called("rankwise.AllocationCallback", mapped=True):
             choose_ranks_(
                 trainer.model,
                 paths,
                 probe_batches(dataloader, trainer.args.per_device_train_batch_size, paths.config, 0),
                 optimizer=trainer.optimizer,
-                compute_loss=given[0].compute_loss if given else None,
+                compute_loss=given.compute_loss,
+                draw_losses=given.draw_losses,
                 autocast=_autocast(trainer.args),
+                plan=given.plan,
             )
 
 

@@ -17,6 +17,7 @@ from rankwise.distributed import world_size
 from rankwise.paths.driver import driver
 from rankwise.paths.path_set import PathSet, path_set
 from rankwise.rules.records import record_of
+from rankwise.scores.likelihood import DrawLosses
 from rankwise.scores.probe import Autocast, Batch, ComputeLoss
 
 GREEDY = {"LoraFAOptimizer"}  # optimizers that reckon with gradients without asking whether there are any
@@ -32,6 +33,7 @@ class Training:
         batches: Returns the probe batches of a search of this config, by the search's number; None without batches.
         obstacle: Why there are none, and what would help.
         compute_loss: Called with (model, batch), for losses that the model does not compute itself.
+        draw_losses: For such losses, see ``rankwise.score_paths``.
         autocast: Makes the context of a probe's forward pass.
         loss_scale: Returns the factor that losses are scaled by.
         measure: Called with the model around each scheduled edit.
@@ -42,6 +44,7 @@ class Training:
     batches: Callable[[Any, int], Iterable[Batch]] | None = None
     obstacle: str | None = None
     compute_loss: ComputeLoss | None = None
+    draw_losses: DrawLosses | None = None
     autocast: Autocast = nullcontext
     loss_scale: Callable[[], float] | None = None
     measure: Callable[[nn.Module], float] | None = None

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.optim import Optimizer
 
@@ -16,8 +17,9 @@ from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.method.resizing import resize_
 from rankwise.passes import work
 from rankwise.paths.path_set import PathSet, head_parameters
-from rankwise.planning.choosing import Choice, plan_paths
+from rankwise.planning.choosing import plan_paths
 from rankwise.planning.head_warmup import head_steps, warmed_head
+from rankwise.planning.options import PlanOptions, choice_from
 from rankwise.planning.rank_plan import RankPlan
 from rankwise.rules.budget import fraction_of
 from rankwise.rules.records import HISTORY_FILE, SearchRecord, from_lines, searches
@@ -37,8 +39,7 @@ def choose_ranks_(
     compute_loss: ComputeLoss | None = None,
     draw_losses: DrawLosses | None = None,
     autocast: Autocast = nullcontext,
-    choice: Choice | None = None,
-    head_warmup: int | None = None,
+    plan: PlanOptions | None = None,
 ) -> SearchRecord:
     """Choose the ranks of an adapter's candidates jointly (``rankwise.rank_plan``) and give them to the paths.
 
@@ -52,20 +53,27 @@ def choose_ranks_(
         compute_loss: Called with (model, batch), for losses that the model does not compute itself.
         draw_losses: For such losses, see ``rankwise.rank_plan``.
         autocast: Makes the context of each forward pass.
-        choice: How to choose; the defaults of ``rankwise.rank_plan`` if left out.
-        head_warmup: Steps for which a fresh classification head is trained alone before, and put back.
+        plan: Options of ``rankwise.rank_plan``; its defaults if left out. A head that is trained before is put back.
 
     Raises:
-        ValueError: An optimizer owns the candidates, or what ``rankwise.rank_plan`` raises.
+        ValueError: An option is unknown or out of range, an optimizer owns the candidates, or what
+            ``rankwise.rank_plan`` raises.
     """
     began = time.perf_counter()
     if optimizer is not None:
         check_not_owned(paths, optimizer)
     config: HeteroLoraConfig = paths.config
+    choice, head_warmup = choice_from(plan, seed=config.seed)
+    if choice.time_limit is not None and not isinstance(model, PeftModel):
+        raise ValueError(
+            f"time_limit={choice.time_limit!r} times steps of a PeftModel, and this is a {type(model).__name__}: "
+            "make it with peft.get_peft_model, or leave time_limit out"
+        )
     with same_draws(model):  # a collator may draw
         given = [batch for _, batch in zip(range(config.score_batches), batches, strict=False)]
     loss_of = loss_in(compute_loss or model_loss, autocast)
-    steps = head_steps(model, given, head_warmup)
+    fewest = choice.check_batches(given, next(model.parameters()).device)
+    steps = head_steps(model, given[:fewest], head_warmup)
     # Candidates are off until they have a rank; probing makes every one of them contribute (B is zero, so nothing
     # moves).
     before, paths.session.probing = paths.session.probing, True
@@ -77,7 +85,7 @@ def choose_ranks_(
             torch.enable_grad(),
         ):
             model.eval()
-            plan = plan_paths(
+            made = plan_paths(
                 model,
                 paths,
                 given,
@@ -85,12 +93,13 @@ def choose_ranks_(
                 drawn_loss(draw_losses, autocast, to_device, config.seed),
                 budget=budget_of(paths),
                 scale=config.lora_alpha / config.r,
-                choice=choice or Choice(seed=config.seed),
+                choice=choice,
+                rows=draw_losses is None,
                 passes=steps,
             )
     finally:
         paths.session.probing = before
-    return adopt_(model, paths, plan, time.perf_counter() - began)
+    return adopt_(model, paths, made, time.perf_counter() - began)
 
 
 def adopt_(model: nn.Module, paths: PathSet, plan: RankPlan, seconds: float) -> SearchRecord:
@@ -146,6 +155,26 @@ def check_not_owned(paths: PathSet, optimizer: Optimizer) -> None:
             "granularity='rank' makes the paths anew when their ranks are chosen, and the optimizer was made before: "
             "make it after rankwise.Allocator(model, batches=...), let Trainer make its own, or plan beforehand with "
             "rankwise.rank_plan(base, batches, budget=...) and train plan.to_config()"
+        )
+
+
+def check_plan(plan: PlanOptions | None, configs: Iterable[object]) -> None:
+    """Refuse options of a rank plan that are wrong, or that no adapter makes a plan with.
+
+    Args:
+        plan: What the user gave as ``plan=``.
+        configs: The adapters' configs.
+
+    Raises:
+        ValueError: One is unknown or out of range, or no config has ``granularity="rank"``.
+    """
+    if plan is None:
+        return
+    choice_from(plan, seed=0)
+    if not any(isinstance(config, HeteroLoraConfig) and config.granularity == "rank" for config in configs):
+        raise ValueError(
+            f"plan={dict(plan)!r:.80} has options of a rank plan, and nothing here makes one: set granularity='rank' "
+            "in HeteroLoraConfig, or leave plan= out"
         )
 
 
