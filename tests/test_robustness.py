@@ -33,7 +33,7 @@ def test_targets_left_out_are_the_familys(fields: dict[str, Any]) -> None:
     linear = [name for name, path in rankwise.named_paths(model).items() if path.kind == "linear"]
     assert linear == [f"layers.{block}.{name}" for block in range(2) for name in ("query", "value")]
     assert rankwise.plan(tiny_bert(), HeteroLoraConfig(r=2, budget=1.0)).candidates == 4
-    assert rankwise.plan_lora(tiny_bert(), class_batches(), budget=0.5).r == 8
+    assert rankwise.plan_lora(tiny_bert(), class_batches(), budget=0.5, granularity="path").r == 8
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["plain", "shared"])

@@ -41,6 +41,9 @@ def test_planning_a_lora_leaves_the_model_as_found(proxy: str, task_type: str | 
     assert len(planned.target_modules or ()) == 1
 
 
+PATHS: dict[str, Any] = {"granularity": "path", "target_modules": ["query", "value"]}
+
+
 def broken(batches: list[Batch]) -> Iterator[Batch]:
     yield batches[0]
     raise RuntimeError("the disk went away")
@@ -75,7 +78,7 @@ def test_planning_a_lora_that_fails_leaves_the_model_as_found(
     model = used_model()
     before = snapshot(model)
     with pytest.raises(error, match=words):
-        rankwise.plan_lora(model, batches, **{"target_modules": ["query", "value"], **fields})
+        rankwise.plan_lora(model, batches, **{**PATHS, **fields})
     assert_same(before, snapshot(model))
 
 
@@ -99,7 +102,7 @@ def test_a_target_refused_halfway_leaves_no_half_built_adapter() -> None:
 def test_nothing_of_the_search_stays_on_the_model() -> None:
     model = tiny_bert()
     attributes, hooks = set(vars(model)), len(model._forward_pre_hooks)
-    planned = rankwise.plan_lora(model, class_batches(), target_modules=["query", "value"], task_type="SEQ_CLS")
+    planned = rankwise.plan_lora(model, class_batches(), **PATHS, task_type="SEQ_CLS")
     assert len(model._forward_pre_hooks) == hooks
     assert set(vars(model)) == attributes
     wrapped = get_peft_model(model, planned)  # a warning that the model has an adapter already would be an error here
@@ -124,7 +127,7 @@ def test_the_planned_lora_obeys_the_budget(budget: float, proxy: str) -> None:
 def test_the_planned_lora_takes_the_highest_scores_and_trains_with_plain_peft(tmp_path: Path) -> None:
     model, batches = tiny_bert(4), class_batches()
     fields: dict[str, Any] = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS", "r": 2, "lora_alpha": 4}
-    planned = rankwise.plan_lora(model, batches, budget=0.5, lora_dropout=0.1, **fields)
+    planned = rankwise.plan_lora(model, batches, budget=0.5, lora_dropout=0.1, granularity="path", **fields)
     scores = rankwise.score_paths(adapted(tiny_bert(4), **fields), batches)
     best = sorted(scores, key=scores.__getitem__)[-4:]
     names = {f"bert.encoder.layer.{name.split('.')[1]}.attention.self.{name.split('.')[2]}" for name in best}
@@ -170,6 +173,8 @@ def test_a_model_that_has_an_adapter_is_not_planned_over() -> None:
     expected, before = logits(model), set(rankwise.named_paths(model))
     with pytest.raises(ValueError, match="adapter"):
         rankwise.plan_lora(model, class_batches(), target_modules=["value"])
+    with pytest.raises(ValueError, match="adapter"):
+        rankwise.plan_lora(model, class_batches(), target_modules=["value"], granularity="path")
     assert set(rankwise.named_paths(model)) == before
     torch.testing.assert_close(logits(model), expected, rtol=0, atol=0)
 
@@ -185,11 +190,25 @@ def test_plan_lora_by_rank_is_a_rank_plan() -> None:
     assert (config.target_modules, config.rank_pattern) == (expected.target_modules, expected.rank_pattern)
 
 
+def test_a_plan_is_by_rank_unless_something_asks_for_whole_paths() -> None:
+    fields: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 8}
+    model, batches = tiny_llama(), text_batches(6, 4)
+    whole = sum(path.num_parameters for path in rankwise.named_paths(adapted(tiny_llama(), **fields)).values())
+    planned = rankwise.plan_lora(model, batches, budget=0.5, **fields)
+    counted = rankwise.plan_lora(model, batches, budget=whole // 2, granularity="rank", **fields)
+    assert planned.to_dict() == counted.to_dict()
+    assert len({planned.r, *(planned.rank_pattern or {}).values()}) > 1, "ranks differ, which whole paths' would not"
+    for asks in ({"proxy": "snip"}, {"score_on": "factors"}, {"budget_unit": "paths", "budget": 2}):
+        by_path = rankwise.plan_lora(model, batches, **{"budget": 0.5, **fields, **asks})
+        assert (by_path.r, by_path.rank_pattern) == (4, {})
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"granularity": "ranks"}, "granularity='ranks' is not one of 'path', 'rank', did you mean 'rank'"),
-        ({"budget": 0.25}, r"budget=0\.25 is a fraction of whole paths; granularity='rank' needs a number"),
+        ({"budget": 1.5}, r"budget=1\.5 must be above 0 and at most 1, a fraction of .* at r=8, or a number"),
+        ({"budget": 0.0}, r"budget=0\.0 must be above 0"),
         ({"budget": "500"}, "budget='500' must be a number of parameters"),
         ({"budget": True}, "budget=True must be a number of parameters"),
         ({"proxy": "snip"}, "proxy='snip' goes by whole paths, and granularity='rank' needs proxy='newton'"),
@@ -222,7 +241,7 @@ def test_by_rank_only_the_ratio_of_alpha_and_r_counts() -> None:
 def test_what_is_left_of_a_budget_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """Two paths of 64 parameters fit into 130."""
     with caplog.at_level("INFO", logger="rankwise"):
-        rankwise.plan_lora(tiny_bert(), class_batches(), budget=130, target_modules=["query", "value"], r=2)
+        rankwise.plan_lora(tiny_bert(), class_batches(), budget=130, **PATHS, r=2)
     assert "plan_lora: 2 of 130 are left" in caplog.text
 
 

@@ -13,9 +13,9 @@ from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.errors import called, check_choice
 from rankwise.method.export import plain_config
 from rankwise.paths.path_set import has_adapter, path_set
-from rankwise.planning.candidates import on_base
+from rankwise.planning.candidates import on_base, with_candidates
 from rankwise.planning.ranks import rank_plan
-from rankwise.rules.budget import why_unspent
+from rankwise.rules.budget import fraction_of, why_unspent
 from rankwise.scores.probe import Batch, ComputeLoss, score_paths
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def plan_lora(
     batches: Iterable[Batch],
     *,
     budget: float | int = 0.25,
-    granularity: str = "path",
+    granularity: str | None = None,
     proxy: str | None = None,
     score_on: str = "weight",
     budget_unit: str = "parameters",
@@ -40,21 +40,22 @@ def plan_lora(
 ) -> LoraConfig:
     """Plan a plain LoRA: score every candidate once, choose under the budget, and return PEFT's own config.
 
-    By path this is static HeteroLoRA (arXiv 2406.14956, section 3.2), which gives a path its whole rank or nothing, for
-    any tool that takes a ``LoraConfig``. By rank it is ``rankwise.rank_plan``, which has more options and says more.
-    The model is as before afterwards.
+    By rank it is ``rankwise.rank_plan``, which has more options and says more. By path it is static HeteroLoRA (arXiv
+    2406.14956, section 3.2), which gives a path its whole rank or nothing; on our tasks that ended above uniform LoRA,
+    and a plan by rank never did (docs/where-it-pays.md). The model is as before afterwards.
 
     Args:
         model: A base model, without adapters.
         batches: Training batches with labels to score on; none for ``constant``, ``random`` and ``synflow``.
-        budget: A fraction of the candidates' parameters, or a count; by rank always a count.
-        granularity: ``"path"`` or ``"rank"``.
+        budget: A fraction of the candidates' parameters at rank ``r``, or a count.
+        granularity: ``"rank"`` or ``"path"``; if left out ``"rank"``, unless ``proxy``, ``score_on`` or
+            ``budget_unit`` ask for what only whole paths have.
         proxy: The score; ``"grad_norm"`` by path and ``"newton"``, the only one, by rank.
         score_on: ``"weight"`` or ``"factors"``.
         budget_unit: ``"parameters"`` or ``"paths"``.
         target_modules: The candidates, as in ``LoraConfig``; if left out PEFT's default for the family, by rank all
             projections but the head.
-        r: Rank of each path; by rank only ``lora_alpha / r`` counts, the scale of every path.
+        r: Rank of each path; by rank what a fraction is one of, and ``lora_alpha / r`` is the scale of every path.
         lora_alpha: Alpha of each path.
         lora_dropout: Dropout of each path.
         task_type: PEFT's task type, for the returned config.
@@ -65,10 +66,12 @@ def plan_lora(
         ValueError: A value is outside what is allowed, there are no batches where they are needed, or nothing fits
             into the budget.
     """
+    by_path = (proxy or "newton", score_on, budget_unit) != ("newton", "weight", "parameters")
+    granularity = granularity or ("path" if by_path else "rank")
     check_choice("granularity", granularity, ("path", "rank"))
     if granularity == "rank":
-        _check_by_rank(budget, proxy, score_on, budget_unit, r)
-        parameters: Any = budget
+        _check_by_rank(proxy, score_on, budget_unit, r)
+        parameters: Any = _count_of(budget, model, target_modules, r) if isinstance(budget, float) else budget
         with called("rankwise.rank_plan"):  # which has the options that an error may ask for
             made = rank_plan(
                 model,
@@ -128,14 +131,21 @@ def _chosen_modules(
     return modules
 
 
-def _check_by_rank(budget: float | int, proxy: str | None, score_on: str, budget_unit: str, r: int) -> None:
+def _count_of(fraction: float, model: nn.Module, target_modules: Any, r: int) -> int:
+    """Return a fraction of the candidates' parameters at rank ``r`` as a count."""
+    if not 0 < fraction <= 1:
+        raise ValueError(
+            f"budget={fraction!r} must be above 0 and at most 1, a fraction of the candidates' parameters at r={r}, or "
+            "a number of parameters (int)"
+        )
+    with with_candidates(model, "linear", target_modules, seed=0) as wrapped:
+        return fraction_of(fraction, r * sum(path_set(wrapped).costs().values()))
+
+
+def _check_by_rank(proxy: str | None, score_on: str, budget_unit: str, r: int) -> None:
     """Refuse what only whole paths have, and a rank that no scale can be taken from."""
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
         raise ValueError(f"r={r!r} must be a whole number of at least 1: lora_alpha / r is the scale of every path")
-    if isinstance(budget, float):
-        raise ValueError(
-            f"budget={budget!r} is a fraction of whole paths; granularity='rank' needs a number of parameters (int)"
-        )
     given = {"proxy": (proxy or "newton", "newton"), "score_on": (score_on, "weight")}
     given["budget_unit"] = (budget_unit, "parameters")
     for name, (value, needed) in given.items():
