@@ -13,7 +13,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help install demo test slow quantised browser docs lint format bench lock clean
+.PHONY: help install demo test slow quantised loops browser docs lint format bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -40,6 +40,10 @@ quantised: install  ## Paths beside weights in 4 and 8 bits: installs the librar
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps bitsandbytes==0.50.2 torchao==0.18.0
 	$(PYTEST) -m "not gpu" tests/method/test_quantised_bases.py tests/runs/building/test_quantised.py \
 		tests/test_recipes.py -k "quantised or qlora"
+
+loops: install  ## Lightning, Ray Train and a study on a Ray cluster: installs the libraries first
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check lightning==2.6.6 ray==2.60.0
+	$(PYTEST) -n 0 -m "slow and not gpu" tests/test_training_examples.py tests/study/test_on_ray.py -k "lightning or ray"
 
 browser: install  ## The report in a headless Chromium (Debian: chromium chromium-driver); skipped where there is none
 	$(PYTEST) -n 0 -m browser $(ARGS)

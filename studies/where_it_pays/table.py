@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from studies.kept import kept_tables
 from studies.where_it_pays.layout import overlap
 from studies.where_it_pays.questions import seed_against_seed, whole_against_parts
 from studies.where_it_pays.stats import better_rate, rank_correlation, reservation
@@ -346,7 +347,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results/where-it-pays"))
     parser.add_argument("--into", type=Path, nargs="+", help="pages with the tables' headings")
     given = parser.parse_args()
-    tables = tables_of(given.results)
+    tables = tables_of(given.results) | kept_tables()
     if given.into:
         for file, page in put_in({file: file.read_text(encoding="utf-8") for file in given.into}, tables).items():
             write_text_atomic(file, page)

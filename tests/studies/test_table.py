@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from studies.kept import kept_tables
 from studies.where_it_pays.table import ablations, comparison, correlations, put_in, rates_table, tables_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,4 +70,5 @@ def test_pages_get_their_tables_and_keep_the_rest() -> None:
 def test_the_pages_show_the_tables_of_the_results() -> None:
     files = [ROOT / "docs" / "where-it-pays.md", *sorted((ROOT / "docs" / "studies").glob("*.md"))]
     pages = {file: file.read_text(encoding="utf-8") for file in files}
-    assert put_in(pages, tables_of(ROOT / "results" / "where-it-pays")) == pages
+    tables = tables_of(ROOT / "results" / "where-it-pays") | kept_tables(ROOT / "results" / "studies")
+    assert put_in(pages, tables) == pages

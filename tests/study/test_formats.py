@@ -99,10 +99,10 @@ def test_markdown_escapes_what_ends_a_cell() -> None:
 def test_csv_has_one_column_for_each_number_of_all_tables() -> None:
     rows = list(csv.reader(io.StringIO(as_csv([MADE, OTHER]))))
     assert rows == [
-        ["table", "arm", "x", "y, mean", "y, sd"],
-        ["a_b [red] & 50 %", "q|v", "0.5", "", ""],
-        ["a_b [red] & 50 %", "[b]", "", "", ""],
-        ["second", 'é, "x"', "", "1.0", ""],
+        ["table", "arm", "x", "y, mean", "y, sd", "note"],
+        ["a_b [red] & 50 %", "q|v", "0.5", "", "", MADE.note],
+        ["a_b [red] & 50 %", "[b]", "", "", "", MADE.note],
+        ["second", 'é, "x"', "", "1.0", "", OTHER.note],
     ]
     (row,) = csv.DictReader(io.StringIO(as_csv([Table("t", ["d", "s"], [[DIFFERENCE, Span(1, 2)]], "")])))
     ends = ("mean", "low", "high", "detectable", "bootstrap low", "bootstrap high")

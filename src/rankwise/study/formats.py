@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from rankwise.study.statistics import Difference, Summary
 from rankwise.study.tables import Span, Table, Value
 
+NOTE = "note"  # a column of the CSV
 TEX = {
     "\\": r"\textbackslash{}",
     "^": r"\textasciicircum{}",
@@ -93,10 +94,14 @@ def _tex(words: str) -> str:
 
 
 def as_csv(tables: Sequence[Table]) -> str:
-    """Return the tables as one CSV, a number in each cell: means, deviations, interval ends in columns of their own."""
+    """Return the tables as one CSV, a number in each cell: means, deviations, interval ends in columns of their own.
+
+    The last column has the table's note, with the number of runs and the command.
+    """
     out = io.StringIO()
     rows = [row for table in tables for row in _records(table)]
-    fields = list(dict.fromkeys(name for row in rows for name in row))
+    fields = list(dict.fromkeys(name for row in rows for name in row if name != NOTE))
+    fields += [NOTE] * any(NOTE in row for row in rows)
     writer = csv.DictWriter(out, fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -118,7 +123,7 @@ def _records(table: Table) -> list[dict[str, object]]:
                 record |= {f"{name}, {part}": number for part, number in value._asdict().items()}
             else:
                 record[name] = "" if value is None else value
-        records.append(record)
+        records.append({**record, NOTE: table.note} if table.note else record)
     return records
 
 

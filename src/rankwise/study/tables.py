@@ -89,7 +89,7 @@ def study_tables(folder: StudyFolder, study: Study) -> list[Table]:
         ValueError: None has.
     """
     plan = folder.plan(study)
-    about = made_by(folder, plan.cells)
+    about, said = made_by(folder, plan.cells), [f"{note}." for note in plan.notes]
     points: dict[str, list[Run]] = {}
     for group in study.groups:
         where = ", ".join(f"{axis} {label}" for axis, label in group.point.items()) or study.title
@@ -99,13 +99,13 @@ def study_tables(folder: StudyFolder, study: Study) -> list[Table]:
             if cell.group == group.name and cell.role == "report" and folder.run(cell).finished
         )
     tables = [
-        compared(runs, baseline=study.baseline, title=where, about=" ".join([*about, *plan.notes]))
+        compared(runs, baseline=study.baseline, title=where, about=" ".join([*about, *said]))
         for where, runs in points.items()
         if runs
     ]
     if not tables:
         raise ValueError(
-            f"{folder.root}: no run of the report has finished yet. {' '.join(plan.notes)} "
+            f"{folder.root}: no run of the report has finished yet. {' '.join(said)} "
             f"See rankwise study status {folder.root}"
         )
     return tables

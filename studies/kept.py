@@ -1,0 +1,73 @@
+"""Keep what a study measured without its weights, and read the tables of what was kept.
+
+Run: python -m studies.kept STUDY_FOLDER results/studies/NAME --as MODEL=/path/of/the/model DATA=/path/of/the/data
+Every run's ``metrics.json`` and ``study.json`` are copied, the places of this machine written as the names that are
+given for them. ``rankwise study table results/studies/NAME`` reads the copy as it reads the study.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rankwise.files import write_text_atomic
+from rankwise.study.folder import StudyFolder
+from rankwise.study.formats import markdown
+from rankwise.study.plan import Study
+from rankwise.study.tables import study_tables
+
+KEPT = Path("results/studies")
+
+
+def keep(study: Path, out: Path, names: Mapping[str, str]) -> int:
+    """Copy a study's figures and return how many runs there are.
+
+    Args:
+        study: The study's folder.
+        out: Where to.
+        names: What is written in the place of a path of this machine.
+    """
+    files = [study / "study.json", *sorted(study.glob("*/*/metrics.json"))]
+    for file in files:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content.get("metrics", {}).pop("log", None)  # the training curve: a large part, and in no table
+        text = json.dumps(content, indent=1)
+        for path, name in names.items():
+            text = text.replace(path, name)
+        target = out / file.relative_to(study)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(target, text + "\n")
+    return len(files) - 1
+
+
+def kept_tables(root: Path = KEPT) -> dict[str, str]:
+    """Return the Markdown tables of every study that was kept, by their headings."""
+    tables = {}
+    for file in sorted(root.glob("*/study.json")):
+        folder = StudyFolder(file.parent)
+        study = folder.planner()
+        assert isinstance(study, Study), f"{file.parent} holds a race"
+        for table in study_tables(folder, study):
+            _, heading, body = markdown([table]).partition(f"### {table.title}\n\n")
+            assert heading
+            tables[table.title] = body.split("\n\n")[0]
+    return tables
+
+
+def main() -> None:
+    """Keep one study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--as", dest="names", nargs="+", default=[], metavar="NAME=PATH")
+    given = parser.parse_args()
+    names = {path: name for name, _, path in (each.partition("=") for each in given.names)}
+    longest_first = dict(sorted(names.items(), key=lambda item: -len(item[0])))
+    print(f"{keep(given.study, given.out, longest_first)} runs in {given.out}")
+
+
+if __name__ == "__main__":
+    main()

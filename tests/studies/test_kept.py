@@ -1,0 +1,36 @@
+"""A study that was kept says nothing of the machine it ran on, and its tables are read from the copy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from studies.kept import keep, kept_tables
+
+from rankwise.study.folder import StudyFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_places_are_named_and_training_curves_left_out(tmp_path: Path) -> None:
+    study, out = tmp_path / "study", tmp_path / "kept"
+    cell = study / "arm" / "report-rate-0.1-seed-0"
+    cell.mkdir(parents=True)
+    (study / "study.json").write_text(json.dumps({"command": "run --model /here/models/small --data /here/text"}))
+    (cell / "metrics.json").write_text(json.dumps({"model": "/here/models/small", "metrics": {"last": 1, "log": [2]}}))
+    (cell / "config.yaml").write_text("model: /here/models/small")
+    assert keep(study, out, {"/here/models/small": "MODEL", "/here": "DATA"}) == 1
+    assert json.loads((out / "study.json").read_text()) == {"command": "run --model MODEL --data DATA/text"}
+    (kept,) = [file for file in out.rglob("*") if file.is_file() and file.name != "study.json"]
+    assert kept.relative_to(out) == (cell / "metrics.json").relative_to(study)
+    assert json.loads(kept.read_text()) == {"model": "MODEL", "metrics": {"last": 1}}
+
+
+def test_every_study_that_was_kept_has_tables_and_its_names() -> None:
+    root = ROOT / "results" / "studies"
+    folders = [file.parent for file in root.glob("*/study.json")]
+    assert len(kept_tables(root)) >= len(folders) > 0
+    for folder in folders:
+        assert " /" not in StudyFolder(folder).command
+        for file in folder.rglob("*.json"):
+            assert '"/' not in file.read_text(encoding="utf-8"), f"{file} names a place of one machine"
