@@ -250,9 +250,19 @@ def named_paths(model: nn.Module, adapter: str | None = None) -> dict[str, LowRa
     return dict(path_set(model, adapter).paths)
 
 
-def head_parameters(model: nn.Module, paths: PathSet) -> int:
-    """Return how many parameters train beside an adapter's paths and those of others: heads, ``modules_to_save``."""
+def beside_paths(model: nn.Module, paths: PathSet) -> list[nn.Parameter]:
+    """Return the parameters of a model that no path has, of this adapter or of another: the base's, heads, others'."""
     others = [sets for holder in holders(model).values() for sets in holder.rankwise_paths.values()]
     own = {id(p) for each in [paths, *others] for path in each.resident for p in path.parameters}
     found = {id(p): p for _, module in _modules_of(model) for p in module._parameters.values() if p is not None}
-    return sum(p.numel() for p in found.values() if p.requires_grad and id(p) not in own)
+    return [parameter for key, parameter in found.items() if key not in own]
+
+
+def head_parameters(model: nn.Module, paths: PathSet) -> int:
+    """Return how many parameters train beside an adapter's paths and those of others: heads, ``modules_to_save``."""
+    return trainable_of(beside_paths(model, paths))
+
+
+def trainable_of(parameters: Iterable[nn.Parameter]) -> int:
+    """Return how many of some parameters' numbers train."""
+    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)

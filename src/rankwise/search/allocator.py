@@ -22,7 +22,7 @@ from rankwise.distributed import check_same_everywhere
 from rankwise.edits import apply_to_paths_
 from rankwise.errors import called
 from rankwise.passes import work
-from rankwise.paths.path_set import head_parameters, path_set
+from rankwise.paths.path_set import path_set, trainable_of
 from rankwise.planning.options import PlanOptions
 from rankwise.rules.budget import resolve_budget, why_unspent
 from rankwise.rules.edits import switches
@@ -96,9 +96,7 @@ class Allocator(Listener):
         self._batches = batches
         self._compute_loss, self._draw_losses = compute_loss or model_loss, draw_losses
         self._caller = "rankwise.Allocator"  # what the user calls to say something about a search
-        self._autocast = autocast
-        self._loss_scale = loss_scale
-        self.tap_seconds = 0.0
+        self._autocast, self._loss_scale, self.tap_seconds = autocast, loss_scale, 0.0
         config = self.config
         if not isinstance(config, HeteroLoraConfig):
             raise ValueError(
@@ -292,7 +290,8 @@ class Allocator(Listener):
         began = time.perf_counter()
         how, scores = self._scores()
         before = {path.name for path in self.paths.enabled}
-        chosen = self.policy.choose(scores.values, self.paths.costs(), self.searches, limit=self.limit)
+        costs, limit = self.paths.costs(), self.limit
+        chosen = self.policy.choose(scores.values, costs, self.searches, limit=limit)
         if chosen is None:
             warnings.warn(
                 f"no path has a finite {self.policy.proxy} score at step {self.step}: the allocation stays as it is; "
@@ -301,16 +300,17 @@ class Allocator(Listener):
             )
             # Keeping what is on beats choosing by nothing; training goes on, the record says that no score was finite.
             chosen = before
-        names = [name for name in self.paths.paths if name in chosen]
+        names = [name for name in costs if name in chosen]
         # Before the switch, not after: processes that disagree must stop while all of them are still whole.
         check_same_everywhere(names, f"the allocation at step {self.step}", self.paths.resident[0].lora_A.device)
         apply_to_paths_(self.paths, switches(before, chosen), self.optimizer)
-        record = self._record(how, scores, names, before, time.perf_counter() - began)
+        unspent = why_unspent(names, self.policy.prices(costs), limit)
+        record = self._record(how, scores, names, before, unspent, time.perf_counter() - began)
         self.paths.history.append(record)
         self.seen = self.searches
         logger.info("search %d at step %d: %d paths on", record.search, self.step, len(names))
-        if record.unspent:
-            logger.info("search %d: %s", record.search, record.unspent)
+        if unspent:
+            logger.info("search %d: %s", record.search, unspent)
         return record
 
     def _scores(self) -> tuple[str, Scores]:
@@ -351,7 +351,9 @@ class Allocator(Listener):
             )
         return "probe", scores
 
-    def _record(self, how: str, scores: Scores, chosen: list[str], before: set[str], seconds: float) -> SearchRecord:
+    def _record(
+        self, how: str, scores: Scores, chosen: list[str], before: set[str], unspent: str, seconds: float
+    ) -> SearchRecord:
         # What taps cost since the last search belongs to this one.
         tap_seconds, self.tap_seconds = self.tap_seconds, 0.0
         return SearchRecord(
@@ -365,9 +367,9 @@ class Allocator(Listener):
             chosen=chosen,
             switched_on=sorted(set(chosen) - before),
             switched_off=sorted(before - set(chosen)),
-            counts={**self.paths.counts(), "head": head_parameters(self.model, self.paths)},
+            counts={**self.paths.counts(), "head": trainable_of(self.beside)},
             budget=self.config.budget,
-            unspent=why_unspent(chosen, self.policy.prices(self.paths.costs()), self.limit),
+            unspent=unspent,
             seconds=seconds,
             tap_seconds=tap_seconds,
         )

@@ -16,7 +16,7 @@ from rankwise.configs.lor2c import Lor2cConfig
 from rankwise.distributed import check_same_everywhere
 from rankwise.edits import apply_to_paths_
 from rankwise.paths.low_rank_path import LowRankPath
-from rankwise.paths.path_set import head_parameters
+from rankwise.paths.path_set import trainable_of
 from rankwise.rules.edit_policy import Candidate, choose_injection, choose_merge
 from rankwise.rules.edit_schedule import EditSchedule
 from rankwise.rules.edits import Disable, Edit
@@ -177,7 +177,7 @@ class Editor(Listener):
             unscored=[name for name, score in scores.items() if score is None],
             before=before,
             chosen=[path.name for path in self.paths.enabled],
-            counts={**self.paths.counts(), "head": head_parameters(self.model, self.paths)},
+            counts={**self.paths.counts(), "head": trainable_of(self.beside)},
             seconds=seconds,
             measured=measured,
         )

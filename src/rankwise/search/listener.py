@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 
 from rankwise.distributed import world_size
 from rankwise.paths.driver import driver
-from rankwise.paths.path_set import PathSet, path_set
+from rankwise.paths.path_set import PathSet, beside_paths, path_set
 from rankwise.rules.records import record_of
 from rankwise.scores.likelihood import DrawLosses
 from rankwise.scores.probe import Autocast, Batch, ComputeLoss
@@ -108,6 +109,11 @@ class Listener:
     def config(self) -> Any:
         """The adapter's config."""
         return self.paths.config
+
+    @cached_property
+    def beside(self) -> list[nn.Parameter]:
+        """The model's parameters that no path has; looked for once, as that walks the whole model."""
+        return beside_paths(self.model, self.paths)
 
     @property
     def model(self) -> nn.Module:
