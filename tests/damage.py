@@ -108,8 +108,7 @@ def _value(draw: Draw, file: Path) -> str:
     lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
     number = draw(st.integers(0, len(lines) - 1))
     document = json.loads(lines[number])
-    places = list(_places(document))
-    container, key = draw(st.sampled_from(places))
+    container, key = draw(st.sampled_from(list(places(document))))
     value = draw(st.sampled_from([*VALUES, "DELETE", "ADD"]))
     if value == "DELETE":
         del container[key]
@@ -122,13 +121,14 @@ def _value(draw: Draw, file: Path) -> str:
     return f"{key} -> {value!r}"
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every container in a document with every key, or place, that it has."""
     items = (
         list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
     )
     for key, each in items:
         yield value, key
-        yield from _places(each)
+        yield from places(each)
 
 
 def _tensor(draw: Draw, file: Path) -> str:
@@ -266,10 +266,12 @@ def resume_outcome(recipe: Path, folder: Path, finished: Path) -> str:
 
 
 def use_outcome(folder: Path) -> str:
-    """Export a finished run and draw its report, and say ``done`` or ``refused``."""
+    """Export, draw, list and ask a finished run, and say ``done`` or ``refused``."""
     found = {command_outcome("export", str(folder), str(folder.parent / "exported"))}
     shutil.rmtree(folder.parent / "exported", ignore_errors=True)
     found.add(command_outcome("report", str(folder), "--out", str(folder.parent / "report")))
+    found.add(command_outcome("runs", str(folder.parent)))
+    found.add(command_outcome("predict", str(folder), "one text", "and another"))
     return "refused" if "refused" in found else "done"
 
 

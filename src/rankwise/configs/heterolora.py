@@ -153,6 +153,8 @@ class HeteroLoraConfig(PathConfig):
         self.shortcuts = [] if given is None else given
         if isinstance(given, str):
             raise ValueError(f"shortcuts={given!r} must be a list: shortcuts=[{given!r}]")
+        if not isinstance(self.shortcuts, (list, tuple, set)):
+            raise ValueError(f"shortcuts={given!r} must be a list of {', '.join(map(repr, BLOCK_KINDS))}")
         for kind in self.shortcuts:
             check_choice("shortcuts", kind, BLOCK_KINDS)
         self.shortcuts = [kind for kind in BLOCK_KINDS if kind in set(self.shortcuts)]  # each once, in one order
@@ -178,6 +180,9 @@ class HeteroLoraConfig(PathConfig):
             raise ValueError("rank_shape='shortcuts' gives what r leaves to shortcuts, and there are none: name some")
 
     def _check_shortcut_ranks(self) -> None:
+        given: Any = self.shortcut_ranks
+        if given is not None and (not isinstance(given, dict) or not all(isinstance(name, str) for name in given)):
+            raise ValueError(f"shortcut_ranks={given!r} must give names a rank, as in {{'layers.3.res1': 2}}")
         for name, rank in (self.shortcut_ranks or {}).items():
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
                 raise ValueError(

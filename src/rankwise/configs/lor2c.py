@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -124,8 +125,11 @@ class Lor2cConfig(PathConfig):
         share: Any = self.share
         if not isinstance(share, bool):
             raise ValueError(f"share={share!r} must be True or False")
+        self.check_types("inject_targets", "freeze_merged", "separate_edits", "strict_neighbours")
         alpha = self.inject_alpha
-        if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not alpha > 0):
+        if alpha is not None and (
+            isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf
+        ):
             raise ValueError(f"inject_alpha={alpha!r} must be positive, or None for lora_alpha * inject_r / r")
         if self.injections and self.inject_targets != [] and self.inject_rank < 1:
             raise ValueError(f"r={self.r} leaves inject_r = r // 2 = 0: give inject_r, or raise r")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from typing import Any, ClassVar, NamedTuple
 
 from peft import LoraConfig
 
+from rankwise.fields import wrong_field
 from rankwise.rules.policy import Policy
 
 # Options of PEFT's LoRA that give a path another formula than W0 + s B A, or change W0 while building it.
@@ -28,6 +31,14 @@ UNSUPPORTED: dict[str, str] = {
 }
 RETIRED = {"cost": "parameters"}
 INITS = (True, False, "gaussian", "orthogonal")
+# What PEFT fills in, or checks by itself.
+UNTYPED = {"task_type", "peft_type", "auto_mapping", "runtime_config", "init_lora_weights", *UNSUPPORTED}
+TYPED = tuple(field.name for field in fields(LoraConfig) if field.name not in UNTYPED)
+WIDER: dict[str, Any] = {  # PEFT takes other numbers than its annotation says, and says nothing of what is inside
+    "lora_alpha": float,
+    "rank_pattern": dict[str, int] | None,
+    "alpha_pattern": dict[str, float] | None,
+}
 
 
 class BlockPaths(NamedTuple):
@@ -72,6 +83,10 @@ class PathConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         """Check PEFT's options."""
+        self.check_types(*TYPED, "seed")  # first: PEFT counts on them
+        for name in ("rank_pattern", "alpha_pattern"):
+            if getattr(self, name) is None:
+                setattr(self, name, {})
         super().__post_init__()
         self.rankwise_version = self.rankwise_version or version("rankwise")
         self._check_lora_options()
@@ -133,6 +148,12 @@ class PathConfig(LoraConfig):
         """Return the config that sizes the linear paths."""
         return self
 
+    def check_types(self, *names: str) -> None:
+        """Refuse values of these fields that are not of the field's type."""
+        wrong = wrong_field(type(self), {name: getattr(self, name) for name in names}, **WIDER)
+        if wrong is not None:
+            raise ValueError(wrong)
+
     def check_whole_numbers(self, *, optional: tuple[str, ...] = (), **least: int) -> None:
         """Refuse fields that are no whole numbers of at least the given size."""
         for name, lowest in least.items():
@@ -142,12 +163,38 @@ class PathConfig(LoraConfig):
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least {lowest}")
 
+    def _check_expressions(self, name: str) -> None:
+        """Refuse what PEFT would take for a regular expression and can't: it would say so without the field."""
+        value = getattr(self, name)
+        listed = [] if value is None or (name == "exclude_modules" and not isinstance(value, str)) else value
+        for expression in [listed] if isinstance(listed, str) else listed:
+            try:
+                re.compile(f"({expression})")
+            except re.error as error:
+                raise ValueError(
+                    f"{name}: {expression!r} is taken for a regular expression, and is not a valid one ({error}): "
+                    "write .* for any characters"
+                ) from error
+
     def _check_lora_options(self) -> None:
+        self.check_whole_numbers(r=1)
+        sizes = {"lora_alpha": self.lora_alpha} | {f"alpha_pattern[{k!r}]": v for k, v in self.alpha_pattern.items()}
+        for name, alpha in sizes.items():
+            if not 0 < alpha < math.inf:
+                raise ValueError(f"{name}={alpha!r} must be a positive number")
+        for key, rank in self.rank_pattern.items():
+            if rank < 1:
+                raise ValueError(f"rank_pattern[{key!r}]={rank!r} must be a whole number of at least 1")
+        for name in ("exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
+            self._check_expressions(name)
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise ValueError(f"lora_dropout={self.lora_dropout!r} must lie in [0, 1)")
         for name, reason in UNSUPPORTED.items():
             if getattr(self, name):
                 raise ValueError(f"{name}={getattr(self, name)!r} can't be searched: {reason}; leave {name} out")
-        if self.init_lora_weights not in INITS:
+        start = self.init_lora_weights
+        if start not in INITS or not isinstance(start, (bool, str)):  # 1 equals True
             raise ValueError(
-                f"init_lora_weights={self.init_lora_weights!r} changes W0 or the ranks after the paths are built; "
+                f"init_lora_weights={start!r} changes W0 or the ranks after the paths are built; "
                 f"use one of {', '.join(map(repr, INITS))}"
             )

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
-from rankwise.runs.building.job import SAME, build, check_extra, training_arguments
+from rankwise.runs.building.job import SAME, build, check_extra, check_launch, training_arguments
 from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.recipe import Recipe, Training
+from rankwise.runs.training.train import train
 
 Make = Callable[..., Recipe]
 
@@ -51,12 +52,29 @@ def test_the_recipe_reaches_the_trainer(make: Make, tmp_path: Path) -> None:
         ("output_dir", "is set by the run itself"),
         ("load_best_model_at_end", "has no effect here: .*`select` says which to save"),
         ("label_smoothing_factor", "has no effect here"),
+        ("fsdp", "training.extra.fsdp is not for a run: .*with_fsdp2.py"),
+        ("fsdp_config", "training.extra.fsdp_config is not for a run: .*DDP"),
+        ("deepspeed", "training.extra.deepspeed is not for a run: .*DDP"),
     ],
 )
 def test_extra_is_checked(key: str, words: str) -> None:
     given = {**dict.fromkeys(SAME.values()), "seed": 0, "save_strategy": "epoch", "output_dir": "x"}
     with pytest.raises(ValueError, match=words):
         check_extra({key: 1}, given)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")])
+def test_what_the_launcher_shards_is_refused(name: str, kind: str) -> None:
+    check_launch({name: "false"})
+    with pytest.raises(ValueError, match=f"told to use {kind} .*with_fsdp2.py"):
+        check_launch({name: "true"})
+
+
+def test_a_sharded_run_is_refused_before_anything_is_written(make: Make, tmp_path: Path) -> None:
+    for key, value in (("fsdp", "full_shard"), ("deepspeed", {"zero_optimization": {"stage": 2}})):
+        with pytest.raises(ValueError, match=f"training.extra.{key} is not for a run"):
+            train(make("lora", training={"extra": {key: value}}), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
 def test_the_head_does_not_depend_on_who_loaded_the_data(make: Make) -> None:

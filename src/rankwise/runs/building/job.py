@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,14 @@ TAKEN = {
     "load_best_model_at_end": "the last and the dev-selected checkpoint are both measured, `select` says which to save",
     "label_smoothing_factor": "a run's losses are not smoothed",
 }
+# Fields, and what accelerate's launcher sets, that would leave no process with whole weights.
+SHARDING = ("fsdp", "fsdp_config", "deepspeed")
+LAUNCHED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+WHOLE = (
+    "a run measures, saves and resumes whole weights, and a search needs the parameters that the optimizer steps: "
+    "train with DDP (torchrun, accelerate launch), or shard with FSDP2 in a loop of your own, as "
+    "examples/training/with_fsdp2.py does"
+)
 # Recipe key -> field of TrainingArguments, where one is the other's value unchanged.
 SAME = {
     "epochs": "num_train_epochs",
@@ -108,7 +117,8 @@ def training_arguments(recipe: Recipe, data: TaskData, output: Path) -> Training
     """Translate the recipe's ``training`` for the Trainer.
 
     Raises:
-        ValueError: ``extra`` names no field of ``TrainingArguments``, or one that the recipe has a key for.
+        ValueError: ``extra`` names no field of ``TrainingArguments``, or one that the recipe has a key for; or the
+            weights would be sharded.
     """
     training = recipe.training
     rhythm = {"epoch": "epoch", "steps": "steps", "never": "no"}[training.evaluate]
@@ -129,6 +139,7 @@ def training_arguments(recipe: Recipe, data: TaskData, output: Path) -> Training
     if training.every is not None:
         given |= {"eval_steps": training.every, "save_steps": training.every}
     check_extra(training.extra, given)
+    check_launch(os.environ)
     if data.learns_answers:
         from rankwise.runs.building.instruction import instruction_arguments
 
@@ -142,12 +153,25 @@ def check_extra(extra: dict[str, Any], given: dict[str, Any]) -> None:
     for key in extra:
         if key not in FIELDS:
             raise ValueError(f"training.extra.{key}: TrainingArguments has no such field{nearest(key, FIELDS)}")
+        if key in SHARDING:
+            raise ValueError(f"training.extra.{key} is not for a run: {WHOLE}")
         if key in TAKEN:
             raise ValueError(f"training.extra.{key} has no effect here: {TAKEN[key]}; leave it out")
         if key in own:
             raise ValueError(f"training.extra.{key}: say it as {own[key]} instead")
         if key in given:
             raise ValueError(f"training.extra.{key} is set by the run itself ({given[key]!r}): leave it out")
+
+
+def check_launch(environment: Mapping[str, str]) -> None:
+    """Refuse processes that were launched to shard the weights.
+
+    Raises:
+        ValueError: Says what to launch instead.
+    """
+    for name, kind in LAUNCHED.items():
+        if environment.get(name, "").lower() in ("1", "true", "yes", "on"):
+            raise ValueError(f"accelerate was told to use {kind} ({name} is set), which is not for a run: {WHOLE}")
 
 
 def loss_function(data: TaskData) -> Any:
