@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gzip
 import json
 import warnings
@@ -290,7 +291,7 @@ def odd_fields(draw: Draw, name: str) -> dict[str, Any]:
 
 
 def _inherited() -> set[str]:
-    return set(rankwise.HeteroLoraConfig.__mro__[1].__dataclass_fields__)
+    return {field.name for field in dataclasses.fields(rankwise.HeteroLoraConfig.__mro__[1])}
 
 
 def config_outcome(name: str, fields: dict[str, Any], *, build: bool = False) -> str:

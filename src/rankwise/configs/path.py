@@ -178,11 +178,12 @@ class PathConfig(LoraConfig):
 
     def _check_lora_options(self) -> None:
         self.check_whole_numbers(r=1)
-        sizes = {"lora_alpha": self.lora_alpha} | {f"alpha_pattern[{k!r}]": v for k, v in self.alpha_pattern.items()}
+        alphas, ranks = self.alpha_pattern or {}, self.rank_pattern or {}
+        sizes = {"lora_alpha": self.lora_alpha} | {f"alpha_pattern[{k!r}]": v for k, v in alphas.items()}
         for name, alpha in sizes.items():
             if not 0 < alpha < math.inf:
                 raise ValueError(f"{name}={alpha!r} must be a positive number")
-        for key, rank in self.rank_pattern.items():
+        for key, rank in ranks.items():
             if rank < 1:
                 raise ValueError(f"rank_pattern[{key!r}]={rank!r} must be a whole number of at least 1")
         for name in ("exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
