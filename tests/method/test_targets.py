@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
@@ -187,3 +187,11 @@ def test_all_linear_is_every_projection_outside_the_head(family: str) -> None:
     head = {name for name in linear if name.startswith(("classifier", "lm_head"))}
     assert set(all_linear(model)) == linear - head
     assert head
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
+def test_projections_that_have_pefts_lora_already_are_said_to() -> None:
+    base = tiny_bert(1)
+    get_peft_model(base, LoraConfig(target_modules=["query"]))
+    with pytest.raises(ValueError, match=r"attention\.self\.query' has LoRA of PEFT's own already: take it off first"):
+        inject_adapter_in_model(rankwise.HeteroLoraConfig(target_modules=["query"]), base)

@@ -133,6 +133,11 @@ def check_linear(model: nn.Module, targeted: Callable[[str], object]) -> None:
 def check_gated(hosts: Mapping[str, object]) -> None:
     """Refuse layers of PEFT whose forward pass does not ask a gate."""
     for name, host in hosts.items():
+        if type(host).__name__ == "Linear":  # PEFT's own; a plain projection that had none gets ours
+            raise ValueError(
+                f"target {name!r} has LoRA of PEFT's own already: take it off first (base = model.unload(), or "
+                "model.merge_and_unload())"
+            )
         if type(host).__name__ not in GATED_LAYERS:
             raise ValueError(
                 f"target {name!r} became PEFT's {type(host).__name__}, whose LoRA can't be switched; load the base "
