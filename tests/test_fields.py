@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, Optional, Union
 
+import numpy as np
 import pytest
 
-from rankwise.fields import fits, words, wrong_field
+from rankwise.fields import fits, plain, words, wrong_field
 
 
 class Mode(str, Enum):
@@ -116,7 +117,7 @@ def test_what_does_not_fit(value: Any, hint: Any) -> None:
         ({"alpha": "2"}, "alpha='2' must be a float"),
         ({"mode": "fast"}, "mode='fast' must be one of 'off', 'static', 1"),
         ({"targets": 3}, "targets=3 must be a list of a str, a str or None"),
-        ({"ranks": {"a": 1.5}}, "ranks={'a': 1.5} must be a dict"),
+        ({"ranks": {"a": 1.5}}, "ranks={'a': 1.5} must be a dict of a str to an int"),
         ({"share": "no"}, "share='no' must be a bool"),
         ({"inner": [1]}, "inner=[1] must be an Inner"),
         ({"share": 0, "r": None}, "r=None must be an int"),  # in the order of the class
@@ -146,7 +147,7 @@ def test_a_long_value_is_cut_and_a_wider_type_is_taken() -> None:
         (Literal["a"] | None, "one of 'a' or None"),
         (list[str], "a list of a str"),
         (list, "a list"),
-        (dict[str, int], "a dict"),
+        (dict[str, int], "a dict of a str to an int"),
         (Inner, "an Inner"),
         (str | Literal["a"] | str, "a str or one of 'a'"),
     ],
@@ -154,3 +155,14 @@ def test_a_long_value_is_cut_and_a_wider_type_is_taken() -> None:
 )
 def test_types_in_words(hint: Any, said: str) -> None:
     assert words(hint) == said
+
+
+def test_values_are_made_what_json_has() -> None:
+    given = {"r": np.int64(8), "p": np.float32(0.5), "t": frozenset({"a"}), "l": range(2), "k": {"b": 1}.keys()}
+    made = plain(given)
+    assert made == {"r": 8, "p": 0.5, "t": {"a"}, "l": [0, 1], "k": ["b"]}
+    assert [type(value) for value in made.values()] == [int, float, set, list, list]
+    listed, kept = [1, "a"], {"x", True}
+    assert plain(listed) is listed
+    assert plain(kept) is kept
+    assert plain([np.int64(1)]) == [1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, KeysView, Mapping, ValuesView
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -16,6 +16,18 @@ STANDS_FOR: dict[type, tuple[type, ...]] = {
     tuple: (list, tuple),
     dict: (dict,),
 }
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it: numpy's numbers as Python's, ranges and views of dictionaries as lists."""
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, (range, KeysView, ValuesView)):
+        return list(value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        kind = set if isinstance(value, frozenset) else type(value)
+        return value if all(plain(each) is each for each in value) and kind is type(value) else kind(map(plain, value))
+    return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") and not value.shape else value
 
 
 def wrong_field(cls: type, values: Mapping[str, Any], **wider: Any) -> str | None:
@@ -77,4 +89,6 @@ def words(hint: Any) -> str:
     name = getattr(kind, "__name__", str(kind))
     if kind in (list, set, tuple) and inner:
         return f"a {name} of {words(inner[0])}"
+    if kind is dict and len(inner) == 2:
+        return f"a dict of {words(inner[0])} to {words(inner[1])}"
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

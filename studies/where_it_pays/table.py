@@ -322,7 +322,7 @@ def tables_of(folder: Path) -> dict[str, str]:
     return tables | timed([run for run in _read(folder / "timed.json") if "budget" in run])
 
 
-HEADED = re.compile(r"^### (.+)\n\n(?:\|.*\n)*", re.MULTILINE)  # a heading, and the table under it
+HEADED = re.compile(r"^### (.+)\n\n(?:\|.*\n)*\n*", re.MULTILINE)  # a heading, and the table under it
 
 
 def put_in(pages: Mapping[Path, str], tables: Mapping[str, str]) -> dict[Path, str]:
@@ -336,9 +336,9 @@ def put_in(pages: Mapping[Path, str], tables: Mapping[str, str]) -> dict[Path, s
         raise ValueError(f"no page has a heading for {', '.join(sorted(missing))}: write '### TITLE' where it belongs")
 
     def filled(found: re.Match[str]) -> str:
-        return f"### {found[1]}\n\n{tables[found[1]]}\n" if found[1] in tables else found[0]
+        return f"### {found[1]}\n\n{tables[found[1]]}\n\n" if found[1] in tables else found[0]
 
-    return {file: HEADED.sub(filled, page) for file, page in pages.items()}
+    return {file: HEADED.sub(filled, page).rstrip("\n") + "\n" for file, page in pages.items()}
 
 
 def main() -> None:

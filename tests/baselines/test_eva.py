@@ -77,3 +77,13 @@ def test_inputs_are_those_of_tokens_that_count_or_of_texts() -> None:
     pooled, tokens = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(2, 2, 3)
     assert torch.equal(inputs_of((pooled,), torch.tensor([[0, 0], [1, 1]]), "pooler"), pooled)
     assert torch.equal(inputs_of(tokens, torch.tensor([[0, 1], [1, 0]]), "query"), tokens[[0, 1], [1, 0]])
+
+
+def test_a_start_that_no_batch_is_large_enough_for_is_an_error_and_not_a_loop(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = lora("bert", ["pooler.dense"])
+    small = DataLoader(batches("bert").dataset, batch_size=2)  # two texts, and rank 4
+    with pytest.raises(ValueError, match=r"no start for some projection in 20 rounds.*Raise the batch size"):
+        find_start_(model, small, by_token=False)
+    assert "skipping SVD" in capsys.readouterr().out  # PEFT's own words

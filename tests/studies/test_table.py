@@ -61,7 +61,7 @@ def test_pages_get_their_tables_and_keep_the_rest() -> None:
     pages = {one: "# Title\n\n### One\n\n| old |\n| --- |\n\nWords.\n", two: "### Two\n\n### Other\n\n| stays |\n"}
     assert put_in(pages, {"One": "| new |\n| --- |\n| 1 |", "Two": "| 2 |"}) == {
         one: "# Title\n\n### One\n\n| new |\n| --- |\n| 1 |\n\nWords.\n",
-        two: "### Two\n\n| 2 |\n### Other\n\n| stays |\n",
+        two: "### Two\n\n| 2 |\n\n### Other\n\n| stays |\n",
     }
     with pytest.raises(ValueError, match="no page has a heading for Three"):
         put_in(pages, {"Three": "| 3 |"})

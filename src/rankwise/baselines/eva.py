@@ -10,10 +10,12 @@ from typing import Any
 
 from peft import PeftModel, initialize_lora_eva_weights
 from peft.tuners.lora.eva import prepare_layer_inputs_fn_language_modeling
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from rankwise.scores.probe import same_draws
+
+MOST_ROUNDS = 20
 
 
 def find_start_(model: PeftModel, batches: DataLoader[Any], *, by_token: bool) -> None:
@@ -23,17 +25,46 @@ def find_start_(model: PeftModel, batches: DataLoader[Any], *, by_token: bool) -
         model: LoRA with ``init_lora_weights="eva"``, on its device.
         batches: Training batches; all processes put their inputs together and find the same.
         by_token: Labels belong to tokens, and EVA leaves out what has none.
+
+    Raises:
+        ValueError: The start of a projection is not found however often the batches are gone through.
     """
     was_training = model.training
     with same_draws(model):
         initialize_lora_eva_weights(
             model.eval(),
             Inputs(batches, labelled=by_token),
+            forward_fn=Forward(MOST_ROUNDS * len(batches)),
             prepare_layer_inputs_fn=inputs_of,
             adapter_name=model.active_adapter,
             show_progress_bar=False,
         )
     model.train(was_training)
+
+
+class Forward:
+    """A forward pass that is made so many times and no more: PEFT goes on until every projection's start is found.
+
+    Args:
+        most: How many times.
+
+    Raises:
+        ValueError: On the call after those.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def __call__(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        """Return what the model makes of a batch."""
+        if not self._left:
+            raise ValueError(
+                f"EVA finds no start for some projection in {MOST_ROUNDS} rounds through the batches: each has to have "
+                "as many rows (tokens, or texts where a pooler is among the targets) as r * eva_config.rho. Raise the "
+                "batch size, lower r or rho, or leave the pooler out of target_modules"
+            )
+        self._left -= 1
+        return model(**inputs)
 
 
 class Inputs:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from peft import LoraConfig
 
-from rankwise.fields import wrong_field
+from rankwise.fields import plain, wrong_field
 from rankwise.rules.policy import Policy
 
 # Options of PEFT's LoRA that give a path another formula than W0 + s B A, or change W0 while building it.
@@ -39,6 +39,9 @@ WIDER: dict[str, Any] = {  # PEFT takes other numbers than its annotation says, 
     "rank_pattern": dict[str, int] | None,
     "alpha_pattern": dict[str, float] | None,
 }
+
+
+NO_MATTER: dict[str, Any] = {"fan_in_fan_out": False, "inference_mode": False}  # PEFT takes None for these
 
 
 class BlockPaths(NamedTuple):
@@ -83,6 +86,11 @@ class PathConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         """Check PEFT's options."""
+        for name in TYPED:
+            setattr(self, name, plain(getattr(self, name)))
+        for name in NO_MATTER:
+            if getattr(self, name) is None:
+                setattr(self, name, NO_MATTER[name])
         self.check_types(*TYPED, "seed")  # first: PEFT counts on them
         for name in ("rank_pattern", "alpha_pattern"):
             if getattr(self, name) is None:

@@ -213,3 +213,7 @@ def test_options_out_of_range_are_refused(make: Make, method: str, changes: dict
 def test_a_name_that_a_config_within_the_config_lacks_is_refused(make: Make) -> None:
     with pytest.raises(ValueError, match="eva_config has no field 'roh', did you mean 'rho'"):
         make("lora", method={"init_lora_weights": "eva", "eva_config": {"roh": 1.0}})
+    with pytest.raises(ValueError, match=r"method 'lora': eva_config\.rho='2' must be a float"):
+        make("lora", method={"init_lora_weights": "eva", "eva_config": {"rho": "2"}})
+    with pytest.raises(ValueError, match="method 'dylora' has no start by EVA"):
+        make("dylora", method={"init_lora_weights": "eva"})

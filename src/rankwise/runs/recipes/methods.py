@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from rankwise.errors import nearest
+from rankwise.fields import wrong_field
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -75,12 +76,21 @@ class Method(BaseModel):
                 raise ValueError(f"method {self.name!r}: {key}={value!r} does not fit: {wanted}") from error
         return self
 
+    @model_validator(mode="after")
+    def _starts_are_the_methods(self) -> Method:
+        if self.options.get("init_lora_weights") == "eva" and self.name != "lora":
+            raise ValueError(f"method {self.name!r} has no start by EVA: leave init_lora_weights out, or use 'lora'")
+        return self
+
     def _check_within(self, key: str, value: Mapping[str, Any], within: type[Any]) -> None:
         """Refuse names that the config within a config doesn't have: PEFT passes over them."""
         known = {field.name for field in fields(within) if field.init}
         for name in value:
             if name not in known:
                 raise ValueError(f"method {self.name!r}: {key} has no field {name!r}{nearest(name, known)}")
+        wrong = wrong_field(within, value)
+        if wrong is not None:
+            raise ValueError(f"method {self.name!r}: {key}.{wrong}")
 
     def _allowed(self) -> set[str]:
         if self.name == "full":

@@ -152,7 +152,7 @@ def _decide(asked: Asked, rows: Dataset, batch_size: int) -> Iterator[Answer]:
 
 
 def _prompts(source: Source, task: Task, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Yield the token ids of each row's prompt, begun as in training and not closed."""
+    """Yield the token ids of each row's prompt, not closed; a text becomes a user's turn where there is a template."""
     opening = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id][:1]
     if task.name == CHAT:
         yield from _chat_prompts(source, tokenizer, opening)
