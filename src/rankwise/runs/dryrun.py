@@ -241,7 +241,7 @@ def _write_data(task: Task, folder: Path) -> Path:
     home.mkdir(parents=True)
     if task.name == "text":
         for split in ("train", "validation"):
-            (home / f"{split}.txt").write_text("\n".join(_sentence(n, 12) for n in range(60)), encoding="utf-8")
+            (home / f"{split}.txt").write_text("\n".join(_sentence(n, 12) for n in range(240)), encoding="utf-8")
         return folder
     for split in ("train", "validation", *task.extra):
         name = task.splits.get(split, split)
