@@ -8,9 +8,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from tests.models import Batch
+from torch import Tensor, nn
 
 from rankwise.paths.path_set import holders
+from rankwise.scores.probe import model_loss
+
+
+class Broken(RuntimeError):
+    """The user's own error."""
+
+
+def losses_of_a_user(fails_at: int | None = None) -> dict[str, Any]:
+    """Return a loss and one of drawn labels that draw from every global generator, and fail in one of their calls."""
+    calls = iter(range(100))
+
+    def touching(model: nn.Module, batch: Batch) -> Tensor:
+        torch.rand(3), random.random(), np.random.random()  # noqa: NPY002
+        if next(calls) == fails_at:
+            raise Broken
+        return model_loss(model, batch)
+
+    def drawing(model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
+        if next(calls) == fails_at:
+            raise Broken
+        found = nn.functional.cross_entropy(model(**batch).logits, batch["labels"], reduction="none")
+        return found, len(found)
+
+    return {"compute_loss": touching, "draw_losses": drawing}
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:

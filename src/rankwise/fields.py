@@ -25,8 +25,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, (range, KeysView, ValuesView)):
         return list(value)
     if isinstance(value, (list, tuple, set, frozenset)):
-        kind = set if isinstance(value, frozenset) else type(value)
-        return value if all(plain(each) is each for each in value) and kind is type(value) else kind(map(plain, value))
+        return (set if isinstance(value, frozenset) else type(value))(map(plain, value))
     return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") and not value.shape else value
 
 

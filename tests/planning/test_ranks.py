@@ -15,7 +15,7 @@ from peft import PeftModel, get_peft_model
 from tests.families import FAMILIES
 from tests.models import Batch, class_batches, logits, text_batches, tiny_bert, tiny_llama, tiny_opt
 from tests.processes import in_two_processes
-from tests.traces import assert_same, snapshot
+from tests.traces import Broken, assert_same, losses_of_a_user, snapshot
 from torch import Tensor, nn
 
 import rankwise
@@ -31,10 +31,6 @@ def plan_of(model: Any = None, batches: Any = None, **fields: Any) -> rankwise.R
     return rankwise.rank_plan(model or tiny_llama(), batches or text_batches(6, 4), **options)
 
 
-class Broken(RuntimeError):
-    """The user's own error."""
-
-
 @pytest.mark.parametrize(
     ("fails_at", "time_limit"), [(None, None), (0, None), (3, None), (12, None), (None, 2.0), (16, 2.0)]
 )
@@ -47,19 +43,6 @@ def test_nothing_is_left_behind(space: str, fails_at: int | None, time_limit: fl
     model.bert.encoder.layer[0].eval()
     model.classifier.bias.requires_grad = False
     model(**class_batches(1)[0]).loss.backward()
-    calls = iter(range(100))
-
-    def touching(model: nn.Module, batch: Batch) -> Tensor:
-        torch.rand(3), random.random(), np.random.random()  # noqa: NPY002
-        if next(calls) == fails_at:
-            raise Broken
-        return model_loss(model, batch)
-
-    def drawing(model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
-        if next(calls) == fails_at:
-            raise Broken
-        found = nn.functional.cross_entropy(model(**batch).logits, batch["labels"], reduction="none")
-        return found, len(found)
 
     def batches() -> Iterator[Batch]:
         """Batches that are drawn, as a loader that shuffles draws them."""
@@ -73,7 +56,7 @@ def test_nothing_is_left_behind(space: str, fails_at: int | None, time_limit: fl
         rankwise.rank_plan(model, batches(), **options)
     else:
         with pytest.raises(Broken):
-            rankwise.rank_plan(model, batches(), compute_loss=touching, draw_losses=drawing, **options)
+            rankwise.rank_plan(model, batches(), **losses_of_a_user(fails_at), **options)
     assert_same(before, snapshot(model))
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models import adapted, class_batches, tiny_bert
+from tests.models import class_batches
 from tests.processes import in_two_processes
 from tests.search.test_callback import EXAMPLES, Examples
+from tests.search.test_distributed import model as one_that_searches
 from tests.search.test_uneven import loss_of
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
@@ -24,17 +25,7 @@ EPSILON = 1e-4  # of AdamW: at 1e-8 a gradient that is rounding alone would move
 
 
 def searching() -> Any:
-    return adapted(
-        tiny_bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
-        task_type="SEQ_CLS",
-        target_modules=["query", "value"],
-        mode="dynamic",
-        budget=0.5,
-        search_every=2,
-        score_batches=2,
-        warmup_searches=1,  # the first one draws, and the scores change that
-        seed=SEED,
-    ).train()
+    return one_that_searches(None, warmup_searches=1, seed=SEED)  # the first one draws, and the scores change that
 
 
 def outcome(model: Any) -> dict[str, Any]:

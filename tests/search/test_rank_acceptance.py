@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -25,12 +23,11 @@ from tests.models import (
     tiny_llama,
     tokens,
 )
-from tests.traces import assert_same, snapshot
-from torch import Tensor, nn
+from tests.traces import Broken, assert_same, losses_of_a_user, snapshot
+from torch import nn
 
 import rankwise
 from rankwise.paths.path_set import path_set
-from rankwise.scores.probe import model_loss
 
 BASES: dict[str, Callable[[], Any]] = {"bert": lambda: tiny_bert(3), "llama": lambda: tiny_llama(3)}
 TARGETS = {"bert": ["query", "value"], "llama": ["q_proj", "v_proj"]}
@@ -190,39 +187,20 @@ def test_text_is_generated_with_kept_keys_and_values_as_without(space: str) -> N
     assert torch.equal(made[0][:, : step.shape[1]], step[:, : made[0].shape[1]])
 
 
-class Broken(RuntimeError):
-    """The user's own error."""
-
-
 @pytest.mark.parametrize("space", SHORTCUTS)
 @pytest.mark.parametrize("fails_at", [0, 3, 9], ids=["head", "gradients", "curvature"])
 def test_a_choice_that_fails_in_the_users_loss_leaves_no_trace(space: str, fails_at: int) -> None:
     model = undecided("bert", space).train()
     model.get_submodule("base_model.model.bert.encoder.layer.0").eval()
     model.register_buffer("running", torch.zeros(2))
-    calls = iter(range(100))
-
-    def touching(model: nn.Module, batch: Batch) -> Tensor:
-        torch.rand(3), random.random(), np.random.random()  # noqa: NPY002
-        if next(calls) == fails_at:
-            raise Broken
-        return model_loss(model, batch)
-
-    def drawing(model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
-        if next(calls) == fails_at:
-            raise Broken
-        found = nn.functional.cross_entropy(model(**batch).logits, batch["labels"], reduction="none")
-        return found, len(found)
-
-    given, options = batches("bert"), {"compute_loss": touching, "draw_losses": drawing}
+    given, options = batches("bert"), losses_of_a_user(fails_at)
     before = snapshot(model)
     with pytest.raises(Broken):
-        rankwise.Allocator(model, batches=given, plan={"head_warmup": 2}, **options)  # type: ignore[arg-type]
+        rankwise.Allocator(model, batches=given, plan={"head_warmup": 2}, **options)
     assert_same(before, snapshot(model))
     assert path_set(model).config.undecided
     assert rankwise.history(model) == []
-    calls = iter([-1] * 100)
-    rankwise.Allocator(model, batches=given, plan={"head_warmup": 2}, **options)  # type: ignore[arg-type]
+    rankwise.Allocator(model, batches=given, plan={"head_warmup": 2}, **losses_of_a_user())
     assert len(rankwise.history(model)) == 1
 
 

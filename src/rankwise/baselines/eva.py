@@ -13,13 +13,13 @@ from peft.tuners.lora.eva import prepare_layer_inputs_fn_language_modeling
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from rankwise.scores.probe import same_draws
+from rankwise.scores.probe import untouched
 
 MOST_ROUNDS = 20
 
 
 def find_start_(model: PeftModel, batches: DataLoader[Any], *, by_token: bool) -> None:
-    """Let PEFT find the factors' start, and how the ranks are shared out; what the batches draw is given back.
+    """Let PEFT find the factors' start, and how the ranks are shared out; all else of the model is as before.
 
     Args:
         model: LoRA with ``init_lora_weights="eva"``, on its device.
@@ -29,8 +29,7 @@ def find_start_(model: PeftModel, batches: DataLoader[Any], *, by_token: bool) -
     Raises:
         ValueError: The start of a projection is not found however often the batches are gone through.
     """
-    was_training = model.training
-    with same_draws(model):
+    with untouched(model):
         initialize_lora_eva_weights(
             model.eval(),
             Inputs(batches, labelled=by_token),
@@ -39,7 +38,6 @@ def find_start_(model: PeftModel, batches: DataLoader[Any], *, by_token: bool) -
             adapter_name=model.active_adapter,
             show_progress_bar=False,
         )
-    model.train(was_training)
 
 
 class Forward:

@@ -39,9 +39,12 @@ WIDER: dict[str, Any] = {  # PEFT takes other numbers than its annotation says, 
     "rank_pattern": dict[str, int] | None,
     "alpha_pattern": dict[str, float] | None,
 }
-
-
-NO_MATTER: dict[str, Any] = {"fan_in_fan_out": False, "inference_mode": False}  # PEFT takes None for these
+NONE_STANDS_FOR: dict[str, Any] = {
+    "fan_in_fan_out": False,
+    "inference_mode": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+}
 
 
 class BlockPaths(NamedTuple):
@@ -87,14 +90,9 @@ class PathConfig(LoraConfig):
     def __post_init__(self) -> None:
         """Check PEFT's options."""
         for name in TYPED:
-            setattr(self, name, plain(getattr(self, name)))
-        for name in NO_MATTER:
-            if getattr(self, name) is None:
-                setattr(self, name, NO_MATTER[name])
+            value = getattr(self, name)
+            setattr(self, name, plain(NONE_STANDS_FOR.get(name) if value is None else value))  # a copy of each
         self.check_types(*TYPED, "seed")  # first: PEFT counts on them
-        for name in ("rank_pattern", "alpha_pattern"):
-            if getattr(self, name) is None:
-                setattr(self, name, {})
         super().__post_init__()
         self.rankwise_version = self.rankwise_version or version("rankwise")
         self._check_lora_options()
