@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported, so set before
@@ -14,6 +15,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["COLUMNS"] = "120"  # consoles that are made on import read it then
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -30,6 +32,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no shared/ folder with real data beside the checkout")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """What a test draws must not hang on which tests a worker ran before it."""
+    random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ from rankwise.baselines.eva import find_start_, inputs_of
 ROWS, LENGTH = 48, 6
 
 
-def lora(family: str, targets: Any) -> PeftModel:
-    config = LoraConfig(r=4, init_lora_weights="eva", eva_config=EvaConfig(rho=1.0, tau=0.9999), target_modules=targets)
+def lora(family: str, targets: Any, *, tau: float = 0.99) -> PeftModel:
+    config = LoraConfig(r=4, init_lora_weights="eva", eva_config=EvaConfig(rho=1.0, tau=tau), target_modules=targets)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="lora with eva")
         model = get_peft_model(tiny_bert() if family == "bert" else tiny_llama(), config)
@@ -42,7 +42,7 @@ def batches(family: str) -> DataLoader[Any]:
     ("family", "module"), [("bert", "attention.self.query"), ("llama", "layers.0.self_attn.q_proj")]
 )
 def test_factors_start_at_the_leading_singular_vectors_of_their_inputs(family: str, module: str) -> None:
-    model, data = lora(family, [module.rpartition(".")[2]]), batches(family)
+    model, data = lora(family, [module.rpartition(".")[2]], tau=0.9999), batches(family)
     name = next(name for name, _ in model.named_modules() if name.endswith(module))
     projection: Any = model.get_submodule(name)
     rows: list[torch.Tensor] = []
@@ -87,3 +87,9 @@ def test_a_start_that_no_batch_is_large_enough_for_is_an_error_and_not_a_loop(
     with pytest.raises(ValueError, match=r"no start for some projection in 20 rounds.*Raise the batch size"):
         find_start_(model, small, by_token=False)
     assert "skipping SVD" in capsys.readouterr().out  # PEFT's own words
+
+
+def test_a_start_that_never_settles_is_the_same_error_and_says_what_to_lower() -> None:
+    model = lora("bert", ["pooler.dense"], tau=1.0)  # no two decompositions agree to the last bit
+    with pytest.raises(ValueError, match=r"no start for some projection in 20 rounds.*lower eva_config\.tau"):
+        find_start_(model, batches("bert"), by_token=False)

@@ -37,9 +37,8 @@ def enabled(recipe: Recipe, method: dict[str, object]) -> int:
 def test_arms_have_the_parameters_of_the_recipe_and_its_scale(family: str, base: Path, tmp_path: Path) -> None:
     recipe = load_recipe(base) if family == "roberta" else causal(tmp_path / "llama")
     arms = arms_of(recipe, load_data(recipe))
-    planned = [PLANNED] if family == "roberta" else []  # a plan from half of seven rows would be none
-    assert list(arms.methods) == [DEFAULT, "q,v", "MLP", "LoR2C", "all-linear + residual", *planned, YOURS]
-    assert [reason[:13] for reason in arms.left_out] == ([] if planned else ["the rank plan"])
+    assert list(arms.methods) == [DEFAULT, "q,v", "MLP", "LoR2C", "all-linear + residual", PLANNED, YOURS]
+    assert arms.left_out == []
     assert arms.budget == enabled(recipe, recipe.method.model_dump())
     for name, method in arms.methods.items():
         cost = enabled(recipe, method)
@@ -49,6 +48,14 @@ def test_arms_have_the_parameters_of_the_recipe_and_its_scale(family: str, base:
         ["query", "value"] if family == "roberta" else ["q_proj", "v_proj"]
     )
     assert arms.methods["q,v"]["r"] == 4  # the recipe itself
+
+
+def test_a_plan_that_the_rows_are_too_few_for_is_left_out_and_the_reason_said(base: Path) -> None:
+    recipe = load_recipe(base)
+    one = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_train_samples": 1})})
+    arms = arms_of(one, load_data(one), without=[name for name in NAMES if name not in (DEFAULT, PLANNED)])
+    assert list(arms.methods) == [DEFAULT]
+    assert [reason.startswith("the rank plan can't be made: ") for reason in arms.left_out] == [True]
 
 
 def test_the_mlp_of_bert_leaves_the_attention_out(base: Path) -> None:

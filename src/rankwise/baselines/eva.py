@@ -58,8 +58,9 @@ class Forward:
         if not self._left:
             raise ValueError(
                 f"EVA finds no start for some projection in {MOST_ROUNDS} rounds through the batches: each has to have "
-                "as many rows (tokens, or texts where a pooler is among the targets) as r * eva_config.rho. Raise the "
-                "batch size, lower r or rho, or leave the pooler out of target_modules"
+                "as many rows (tokens, or texts where a pooler is among the targets) as r * eva_config.rho, and its "
+                "directions have to settle to a cosine of eva_config.tau from batch to batch. Raise the batch size, "
+                "lower r or rho, lower eva_config.tau, or leave the pooler out of target_modules"
             )
         self._left -= 1
         return model(**inputs)
