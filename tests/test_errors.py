@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import pytest
 
-from rankwise.errors import argument, called, check_choice, nearest, remedy
+from rankwise.errors import argument, called, check_choice, in_recipe, nearest, remedy
 
 PROXIES = ("constant", "grad_norm", "snip")
 
@@ -60,3 +60,13 @@ def test_a_remedy_is_what_the_user_can_pass_where_he_is() -> None:
             raise KeyError
         assert remedy(reduction="sum") == "rankwise.Allocator(plan={'reduction': 'sum'})"
     assert remedy(reduction="sum") == "reduction='sum'"
+
+
+def test_a_remedy_in_a_recipe_is_its_key_whatever_is_called_inside() -> None:
+    with in_recipe(), called("rankwise.AllocationCallback", mapped=True):
+        assert remedy(halves=False, breadth=1.0) == "method.plan.halves: false, method.plan.breadth: 1.0"
+        found = argument("draw_losses=...")
+    assert found == "rankwise.AllocationCallback(draw_losses=...) in a script of your own"
+    with suppress(KeyError), in_recipe():
+        raise KeyError
+    assert remedy(halves=False) == "halves=False"

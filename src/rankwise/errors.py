@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 _CALLER: ContextVar[tuple[str, bool]] = ContextVar("rankwise_caller", default=("", False))
+_IN_RECIPE: ContextVar[bool] = ContextVar("rankwise_in_recipe", default=False)
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
@@ -39,14 +41,30 @@ def called(caller: str, *, mapped: bool = False) -> Iterator[None]:
         _CALLER.reset(token)
 
 
+@contextmanager
+def in_recipe() -> Iterator[None]:
+    """Let messages made inside name keys of a recipe: the user wrote no call."""
+    token = _IN_RECIPE.set(True)
+    try:
+        yield
+    finally:
+        _IN_RECIPE.reset(token)
+
+
 def remedy(**options: Any) -> str:
-    """Return options of a rank plan as the user passes them: ``halves=False``, or ``f(plan={'halves': False})``."""
+    """Return options of a rank plan as the user says them.
+
+    ``halves=False``, ``f(plan={'halves': False})`` or, in a recipe, ``method.plan.halves: false``.
+    """
     caller, mapped = _CALLER.get()
+    if _IN_RECIPE.get():
+        return ", ".join(f"method.plan.{name}: {json.dumps(value)}" for name, value in options.items())
     text = f"plan={options!r}" if mapped else ", ".join(f"{name}={value!r}" for name, value in options.items())
     return f"{caller}({text})" if caller else text
 
 
 def argument(text: str) -> str:
-    """Return an argument as the user passes it: ``name=value``, or ``f(name=value)``."""
+    """Return an argument as the user passes it: ``name=value``, or ``f(name=value)``; a recipe can't say it."""
     caller, _ = _CALLER.get()
-    return f"{caller}({text})" if caller else text
+    where = " in a script of your own" if _IN_RECIPE.get() else ""
+    return f"{caller}({text}){where}" if caller else f"{text}{where}"

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
+from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from tests.models import VOCABULARY, tiny_bert, tiny_llama
 from torch.utils.data import DataLoader
 
-from rankwise.baselines.eva import find_start_, inputs_of
+from rankwise.baselines.eva import find_start_, inputs_of, take_start_
 
 ROWS, LENGTH = 48, 6
 
 
-def lora(family: str, targets: Any, *, tau: float = 0.99) -> PeftModel:
-    config = LoraConfig(r=4, init_lora_weights="eva", eva_config=EvaConfig(rho=1.0, tau=tau), target_modules=targets)
+def lora(family: str, targets: Any, **eva: Any) -> PeftModel:
+    config = LoraConfig(
+        r=4, init_lora_weights="eva", eva_config=EvaConfig(**{"rho": 1.0, **eva}), target_modules=targets
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="lora with eva")
         model = get_peft_model(tiny_bert() if family == "bert" else tiny_llama(), config)
@@ -71,6 +74,23 @@ def test_a_projection_that_sees_one_row_a_text_has_a_start_too() -> None:
     find_start_(model, batches("bert"), by_token=False)
     found = model.base_model.model.bert.pooler.dense.lora_A["default"].weight.detach()  # type: ignore[union-attr, index]
     torch.testing.assert_close(found @ found.T, torch.eye(4), atol=1e-4, rtol=0)
+
+
+def test_what_goes_on_has_the_ranks_and_values_of_its_checkpoint(tmp_path: Path) -> None:
+    config = {"rho": 3.0, "tau": 0.9, "adjust_scaling_factors": True}
+    begun = lora("bert", ["query", "output.dense"], **config)
+    find_start_(begun, batches("bert"), by_token=False)
+    settled: Any = begun.peft_config["default"]
+    ranks = settled.rank_pattern
+    assert len(set(ranks.values())) > 1, "ranks are shared out anew"
+    begun.save_pretrained(str(tmp_path))
+    going_on = lora("bert", ["query", "output.dense"], **config)
+    take_start_(going_on, tmp_path)
+    found, wanted = get_peft_model_state_dict(going_on), get_peft_model_state_dict(begun)
+    assert list(found) == list(wanted)
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    for field in ("rank_pattern", "alpha_pattern", "target_modules"):
+        assert getattr(going_on.peft_config["default"], field) == getattr(settled, field)
 
 
 def test_inputs_are_those_of_tokens_that_count_or_of_texts() -> None:

@@ -141,6 +141,17 @@ def test_each_depth_has_what_a_plan_that_may_go_no_deeper_brings(space: str) -> 
     assert rankwise.RankPlan.from_dict(saved).depths == ()
 
 
+def test_after_a_fall_back_the_depths_are_those_of_the_uniform_choice() -> None:
+    step = times("all")
+    with pytest.warns(UserWarning, match="the data can't tell the paths apart"):
+        fallen = plan(9.0, step, space="all", components=8, least_overlap=1.0)
+    uniform = plan(9.0, step, space="all", components=8, breadth=1.0)
+    assert fallen.ranks == uniform.ranks
+    assert fallen.depths == uniform.depths
+    assert fallen.depths != plan(9.0, step, space="all", components=8, least_overlap=0.0).depths
+    assert fallen.gain == max(depth.gain for depth in fallen.depths)
+
+
 def test_a_kept_prefix_makes_room_for_more() -> None:
     step = times("linear")
     with pytest.raises(ValueError, match=r"below the quickest step, which takes 0\.\d\d .* prefix_cache=True"):

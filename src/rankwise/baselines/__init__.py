@@ -6,7 +6,7 @@ Importing this package registers bottleneck adapters with PEFT.
 from rankwise.baselines.adalora import AdaLoraCallback, penalty, with_orthogonality
 from rankwise.baselines.bottleneck import BottleneckConfig, BottleneckModel
 from rankwise.baselines.dylora import DyLoraCallback, Truncation, save_truncated
-from rankwise.baselines.eva import find_start_
+from rankwise.baselines.eva import find_start_, take_start_
 
 __all__ = [
     "AdaLoraCallback",
@@ -17,5 +17,6 @@ __all__ = [
     "find_start_",
     "penalty",
     "save_truncated",
+    "take_start_",
     "with_orthogonality",
 ]

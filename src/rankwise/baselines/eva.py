@@ -6,10 +6,14 @@ PEFT leaves the factors of ``init_lora_weights="eva"`` at ordinary values until 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, initialize_lora_eva_weights
+from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.eva import prepare_layer_inputs_fn_language_modeling
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -38,6 +42,26 @@ def find_start_(model: PeftModel, batches: DataLoader[Any], *, by_token: bool) -
             adapter_name=model.active_adapter,
             show_progress_bar=False,
         )
+
+
+def take_start_(model: PeftModel, folder: Path) -> None:
+    """Give the factors the ranks that a checkpoint has, and its values; what its start had dropped is dropped.
+
+    Args:
+        model: LoRA with ``init_lora_weights="eva"``, whose start is not found yet.
+        folder: A checkpoint of a run that began as this one.
+
+    Raises:
+        FileNotFoundError: It holds no adapter.
+    """
+    adapter = model.active_adapter
+    saved = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    starts = {
+        name: saved.get(f"{name}.lora_A.weight", model.get_parameter(f"{name}.lora_A.{adapter}.weight")[:0].detach())
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    initialize_lora_eva_weights(model, eva_state_dict=starts, adapter_name=adapter)
 
 
 class Forward:

@@ -82,8 +82,11 @@ def plan_paths(
         cross_validate=choice.cross_validate,
         seed=choice.seed,
     )
-    chooser, depths = _Chooser(costs, budget, choice.damping, limit).settled(signals["all"], choice.breadth)
+    any_depth = _Chooser(costs, budget, choice.damping, limit)
+    chooser, depths = any_depth.settled(signals["all"], choice.breadth)
     guarded = _guard(chooser, signals, choice, sum(counts.batches))
+    if guarded.breadth != choice.breadth:
+        chooser, depths = any_depth.settled(signals["all"], guarded.breadth)
     picks = chooser.choose(signals["all"], guarded.breadth)
     guarded = replace(guarded, notes=(*guarded.notes, *_little(sum(picks.marginals), loss, guarded.breadth)))
     ranks = chooser.ranks(signals["all"], picks)

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
+from rankwise.rules.records import from_lines, searches
 from rankwise.runs.building.job import SAME, build, check_extra, check_launch, training_arguments
+from rankwise.runs.folder import RunFolder
 from rankwise.runs.progress import quiet
-from rankwise.runs.recipes.recipe import Recipe, Training
+from rankwise.runs.recipes.recipe import Recipe, Training, load_recipe
 from rankwise.runs.training.train import train
 
 Make = Callable[..., Recipe]
@@ -83,3 +85,18 @@ def test_the_head_does_not_depend_on_who_loaded_the_data(make: Make) -> None:
         first = build(recipe)
         second = build(recipe, data=first.data)
     assert all(a.equal(b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
+
+
+BY_RANK = {"granularity": "rank", "mode": "static", "budget": 512, "search_every": None, "score_batches": 1}
+
+
+def test_options_of_a_choice_of_ranks_reach_it_from_a_recipe(make: Make, tmp_path: Path) -> None:
+    """One batch can't be halved: the recipe's own option makes the run possible, and the error names its key."""
+    with pytest.raises(ValueError, match=r"need at least 2 batches.*: give more, or method\.plan\.halves: false"):
+        train(make("heterolora", method=BY_RANK), tmp_path / "refused")
+    recipe = make("heterolora", method={**BY_RANK, "plan": {"halves": False, "breadth": 1.0, "components": 4}})
+    found = train(recipe, tmp_path / "run")
+    history = RunFolder(found.out).history
+    (search,) = searches(from_lines(history.read_text(encoding="utf-8"), history))
+    assert list(search.ranks.values()) == [2] * 4, "breadth 1 is the uniform choice: four paths of 64 parameters a rank"
+    assert load_recipe(found.out / "config.yaml").method.plan == recipe.method.plan

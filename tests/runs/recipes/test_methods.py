@@ -88,6 +88,38 @@ def test_options_that_do_not_exist_or_do_not_fit_are_refused(name: str, options:
         Method(name=name, **options)  # type: ignore[arg-type]
 
 
+BY_RANK = {"granularity": "rank", "mode": "static"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("lora", {"plan": {}}, "method 'lora' has no option 'plan'"),
+        (
+            "heterolora",
+            {"plan": {"halves": False}},
+            r"method\.plan=\{'halves': False\}.*none is made",
+        ),
+        ("heterolora", {**BY_RANK, "plan": {"halfs": False}}, "no option of a rank plan, did you mean 'halves'"),
+        ("heterolora", {**BY_RANK, "plan": {"halves": "no"}}, "plan: halves='no' must be a bool"),
+        ("heterolora", {**BY_RANK, "plan": {"breadth": 2}}, r"breadth=2.* \[0, 1\]"),
+        ("heterolora", {**BY_RANK, "plan": ["halves"]}, "must be a mapping of options"),
+        ("heterolora", {**BY_RANK, "plan": {"step_time": 3}}, "step_time"),
+    ],
+)
+def test_options_of_a_plan_are_checked_with_the_recipe(name: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Method(name=name, **options)  # type: ignore[arg-type]
+
+
+def test_options_of_a_plan_are_no_field_of_the_config() -> None:
+    method = Method(name="heterolora", **BY_RANK, plan={"halves": False, "head_warmup": 3})  # type: ignore[arg-type]
+    assert method.plan == {"halves": False, "head_warmup": 3}
+    assert method.build("SEQ_CLS", seed=0).granularity == "rank"  # type: ignore[union-attr]
+    assert Method(name="heterolora").plan is None
+    assert Method.model_validate(method.model_dump()) == method
+
+
 def test_an_alpha_may_be_any_number_and_targets_a_text_or_a_list() -> None:
     for options in (
         {"lora_alpha": 2.5},

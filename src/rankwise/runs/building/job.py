@@ -22,6 +22,7 @@ from rankwise.baselines import (
     Truncation,
     find_start_,
     penalty,
+    take_start_,
     with_orthogonality,
 )
 from rankwise.errors import nearest
@@ -207,7 +208,7 @@ def method_callbacks(job: Job) -> list[TrainerCallback]:
     match job.recipe.method.name:
         case "heterolora":
             compute_loss = job.data.loss if job.data.loss_func is not None else model_loss
-            return [rankwise.AllocationCallback(compute_loss=compute_loss)]
+            return [rankwise.AllocationCallback(compute_loss=compute_loss, plan=job.recipe.method.plan)]
         case "lor2c":
             return [rankwise.AllocationCallback(measure=edit_loss(job.data, job.recipe.training)), after_edits()]
         case "adalora":
@@ -243,8 +244,12 @@ def make_trainer(
     return trainer
 
 
-def start_(job: Job, trainer: Trainer) -> None:
-    """Find the start of factors that start where EVA finds; a run that goes on needs its ranks, which are the same."""
-    if job.recipe.method.name == "lora" and job.recipe.method.options.get("init_lora_weights") == "eva":
-        job.model.to(trainer.args.device)
+def start_(job: Job, trainer: Trainer, checkpoint: Path | None) -> None:
+    """Find the start of factors that start where EVA finds; a run that goes on takes the ranks of its checkpoint."""
+    if job.recipe.method.name != "lora" or job.recipe.method.options.get("init_lora_weights") != "eva":
+        return
+    job.model.to(trainer.args.device)
+    if checkpoint:
+        take_start_(job.model, checkpoint)
+    else:
         find_start_(job.model, trainer.get_train_dataloader(), by_token=job.data.task_type == "CAUSAL_LM")

@@ -14,11 +14,15 @@ from rankwise.fields import wrong_field
 if TYPE_CHECKING:
     from peft import PeftConfig
 
+    from rankwise.planning.options import PlanOptions
+
 # PEFT's bookkeeping: the run fills these in.
 FILLED_IN = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
 FILLED_IN |= {"inference_mode", "rankwise_version", "runtime_config", "total_steps"}
 ADALORA_FILLED_IN = {"total_step", "rank_pattern", "r"}  # the length of training, its state, and a field it ignores
-UNTYPED = {"eval_rank", "init_lora_weights"}  # no field of a config; PEFT takes more than its annotation says
+# Keys that are no field of the PEFT config, by the method that has them.
+OWN = {"dylora": {"eval_rank"}, "heterolora": {"plan"}}
+UNTYPED = {"init_lora_weights"}  # PEFT takes more than its annotation says
 WIDER = {"lora_alpha": float}  # PEFT says int and takes any number
 WITH_PATHS = ("heterolora", "lor2c")
 
@@ -26,7 +30,7 @@ WITH_PATHS = ("heterolora", "lor2c")
 class Method(BaseModel):
     """What is trained, with the fields of its PEFT config.
 
-    - ``heterolora``: ``HeteroLoraConfig``.
+    - ``heterolora``: ``HeteroLoraConfig``; with ``granularity: rank``, ``plan`` has options of ``rankwise.rank_plan``.
     - ``lor2c``: ``Lor2cConfig``.
     - ``lora``: PEFT's ``LoraConfig``; PiSSA is ``init_lora_weights: pissa``, EVA ``init_lora_weights: eva``, QLoRA
       ``model.load_in: 4bit``.
@@ -42,7 +46,7 @@ class Method(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The fields of the PEFT config that the recipe gives."""
+        """The fields of the PEFT config that the recipe gives, and the method's own keys."""
         return dict(self.model_extra or {})
 
     @property
@@ -50,6 +54,12 @@ class Method(BaseModel):
         """The rank that DyLoRA is evaluated and saved at, if not the full one."""
         rank: int | None = self.options.get("eval_rank")
         return rank
+
+    @property
+    def plan(self) -> PlanOptions | None:
+        """The options of the plan that a search by rank makes."""
+        plan: PlanOptions | None = self.options.get("plan")
+        return plan
 
     @model_validator(mode="after")
     def _options_exist(self) -> Method:
@@ -64,7 +74,7 @@ class Method(BaseModel):
     def _options_have_their_types(self) -> Method:
         types = {**get_type_hints(config_class(self.name)), **WIDER} if self.options else {}
         for key, value in self.options.items():
-            if key in UNTYPED or key not in types:
+            if key in UNTYPED or key not in types:  # the method's own keys are in no config
                 continue
             inside = isinstance(value, Mapping) and config_within(types[key])  # PEFT makes the config within of these
             if inside:
@@ -80,6 +90,22 @@ class Method(BaseModel):
     def _starts_are_the_methods(self) -> Method:
         if self.options.get("init_lora_weights") == "eva" and self.name != "lora":
             raise ValueError(f"method {self.name!r} has no start by EVA: leave init_lora_weights out, or use 'lora'")
+        return self
+
+    @model_validator(mode="after")
+    def _plan_is_of_ranks(self) -> Method:
+        if self.plan is None:
+            return self
+        from rankwise.planning.options import choice_from
+
+        choice_from(self.plan, seed=0)
+        if self.plan.get("step_time") is not None:
+            raise ValueError("method.plan.step_time is measured by the run: leave it out")
+        if self.options.get("granularity") != "rank":
+            raise ValueError(
+                f"method.plan={dict(self.plan)!r:.80} has options of a choice of ranks, and none is made: say "
+                "granularity: rank (with mode: static), or leave plan out"
+            )
         return self
 
     def _check_within(self, key: str, value: Mapping[str, Any], within: type[Any]) -> None:
@@ -98,7 +124,7 @@ class Method(BaseModel):
         own = {field.name for field in fields(config_class(self.name))} - FILLED_IN
         if self.name == "adalora":
             return own - ADALORA_FILLED_IN
-        return own | {"eval_rank"} if self.name == "dylora" else own
+        return own | OWN.get(self.name, set())
 
     def build(self, task_type: str, *, seed: int) -> PeftConfig | None:
         """Return the PEFT config (``full``: none); a method with a seed of its own takes the run's.
@@ -108,7 +134,7 @@ class Method(BaseModel):
         """
         if self.name == "full":
             return None
-        options = {key: value for key, value in self.options.items() if key != "eval_rank"}
+        options = {key: value for key, value in self.options.items() if key not in OWN.get(self.name, ())}
         if "seed" in self._allowed():
             options = {"seed": seed, **options}
         if options.get("init_lora_weights") == "eva":

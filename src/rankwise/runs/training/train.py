@@ -16,6 +16,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 
 import rankwise
 from rankwise.baselines import save_truncated
+from rankwise.errors import in_recipe
 from rankwise.files import delete, write_json_atomic
 from rankwise.passes import watched_by
 from rankwise.rules.records import searches
@@ -101,13 +102,14 @@ def train(
         process.wait_for_everyone()
         saved = Saved(seconds_before(checkpoint), recipe.training.keep_checkpoints)
         history = [HistoryFile(folder.history)] if job.has_paths else []
-        at_start = metrics.parameters(job)["trainable"]
         settles = [Settle(folder)] if process.is_main_process else []
         with _progress(shown, job) as bars, _withdrawn(settles, resume), kept_prefix(job, folder, shown):
             own = [*settles, *history, *watchers(job.model, folder), *bars]
             trainer = make_trainer(job, arguments, folder, [*own, *callbacks, saved])
-            start_(job, trainer)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with in_recipe():
+                start_(job, trainer, checkpoint)
+                at_start = metrics.parameters(job)["trainable"]
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _finish(trainer, job, folder, saved.seconds, command, at_start)
         process.wait_for_everyone()
     return Result(folder.root, folder.figures(), main_process=process.is_main_process)
