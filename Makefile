@@ -41,8 +41,10 @@ quantised: install  ## Paths beside weights in 4 and 8 bits: installs the librar
 	$(PYTEST) -m "not gpu" tests/method/test_quantised_bases.py tests/runs/building/test_quantised.py \
 		tests/test_recipes.py -k "quantised or qlora"
 
-loops: install  ## Lightning, Ray Train and a study on a Ray cluster: installs the libraries first
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check lightning==2.6.6 ray==2.60.0
+loops: install  ## Lightning, Ray Train, a study on a Ray cluster, W&B and MLflow: installs the libraries first
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check lightning==2.6.6 ray==2.60.0 \
+		wandb==0.31.0 mlflow-skinny==3.17.2
+	$(PYTEST) -n 0 tests/search/test_logged.py -k "wandb or mlflow"
 	$(PYTEST) -n 0 -m "slow and not gpu" tests/test_training_examples.py tests/study/test_on_ray.py -k "lightning or ray"
 
 browser: install  ## The report in a headless Chromium (Debian: chromium chromium-driver); skipped where there is none

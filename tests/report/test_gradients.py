@@ -99,6 +99,25 @@ def test_a_bar_for_each_number_in_both_panels() -> None:
         assert "rank correlation with the block -1.00" in axes.get_title()
 
 
+def test_the_flat_form_writes_every_number_and_leaves_the_unknown_empty() -> None:
+    records = epochs_of_gradients(3, 4)
+    figure = plot_gradient_ratio([*records, epoch((1, 1, 0), None, (2, 2, 1), (3, 3, 1), number=4)], flat=True)
+    for axes, equal_norm in zip(figure.axes, (False, True), strict=True):
+        values = gradient_ratio(
+            [*records, epoch((1, 1, 0), None, (2, 2, 1), (3, 3, 1), number=4)], equal_norm=equal_norm
+        )
+        written = {tuple(map(int, text.get_position())): text.get_text() for text in axes.texts}
+        wanted = {
+            (x, y): f"{value:.3g}"
+            for x, row in enumerate(values.values)
+            for y, value in enumerate(row)
+            if not math.isnan(value)
+        }
+        assert written == wanted
+        assert len(written) == (15 if not equal_norm else 14), "B was zero once, and a block had no LoRA once"
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "2", "3", "4"]
+
+
 def test_another_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "gradients.jsonl").write_text("{}\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 1 is not an epoch's gradients of rankwise"):

@@ -99,5 +99,32 @@ def test_without_matplotlib_the_numbers_come_and_the_picture_is_missed_aloud(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with caplog.at_level(logging.WARNING, "rankwise"):
         trainer(searching(search_every=2), tmp_path / "out", max_steps=4, report_to=["tensorboard"]).train()
-    assert "TensorBoard gets no picture of what was on: a picture needs matplotlib" in caplog.text
+    assert "no logger gets a picture of what was on: a picture needs matplotlib" in caplog.text
     assert "train/rankwise/overlap" in events(board).Tags()["scalars"]
+
+
+def test_wandb_gets_the_numbers_and_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb", reason="W&B is installed for the loops' step only")
+    for name, value in (("WANDB_MODE", "offline"), ("WANDB_DIR", str(tmp_path)), ("WANDB_SILENT", "true")):
+        monkeypatch.setenv(name, value)
+    trainer(searching(search_every=2), tmp_path / "out", max_steps=4, logging_steps=1, report_to=["wandb"]).train()
+    summary = dict(wandb.run.summary)
+    folder = Path(wandb.run.dir)
+    wandb.finish()
+    assert summary["train/rankwise/searches"] == 2
+    image = summary["rankwise/enabled paths"]
+    assert image["_type"] == "image-file"
+    assert (folder / image["path"]).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.filterwarnings("ignore")  # of MLflow's own use of SQLAlchemy
+def test_mlflow_gets_the_numbers_and_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="MLflow is installed for the loops' step only")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    trainer(searching(search_every=2), tmp_path / "out", max_steps=4, logging_steps=1, report_to=["mlflow"]).train()
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.data.metrics["rankwise/searches"] == 2
+    (picture,) = Path(run.info.artifact_uri.removeprefix("file://")).rglob("*.png")
+    assert picture.name == "enabled paths.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")

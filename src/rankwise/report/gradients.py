@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Records = Sequence[Mapping[str, Any]]
 FIELDS = ("epoch", "step", "steps", "blocks")
 MOST_EPOCHS = 12  # bars in depth that can be told apart; more epochs are averaged in groups
+LIGHT = 0.6  # of the scale: from there on the colours are light, and ink is dark
 PANELS = ((False, "as trained"), (True, "at equal norm of B"))
 
 
@@ -110,12 +111,13 @@ def grouped(found: GradientRatio, most: int = MOST_EPOCHS) -> GradientRatio:
     return GradientRatio(found.blocks, epochs, values, found.correlation)
 
 
-def plot_gradient_ratio(records: Records, *, title: str | None = None) -> Figure:
-    """Return the ratio as bars over blocks and epochs: as trained, and at equal norm of ``B``.
+def plot_gradient_ratio(records: Records, *, title: str | None = None, flat: bool = False) -> Figure:
+    """Return the ratio over blocks and epochs: as trained, and at equal norm of ``B``.
 
     Args:
         records: The lines of ``gradients.jsonl``.
         title: Heading above the picture; what it shows stands under it.
+        flat: A map with the numbers written in, where no bar hides another; else bars, as in the paper's figure.
 
     Raises:
         ValueError: No epoch has a block with both LoR2C and LoRA.
@@ -131,10 +133,10 @@ def plot_gradient_ratio(records: Records, *, title: str | None = None) -> Figure
     figure = new_figure(11.0, 5.0, title or "Gradients of LoR2C : LoRA", note)
     norm = _norm(shown)
     for place, (each, (_, name)) in enumerate(zip(shown, PANELS, strict=True)):
-        axes: Any = figure.add_subplot(1, 2, place + 1, projection="3d")
-        _bars(axes, each, norm)
+        axes: Any = figure.add_subplot(1, 2, place + 1, projection=None if flat else "3d")
+        (_map if flat else _bars)(axes, each, norm)
         told = "" if math.isnan(each.correlation) else f": rank correlation with the block {each.correlation:+.2f}"
-        axes.set_title(f"{name}{told}", fontsize=10, y=1.0)
+        axes.set_title(f"{name}{told}", fontsize=10, **({} if flat else {"y": 1.0}))
     return figure
 
 
@@ -162,11 +164,29 @@ def _bars(axes: Any, found: GradientRatio, norm: Normalize) -> None:
         axes.bar3d([x - 0.4 for x in xs], [y - 0.3 for y in ys], 0, 0.8, 0.6, heights, color=colours, shade=True)
     axes.view_init(elev=33, azim=-60)
     axes.set_box_aspect((1.5, 1.1, 0.8), zoom=1.02)
-    each = 1 + (columns - 1) // 12
-    axes.set_xticks(range(0, columns, each), [str(block) for block in found.blocks[::each]], fontsize=8)
-    step = 1 + (rows - 1) // 8
-    axes.set_yticks(range(0, rows, step), [f"{epoch:g}" for epoch in found.epochs[::step]], fontsize=8)
     axes.set_zlim(0, norm.vmax)
     axes.tick_params(axis="z", labelsize=8)
+    _name_sides(axes, found)
+
+
+def _map(axes: Any, found: GradientRatio, norm: Normalize) -> None:
+    """Draw a cell for each number with the number in it, the first epoch at the top; what is unknown stays empty."""
+    columns, rows = len(found.blocks), len(found.epochs)
+    shown = [[found.values[x][y] for x in range(columns)] for y in range(rows)]
+    axes.imshow(shown, cmap="viridis", norm=norm, aspect="auto")
+    size = min(9.0, 80 / columns)
+    for y, row in enumerate(shown):
+        for x, value in enumerate(row):
+            if not math.isnan(value):
+                ink = "white" if norm(value) < LIGHT else "black"
+                axes.text(x, y, f"{value:.3g}", ha="center", va="center", fontsize=size, color=ink)
+    _name_sides(axes, found)
+
+
+def _name_sides(axes: Any, found: GradientRatio) -> None:
+    each = 1 + (len(found.blocks) - 1) // 12
+    axes.set_xticks(range(0, len(found.blocks), each), [str(block) for block in found.blocks[::each]], fontsize=8)
+    step = 1 + (len(found.epochs) - 1) // 8
+    axes.set_yticks(range(0, len(found.epochs), step), [f"{epoch:g}" for epoch in found.epochs[::step]], fontsize=8)
     axes.set_xlabel("block", fontsize=9)
     axes.set_ylabel("epoch", fontsize=9)

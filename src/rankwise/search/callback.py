@@ -189,7 +189,7 @@ class AutomaticAllocationCallback(AllocationCallback):
     required = False
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Draw for TensorBoard, whose writer is closed by the callbacks that come after this one."""
+        """Draw for the loggers, which the callbacks that come after this one close."""
         run = current_run()
         if run is not None:
             for paths in _claimed_by_any(model):

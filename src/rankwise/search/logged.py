@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from transformers import Trainer
-from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers import Trainer, TrainerCallback
+from transformers.integrations.integration_utils import MLflowCallback, TensorBoardCallback, WandbCallback
 
 from rankwise.paths.path_set import PathSet
 from rankwise.report import overlaps, plot_frequency, plot_structure
@@ -43,24 +44,51 @@ def figures(paths: PathSet) -> dict[str, float]:
 
 
 def draw_at_the_end(trainer: Trainer, paths: PathSet, step: int) -> None:
-    """Give TensorBoard the heat map of a dynamic or static search, and the structures of LoR2C's edits.
+    """Give TensorBoard, W&B and MLflow the heat map of a search, and the structures of LoR2C's edits.
 
     Args:
-        trainer: Whose TensorBoard writer is still open; one without is left alone.
+        trainer: Whose loggers still take something; other loggers take no pictures.
         paths: One adapter's paths.
         step: The last optimizer step.
     """
-    for callback in trainer.callback_handler.callbacks:
-        writer: Any = callback.tb_writer if isinstance(callback, TensorBoardCallback) else None
-        if writer is None:
-            continue
-        try:
-            drawn = list(_pictures(paths))
-        except ModuleNotFoundError as missing:
-            logger.warning("TensorBoard gets no picture of what was on: %s", missing)
-            return
-        for name, figure in drawn:
-            writer.add_figure(f"{PREFIX}{name}", figure, step)
+    takers = [taker for callback in trainer.callback_handler.callbacks if (taker := _taker(callback, step))]
+    if not takers:
+        return
+    try:
+        drawn = list(_pictures(paths))
+    except ModuleNotFoundError as missing:
+        logger.warning("no logger gets a picture of what was on: %s", missing)
+        return
+    for name, figure in drawn:
+        for take in takers:
+            take(f"{PREFIX}{name}", figure)
+
+
+def _taker(callback: TrainerCallback, step: int) -> Callable[[str, Any], object] | None:
+    """Return what takes a picture by its name, if the logger is one that takes some and has begun."""
+    if isinstance(callback, TensorBoardCallback):
+        writer: Any = callback.tb_writer
+        return None if writer is None else lambda name, figure: writer.add_figure(name, figure, step)
+    if isinstance(callback, WandbCallback):
+        wandb: Any = callback._wandb
+        if wandb is None or wandb.run is None:  # of other processes than the first
+            return None
+        return lambda name, figure: wandb.log({name: wandb.Image(_pixels(figure)), "train/global_step": step})
+    if isinstance(callback, MLflowCallback):
+        mlflow: Any = callback._ml_flow
+        if not callback._initialized or mlflow.active_run() is None:
+            return None
+        return lambda name, figure: mlflow.log_figure(figure, f"{name}.png")
+    return None
+
+
+def _pixels(figure: Any) -> Any:
+    """Return a figure as an image: of figures W&B takes those of pyplot only."""
+    from PIL import Image  # comes with matplotlib
+
+    held = io.BytesIO()
+    figure.savefig(held, format="png")
+    return Image.open(held)
 
 
 def _pictures(paths: PathSet) -> Iterator[tuple[str, Any]]:

@@ -57,8 +57,8 @@ def write_report(runs: Sequence[str | Path], out: str | Path, *, picture_format:
     """Draw what runs did.
 
     Searches: all heat maps in one picture; share, scores and overlap over time for each run. Edits: the structure
-    before and after each one. LoR2C: singular values, and gradients beside LoRA's, over the epochs; of runs that differ
-    in merges and injections, a map of their metric.
+    before and after each one. LoR2C: singular values, and gradients beside LoRA's (as bars, and as a map), over the
+    epochs; of runs that differ in merges and injections, a map of their metric.
 
     Args:
         runs: Run folders, adapter folders or history files.
@@ -126,6 +126,7 @@ def _pictures(run: Source, report: Report) -> list[tuple[str, Draw]]:
         pictures.append(("spectra", partial(plot_spectra, run.spectra, history=run.history, title=title)))
     if run.gradients:
         pictures.append(("gradients", partial(plot_gradient_ratio, run.gradients, title=title)))
+        pictures.append(("gradients-flat", partial(plot_gradient_ratio, run.gradients, title=title, flat=True)))
     return pictures
 
 
