@@ -13,7 +13,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help install demo test slow quantised loops browser docs lint format bench lock clean
+.PHONY: tables help install demo test slow quantised loops browser docs lint format bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -64,6 +64,11 @@ format: install  ## Format and apply safe fixes
 
 bench: install  ## Run every script in benchmarks/; each prints ratios, most write results/bench/
 	set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(OFFLINE) $(BIN)/python "$$script"; done
+
+tables: install  ## Every table and picture of the pages that a study is behind, anew from results/
+	$(BIN)/python -m studies.where_it_pays.table --into docs/where-it-pays.md docs/studies/*.md
+	$(BIN)/python -m studies.where_it_pays.picture docs/loss_against_parameters.svg
+	$(BIN)/python docs/search_space.py docs/search_space.svg
 
 # Resolve the ranges of pyproject.toml anew and pin the outcome. A CPU build's local version ("+cpu") is left out, so
 # that pip takes whichever build of that release a machine provides; so are the CUDA packages, which torch pins itself.
