@@ -17,6 +17,7 @@ from rankwise.errors import check_choice
 from rankwise.files import write_text_atomic
 from rankwise.runs.recipes.reading import flat
 from rankwise.runs.recipes.recipe import Recipe, parse_recipe
+from rankwise.runs.sizes import kind_of
 from rankwise.study.arms import DEFAULT, NAMES, PLANNED, YOURS, Arms, arms_of
 from rankwise.study.folder import StudyFolder
 from rankwise.study.formats import interval, markdown, terminal
@@ -31,7 +32,8 @@ from rankwise.study.working import Work, load_data
 from rankwise.tasks.labels import LABELS
 
 FACTOR = 10**0.5
-PLANNING = 48  # passes over the model that the rank plan takes, at most
+PLANNING = 48  # passes over a batch that the rank plan takes, at most
+HEAD = 48  # steps for which a classifier's head is trained alone before
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,16 @@ def full_steps(recipe: Recipe, rows: int) -> int:
     return max(1, math.ceil(math.ceil(batches / training.accumulation) * training.epochs))
 
 
+def planning(recipe: Recipe) -> int:
+    """Return how many passes over a batch the rank plan takes at most, those that train the head among them."""
+    return PLANNING + (0 if kind_of(recipe) == "causal" else HEAD)
+
+
 def price(race: Race) -> str:
     """Return what a race costs at most, in whole runs, before anything is spent."""
     rounds = ", ".join(f"{rung.candidates} x {rung.steps} steps" for rung in race.rungs)
     planned = any(group.arm == PLANNED for group in race.groups)
-    plan = PLANNING / race.full if planned else 0.0
+    plan = planning(parse_recipe(race.groups[0].content)) / race.full if planned else 0.0
     confirm = 2.0 * len(race.confirm)
     return (
         f"A whole run is {race.full} steps. The race: {rounds}, at most {race.cost:.2f} runs; the winner and what it "
@@ -179,7 +186,8 @@ def tune(recipe: Recipe, task: Work, wish: Wish, *, console: Console, command: s
     else:
         if PLANNED not in wish.without:
             console.print(
-                f"planning ranks for one of the arms first: at most {PLANNING} passes over a batch", highlight=False
+                f"planning ranks for one of the arms first: at most {planning(recipe)} passes over a batch",
+                highlight=False,
             )
         race, arms = make_race(recipe, wish)
         console.print(f"{len(race.groups)} arms of at most {arms.budget:,} parameters{too_dear(arms)}", highlight=False)
