@@ -2,24 +2,31 @@
 
 Run: python -m studies.kept STUDY_FOLDER results/studies/NAME --as MODEL=/path/of/the/model DATA=/path/of/the/data
 Every run's ``metrics.json`` and ``study.json`` are copied, the places of this machine written as the names that are
-given for them. ``rankwise study table results/studies/NAME`` reads the copy as it reads the study.
+given for them; of a search's history stays what was chosen. ``rankwise study table results/studies/NAME`` reads the
+copy as it reads the study.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from rankwise.files import write_text_atomic
+from rankwise.rules.records import from_lines, searches
 from rankwise.study.folder import StudyFolder
 from rankwise.study.formats import markdown
 from rankwise.study.plan import Study
 from rankwise.study.tables import study_tables
 
 KEPT = Path("results/studies")
+HISTORY, CHOICES = "search_history.jsonl", "choices.json"
+SWITCHED = "what the searches chose"  # the end of that table's heading
 
 
 def keep(study: Path, out: Path, names: Mapping[str, str]) -> int:
@@ -40,7 +47,42 @@ def keep(study: Path, out: Path, names: Mapping[str, str]) -> int:
         target = out / file.relative_to(study)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomic(target, text + "\n")
+    for file in sorted(study.glob(f"*/*/{HISTORY}")):
+        found = [search.chosen for search in searches(from_lines(file.read_text(encoding="utf-8"), file))]
+        if found:
+            write_text_atomic(out / file.relative_to(study).with_name(CHOICES), json.dumps(found) + "\n")
     return len(files) - 1
+
+
+def switching(root: Path, study: Study) -> str:
+    """Return what the searches of each arm chose in the runs that are reported, as a Markdown table; "" without any.
+
+    Overlap is the share of the smaller choice that the next one keeps, as a mean over pairs of consecutive searches.
+    """
+    rows = []
+    for group in study.groups:
+        each = [json.loads(file.read_text("utf-8")) for file in sorted(root.glob(f"{group.name}/report-*/{CHOICES}"))]
+        if each:
+            rows.append([group.arm, *_switching_of(each)])
+    if not rows:
+        return ""
+    head = ["arm", "searches a run", "on at a time", "ever on", "overlap with the one before", "chosen most"]
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _switching_of(runs: Iterable[list[list[str]]]) -> list[str]:
+    runs = list(runs)
+    overlaps = [len({*a} & {*b}) / min(len(a), len(b)) for run in runs for a, b in pairwise(run) if a and b]
+    ends = Counter(name.rpartition(".")[2] for run in runs for choice in run for name in choice)
+    most = ", ".join(f"{name} {count / ends.total():.0%}" for name, count in ends.most_common(3))
+    return [
+        f"{mean(map(len, runs)):g}",
+        f"{mean(len(choice) for run in runs for choice in run):.1f}",
+        f"{mean(len({name for choice in run for name in choice}) for run in runs):.1f}",
+        f"{mean(overlaps):.2f}" if overlaps else "",
+        most,
+    ]
 
 
 def kept_tables(root: Path = KEPT) -> dict[str, str]:
@@ -54,6 +96,9 @@ def kept_tables(root: Path = KEPT) -> dict[str, str]:
             _, heading, body = markdown([table]).partition(f"### {table.title}\n\n")
             assert heading
             tables[table.title] = body.split("\n\n")[0]
+        chosen = switching(file.parent, study)
+        if chosen:
+            tables[f"{study.title}, {SWITCHED}"] = chosen
     return tables
 
 
