@@ -60,10 +60,12 @@ class Components:
 
     def __init__(self, base: nn.Module, candidates: Candidates, task_type: str) -> None:
         modules = list(candidates.modules.values())
-        config = LoraConfig(task_type=task_type, r=RANK, lora_alpha=SCALE * RANK, target_modules=modules)
+        config = LoraConfig(task_type=task_type, r=RANK, lora_alpha=int(SCALE * RANK), target_modules=modules)
         self.model: Any = get_peft_model(base, config)
         self.costs = candidates.only()
-        self.hosts = {name: self.model.base_model.model.get_submodule(candidates.modules[name]) for name in self.costs}
+        self.hosts: dict[str, Any] = {
+            name: self.model.get_base_model().get_submodule(candidates.modules[name]) for name in self.costs
+        }
         self.open = {name: torch.zeros(RANK, dtype=torch.bool) for name in self.costs}
 
     def factors(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:

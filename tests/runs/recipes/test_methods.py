@@ -113,8 +113,9 @@ def test_options_of_a_plan_are_checked_with_the_recipe(name: str, options: dict[
 
 
 def test_options_of_a_plan_are_no_field_of_the_config() -> None:
-    method = Method(name="heterolora", **BY_RANK, plan={"halves": False, "head_warmup": 3})  # type: ignore[arg-type]
-    assert method.plan == {"halves": False, "head_warmup": 3}
+    plan = {"halves": False, "head_warmup": 3}
+    method = Method.model_validate({"name": "heterolora", **BY_RANK, "plan": plan})
+    assert method.plan == plan
     assert method.build("SEQ_CLS", seed=0).granularity == "rank"  # type: ignore[union-attr]
     assert Method(name="heterolora").plan is None
     assert Method.model_validate(method.model_dump()) == method
