@@ -117,13 +117,17 @@ def table(
         str, typer.Option("--format", metavar="markdown|csv|latex", help="Of the text.")
     ] = "markdown",
     out: Annotated[Path | None, typer.Option(help="Write it to a file.", show_default=False)] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="ARM", help="Pair the others with this arm, not the study's own.", show_default=False),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Write a study's tables: means, paired differences with intervals, what could have been seen."""
     with explained(debug):
         from rankwise.study.running import write_tables
 
-        text = write_tables(folder, table_format=table_format, out=out)
+        text = write_tables(folder, table_format=table_format, out=out, baseline=baseline)
         if out is None:
             console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:

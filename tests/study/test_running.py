@@ -128,6 +128,23 @@ def test_tables_are_written_in_one_move(tmp_path: Path) -> None:
     assert [float(row["loss, last, mean"]) for row in rows] == [2 * 0.3125, 2 * 0.5625]
 
 
+def test_any_arm_can_be_what_the_others_are_paired_with(tmp_path: Path) -> None:
+    """Each run's loss is 0.125 above that before it, and an arm has two runs: the second arm is 0.25 above."""
+    folder = started(tmp_path)
+    cells = folder.plan(folder.planner()).cells
+    for number, cell in enumerate(cells):
+        finish(folder, cell, 0.25, validation={"loss": 0.25 + 0.125 * number, "accuracy": 0.5})
+    arms = list(dict.fromkeys(group.arm for group in folder.planner().groups))
+    differences = {}
+    for baseline, other in (arms, arms[::-1]):
+        rows = list(csv.DictReader(io.StringIO(write_tables(folder.root, table_format="csv", baseline=baseline))))
+        (row,) = [row for row in rows if row["arm"] == other]
+        differences[baseline] = float(row[f"loss minus {baseline}, mean"])
+    assert differences == {arms[0]: 0.25, arms[1]: -0.25}
+    with pytest.raises(ValueError, match="--baseline='c' is not one of 'a', 'b'"):
+        write_tables(folder.root, baseline="c")
+
+
 def test_a_race_has_its_tables_elsewhere(tmp_path: Path) -> None:
     group = Group(arm="a", point={}, content=RECIPE, rates=None)
     race = Race(groups=[group], rungs=[], default="a", yours="yours", seed=1, confirm=[2], full=10)

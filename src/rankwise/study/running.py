@@ -109,19 +109,27 @@ def counted(study: Study) -> str:
     )
 
 
-def write_tables(root: Path, *, table_format: str = "markdown", out: Path | None = None) -> str:
+def write_tables(
+    root: Path, *, table_format: str = "markdown", out: Path | None = None, baseline: str | None = None
+) -> str:
     """Return a study's tables in a format, written to ``out`` if it is given.
+
+    Args:
+        root: The study's folder.
+        table_format: A name in ``FORMATS``.
+        out: The file to write.
+        baseline: The arm that the others are paired with; by default the study's own.
 
     Raises:
         FileNotFoundError: There is no study.
-        ValueError: No run of the report has finished, or there is no such format.
+        ValueError: No run of the report has finished, or there is no such format or arm.
     """
     check_choice("--format", table_format, FORMATS)
     folder = StudyFolder(root)
     planner = folder.planner()
     if not isinstance(planner, Study):
         raise ValueError(f"{root} holds a race, whose tables are in {root / 'report.md'}: this is for a study")
-    text = FORMATS[table_format](study_tables(folder, planner))
+    text = FORMATS[table_format](study_tables(folder, planner, baseline=baseline))
     if out is not None:
         write_text_atomic(out, text)
     return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rankwise.errors import check_choice
 from rankwise.runs.recipes.recipe import parse_recipe
 from rankwise.study.folder import StudyFolder
 from rankwise.study.plan import Cell, Study
@@ -82,12 +83,19 @@ def finished_run(folder: StudyFolder, cell: Cell, arm: str) -> Run:
     return Run(arm, recipe.training.learning_rate, recipe.seed, select, folder.run(cell).figures())
 
 
-def study_tables(folder: StudyFolder, study: Study) -> list[Table]:
+def study_tables(folder: StudyFolder, study: Study, *, baseline: str | None = None) -> list[Table]:
     """Return a table for every point of the axes at which a run of the report has finished.
 
+    Args:
+        folder: Where the study is.
+        study: Its plan.
+        baseline: The arm that the others are paired with; by default the study's own.
+
     Raises:
-        ValueError: None has.
+        ValueError: None has, or there is no such arm.
     """
+    if baseline is not None:
+        check_choice("--baseline", baseline, dict.fromkeys(group.arm for group in study.groups))
     plan = folder.plan(study)
     about, said = made_by(folder, plan.cells), [f"{note}." for note in plan.notes]
     points: dict[str, list[Run]] = {}
@@ -99,7 +107,7 @@ def study_tables(folder: StudyFolder, study: Study) -> list[Table]:
             if cell.group == group.name and cell.role == "report" and folder.run(cell).finished
         )
     tables = [
-        compared(runs, baseline=study.baseline, title=where, about=" ".join([*about, *said]))
+        compared(runs, baseline=baseline or study.baseline, title=where, about=" ".join([*about, *said]))
         for where, runs in points.items()
         if runs
     ]
