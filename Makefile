@@ -60,8 +60,9 @@ format: install  ## Format and apply safe fixes
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-bench: install  ## Run every script in benchmarks/; each prints ratios, most write results/bench/
-	set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(OFFLINE) $(BIN)/python "$$script"; done
+bench: install  ## Run every script in benchmarks/: each prints a table and writes it to results/bench/
+	set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; \
+	$(OFFLINE) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python "$$script"; done
 
 # Resolve the ranges of pyproject.toml anew and pin the outcome. A CPU build's local version ("+cpu") is left out, so
 # that pip takes whichever build of that release a machine provides; so are the CUDA packages, which torch pins itself.

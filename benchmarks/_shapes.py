@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from _harness import precision
 
 # Of a large model a few variants in a few rounds: each step takes seconds.
 FEW_VARIANTS = r"all linear.*r=2|q and v, r=8|LoR2C"
@@ -116,8 +117,8 @@ QV = ("q_proj", "v_proj")
 SHAPES = {
     "minilm": Shape(_minilm, 16, 64, ("query", "value")),
     "stories260k": Shape(_stories, 8, 128, QV),
-    "opt-350m": Shape(_opt, 2, 64, QV, large=True),
-    "qwen2-0.5b": Shape(_qwen, 2, 64, QV, large=True),
+    "opt-350m": Shape(_opt, 1, 64, QV, large=True),
+    "qwen2-0.5b": Shape(_qwen, 1, 64, QV, large=True),
 }
 
 
@@ -157,13 +158,14 @@ def generation(model: Any, device: str, tokens: int) -> Callable[[], object]:
 
     @torch.no_grad()
     def write() -> object:
-        return model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            min_new_tokens=tokens,
-            max_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=0,
-        )
+        with precision(device):
+            return model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                min_new_tokens=tokens,
+                max_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
 
     return write

@@ -1,6 +1,6 @@
 """What each method takes besides time: memory, optimizer state, files; how long saving, loading, generating take.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/footprint.py [--model minilm,stories260k] [--rounds 7] [--device cpu]
+Run: OMP_NUM_THREADS=1 python benchmarks/footprint.py [--model minilm,stories260k] [--rounds 5] [--device cpu]
 
 The peak is that of a training step, weights, optimizer and activations included: on a GPU what tensors took, else the
 resident memory of a process of its own. Saving and loading go by the clock on the wall; an adapter is loaded into a
@@ -112,7 +112,7 @@ def measure(table: Table, name: str, methods: list[str], given: Any) -> None:
 
 
 def main() -> None:
-    given = arguments(__doc__, model="minilm,stories260k", only="", rounds=7)
+    given = arguments(__doc__, model="minilm,stories260k", only="", rounds=5)
     methods = [each for each in METHODS if re.search(given.only, each)]
     table = Table(__file__, vars(given))
     for name in given.model.split(","):

@@ -1,6 +1,6 @@
 """What one search costs by each proxy, and one reallocation, in training steps.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/searching.py [--model minilm] [--batches 2] [--rounds 7] [--device cpu]
+Run: OMP_NUM_THREADS=1 python benchmarks/searching.py [--model minilm] [--batches 2] [--rounds 5] [--device cpu]
 
 Candidates of rank 2 on all projections, a quarter of them on. A search scores all by --batches batches of its own (a
 probe), chooses, and switches. The reallocation is a search's last part alone: from one half of the paths to the other.
@@ -76,7 +76,7 @@ def variants(shape: Shape, device: str, batches: int) -> dict[str, Step]:
 
 
 def main() -> None:
-    given = arguments(__doc__, model="minilm", batches=2, rounds=7)
+    given = arguments(__doc__, model="minilm", batches=2, rounds=5)
     table = Table(__file__, vars(given))
     found = interleaved(variants(shape_of(given.model), given.device, given.batches), given.rounds, given.device)
     table.add(f"{title_of(given.model, given.threads)}, {given.batches} batches a search", found, STEP)

@@ -1,6 +1,6 @@
 """A training step over the floor: PEFT's LoRA, the same paths of rankwise, shortcuts, LoR2C, AdaLoRA, all weights.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/steps.py [--model minilm,opt-350m] [--rounds 11] [--device cpu]
+Run: OMP_NUM_THREADS=1 python benchmarks/steps.py [--model minilm,opt-350m] [--rounds 12] [--device cpu]
 
 --only takes a regular expression of names, --model names of shapes or folders with causal models. The floor is the
 frozen model's forward pass, and its backward pass down to the outputs of the lowest block's projections and no
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from _harness import Step, Table, arguments, interleaved, kept_bytes, precision
+from _harness import WARM, Step, Table, arguments, interleaved, kept_bytes, precision
 from _shapes import FEW_VARIANTS, Shape, build, shape_of, sharing, title_of
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 
@@ -107,16 +107,21 @@ def variants(shape: Shape, device: str, only: str) -> dict[str, Step]:
     return steps
 
 
+def measure(table: Table, name: str, given: Any) -> None:
+    """Measure one model; its variants are gone before the next one's are made."""
+    shape = shape_of(name)
+    steps = variants(shape, given.device, given.only or (FEW_VARIANTS if shape.large else ""))
+    kept = {variant: kept_bytes(step) // 2**20 for variant, step in steps.items()}  # a step each, which warms up
+    rounds, warm = (max(1, given.rounds // 4), 0) if shape.large else (given.rounds, WARM)
+    found = interleaved(steps, rounds, given.device, warm=warm)
+    table.add(f"{title_of(name, given.threads)}: a training step", found, "floor", kept_MiB=kept)
+
+
 def main() -> None:
-    given = arguments(__doc__, model="minilm,stories260k,opt-350m,qwen2-0.5b", only="")
+    given = arguments(__doc__, model="minilm,stories260k,opt-350m,qwen2-0.5b", only="", rounds=12)
     table = Table(__file__, vars(given))
     for name in given.model.split(","):
-        shape = shape_of(name)
-        steps = variants(shape, given.device, given.only or (FEW_VARIANTS if shape.large else ""))
-        kept = {variant: kept_bytes(step) // 2**20 for variant, step in steps.items()}
-        rounds, warm = (max(1, given.rounds // 4), 1) if shape.large else (given.rounds, 2)
-        found = interleaved(steps, rounds, given.device, warm=warm)
-        table.add(f"{title_of(name, given.threads)}: a training step", found, "floor", kept_MiB=kept)
+        measure(table, name, given)
         table.write()
 
 

@@ -1,6 +1,6 @@
 """A training step over the floor, by the depth of the model and by the number of paths.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/sweeps.py [--depths 6,12,24,48] [--counts 10,30,100,300,1000] [--rounds 7]
+Run: OMP_NUM_THREADS=1 python benchmarks/sweeps.py [--depths 6,12,24,48] [--counts 10,30,100,300,1000] [--rounds 5]
 
 LLaMAs of narrow blocks. By depth: rank 2 on all projections, and three shortcuts in each block besides. By number: that
 many paths of rank 2, spread evenly over the projections of --blocks blocks, the lowest of them always among them, so
@@ -45,15 +45,15 @@ def by_count(name: str, counts: list[int], device: str) -> dict[str, Step]:
 
 
 def main() -> None:
-    given = arguments(__doc__, depths="6,12,24,48", counts="10,30,100,300,1000", blocks=143, rounds=7)
+    given = arguments(__doc__, depths="6,12,24,48", counts="10,30,100,300,1000", blocks=143, rounds=5)
     table = Table(__file__, vars(given))
     for depth in map(int, given.depths.split(",")):
         name = f"narrow-{depth}"
-        found = interleaved(variants(shape_of(name), given.device, BY_DEPTH), given.rounds, given.device)
+        found = interleaved(variants(shape_of(name), given.device, BY_DEPTH), given.rounds, given.device, warm=1)
         table.add(f"{title_of(name, given.threads)}: a training step", found, "floor")
     name = f"narrow-{given.blocks}"
     steps = by_count(name, list(map(int, given.counts.split(","))), given.device)
-    found = interleaved(steps, given.rounds, given.device)
+    found = interleaved(steps, given.rounds, given.device, warm=1)
     table.add(f"{title_of(name, given.threads)}: a training step by number of paths", found, "floor")
     table.write()
 

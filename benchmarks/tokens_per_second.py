@@ -12,7 +12,7 @@ import statistics
 from typing import Any
 
 import torch
-from _harness import Step, Table, arguments, interleaved
+from _harness import Step, Table, arguments, interleaved, precision
 from _shapes import QV, Shape, build, generation, shape_of
 from peft import LoraConfig, get_peft_model
 from steps import trained
@@ -65,7 +65,8 @@ def modes(model: Any, shape: Shape, device: str) -> tuple[Step, Step, Step]:
     @torch.no_grad()
     def read() -> None:
         model.eval()
-        model(input_ids=batch["input_ids"])
+        with precision(device):
+            model(input_ids=batch["input_ids"])
 
     def generate() -> None:
         model.eval()
