@@ -67,6 +67,14 @@ def seconds(step: Step, device: str, *, wall: bool = False) -> float:
     With one thread the clock is that of the process, which stands still while others have the processor; ``wall`` is
     for what waits for files.
     """
+    gc.disable()  # as timeit does: going through all the models that wait would fall on one variant, always the same
+    try:
+        return _seconds(step, device, wall)
+    finally:
+        gc.enable()
+
+
+def _seconds(step: Step, device: str, wall: bool) -> float:
     if device.startswith("cuda"):
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         began.record()
