@@ -3,7 +3,7 @@
 Run: OMP_NUM_THREADS=1 python benchmarks/candidates.py [--blocks 100] [--rounds 5]
 
 A LLaMA of narrow blocks, each with LoRA on its seven projections and three shortcuts, so 100 blocks have 1,000 paths.
-``random`` scores need no pass through the model. The reallocation switches between two halves of the paths.
+``random`` scores need no pass through the model. The reallocation switches from one quarter of the paths to another.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def parts(make: Any) -> dict[str, Step]:
         "  of which: random scores": lambda: score_without_data("random", names, seed=0),
         "  of which: the choice": lambda: allocator.policy.choose(scores, costs, 0, limit=allocator.limit),
         "  of which: parameters counted": paths.counts,
-        f"a reallocation, half of {len(names)} paths": reallocating(switched, optimizer_of(switched)),
+        f"a reallocation, a quarter of {len(names)} paths": reallocating(switched, optimizer_of(switched)),
     }
 
 

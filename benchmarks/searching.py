@@ -3,7 +3,7 @@
 Run: OMP_NUM_THREADS=1 python benchmarks/searching.py [--model minilm] [--batches 2] [--rounds 5] [--device cpu]
 
 Candidates of rank 2 on all projections, a quarter of them on. A search scores all by --batches batches of its own (a
-probe), chooses, and switches. The reallocation is a search's last part alone: from one half of the paths to the other.
+probe), chooses, and switches. The reallocation is a search's last part alone: from one quarter of the paths to another.
 The reference is a training step of the same paths, all on.
 """
 
@@ -46,15 +46,15 @@ def searching(model: Any, shape: Shape, device: str, batches: int) -> Step:
 
 
 def reallocating(model: Any, optimizer: torch.optim.Optimizer) -> Step:
-    """Return a switch to the half of the paths that is off."""
+    """Return a switch from one quarter of the paths to another."""
     paths = path_set(model)
     names = list(paths.paths)
-    halves = cycle([names[::2], names[1::2]])
+    quarters = cycle([names[::4], names[1::4]])
 
     def switch() -> None:
-        apply_to_paths_(paths, switches({path.name for path in paths.enabled}, next(halves)), optimizer)
+        apply_to_paths_(paths, switches({path.name for path in paths.enabled}, next(quarters)), optimizer)
 
-    switch()  # from the first choice, which is no half
+    switch()  # from the first choice, which is neither
     return switch
 
 

@@ -1,6 +1,6 @@
 """Tokens per second of a causal model with LoR2C, with LoRA and without either.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/tokens_per_second.py [--model FOLDER] [--r 16] [--rounds 15] [--device cpu]
+Run: OMP_NUM_THREADS=1 python benchmarks/tokens_per_second.py [--model FOLDER] [--r 16] [--rounds 5] [--device cpu]
 
 A path across a block can't be merged into a weight, so LoR2C costs something at inference too; merged LoRA is the base
 model itself. Without --model: a random LLaMA of 8 blocks, d = 512. Ratios are of seconds; above 1 is slower.
@@ -76,7 +76,7 @@ def modes(model: Any, shape: Shape, device: str) -> tuple[Step, Step, Step]:
 
 
 def main() -> None:
-    given = arguments(__doc__, model="", r=16, rounds=15)
+    given = arguments(__doc__, model="", r=16, rounds=5)
     shape = shape_for(given.model)
     models = {name: modes(model, shape, given.device) for name, model in variants(shape, given.device, given.r).items()}
     steps = {(title, name): step for name, each in models.items() for title, step in zip(TITLES, each, strict=True)}

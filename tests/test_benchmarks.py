@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from peft import get_peft_model
 from torch import nn
+
+import rankwise
+from rankwise.method.targets import all_linear
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 SCRIPTS = sorted(file.stem for file in FOLDER.glob("[a-z]*.py"))
@@ -20,7 +24,10 @@ PATHS = 2 * 7  # projections of two blocks
 WIDTHS = [(64, 64)] * 4 + [(64, 172)] * 2 + [(172, 64)]  # of one block
 
 QUICK: dict[str, tuple[list[str], set[str]]] = {
-    "candidates": (["--blocks", "2"], {"rankwise, 20 paths built and taken off", "a reallocation, half of 20 paths"}),
+    "candidates": (
+        ["--blocks", "2"],
+        {"a reallocation, a quarter of 20 paths"},
+    ),
     "joint_choice": (["--examples", "6", "--sizes", "12/3,2001/2"], {"2 of 2,001 components"}),
     "plan_time": (SMALL, {"uniform LoRA", "layer of the last block"}),
     "prefix": (SMALL, {"rankwise, upper half, cache, later epochs, file"}),
@@ -194,3 +201,17 @@ def test_a_model_is_a_shape_or_a_folder(load: Any, tmp_path: Path) -> None:
     assert shapes.title_of(str(tmp_path), 1) == f"{tmp_path.name}, 8 x 128 tokens, 1 thread(s)"
     with pytest.raises(SystemExit, match=r"--model nowhere: give minilm, .*narrow-BLOCKS, or a folder"):
         shapes.shape_of("nowhere")
+
+
+def test_a_reallocation_switches_from_a_quarter_to_another(load: Any) -> None:
+    shapes, searching = load("_shapes"), load("searching")
+    shape = shapes.shape_of("narrow-2")
+    config = rankwise.HeteroLoraConfig(r=2, target_modules=all_linear(shapes.build(shape, "cpu")), proxy="constant")
+    model = get_peft_model(shapes.build(shape, "cpu"), config)
+    switch = searching.reallocating(model, searching.optimizer_of(model))
+    names = list(rankwise.named_paths(model))
+    seen = []
+    for _ in range(3):
+        seen.append({name for name, path in rankwise.named_paths(model).items() if path.enabled})
+        switch()
+    assert seen == [set(names[::4]), set(names[1::4]), set(names[::4])]
