@@ -62,8 +62,9 @@ format: install  ## Format and apply safe fixes
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-bench: install  ## Run every script in benchmarks/; each prints ratios, most write results/bench/
-	set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(OFFLINE) $(BIN)/python "$$script"; done
+bench: install  ## Run every script in benchmarks/: each prints a table and writes it to results/bench/
+	set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; \
+	$(OFFLINE) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python "$$script"; done
 
 tables: install  ## Every table and picture of the pages that a study is behind, anew from results/
 	$(BIN)/python -m studies.where_it_pays.table --into docs/where-it-pays.md docs/studies/*.md

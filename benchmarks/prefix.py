@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _harness import SHAPES, Shape, Step, Table, arguments, build, interleaved
+from _harness import Step, Table, arguments, interleaved
+from _shapes import Shape, build, shape_of, title_of
 from peft import LoraConfig, get_peft_model
 from steps import trained
 
@@ -54,23 +55,25 @@ def emptied(step: Step, rows: Rows) -> Step:
 
 def main() -> None:
     given = arguments(__doc__, model="minilm")
-    shape, device = SHAPES[given.model], given.device
+    shape, device = shape_of(given.model), given.device
     linear = all_linear(build(shape, device))
-    blocks = 1 + max(int(match[1]) for name in linear if (match := re.search(r"\.(\d+)\.", name)))
+    block = {name: int(match[1]) for name in linear if (match := re.search(r"\.(\d+)\.", name))}
+    blocks = 1 + max(block.values())
     sizes: dict[str, Any] = {"task_type": shape.task, "r": 8, "lora_alpha": 16, "target_modules": linear}
-    upper: dict[str, Any] = {"layers_to_transform": list(range(blocks // 2, blocks)), "mode": "off"}
+    # Not layers_to_transform, which PEFT doesn't ask of projections that are named in full.
+    upper = {**sizes, "target_modules": [name for name in block if block[name] >= blocks // 2], "mode": "off"}
     steps = {
         "PEFT LoRA everywhere": stepper(shape, device, LoraConfig(**sizes))[1],
         "rankwise everywhere": stepper(shape, device, rankwise.HeteroLoraConfig(**sizes, mode="off"))[1],
     }
-    steps["rankwise, upper half"] = stepper(shape, device, rankwise.HeteroLoraConfig(**sizes, **upper))[1]
+    steps["rankwise, upper half"] = stepper(shape, device, rankwise.HeteroLoraConfig(**upper))[1]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for name, rows in (
             ("first epoch", Rows(2**31, None)),
             ("later epochs, memory", Rows(2**31, None)),
             ("later epochs, file", Rows(0, Path(folder) / "rows")),
         ):
-            model, step = stepper(shape, device, rankwise.HeteroLoraConfig(**sizes, **upper))
+            model, step = stepper(shape, device, rankwise.HeteroLoraConfig(**upper))
             stack.enter_context(PrefixCache(prefix_of(model), rows).attached())
             step()
             if rows.pending:
@@ -82,8 +85,7 @@ def main() -> None:
         (a + 2 * b) / 3 for a, b in zip(first, later, strict=True)
     ]
     table = Table(__file__, vars(given))
-    title = f"{given.model}, {shape.rows} x {shape.length} tokens, {given.threads} thread(s): a training step"
-    table.add(title, found, "PEFT LoRA everywhere")
+    table.add(f"{title_of(given.model, given.threads)}: a training step", found, "PEFT LoRA everywhere")
     table.write()
 
 

@@ -1,19 +1,22 @@
 """A training step over the floor: PEFT's LoRA, the same paths of rankwise, shortcuts, LoR2C, AdaLoRA, all weights.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/steps.py [--model minilm] [--rounds 11] [--device cpu]
+Run: OMP_NUM_THREADS=1 python benchmarks/steps.py [--model minilm,opt-350m] [--rounds 12] [--device cpu]
 
---only takes a regular expression of names. The floor is the frozen model's forward pass, and its backward pass down to
-the outputs of the lowest block's projections and no further, without adapters and without an optimizer. MiniLM's batch
-is 16 x 64 tokens.
+--only takes a regular expression of names, --model names of shapes or folders with causal models. The floor is the
+frozen model's forward pass, and its backward pass down to the outputs of the lowest block's projections and no
+further, without adapters and without an optimizer. MiniLM's batch is 16 x 64 tokens. Of the large shapes there are
+fewer variants in a quarter of the rounds.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from _harness import SHAPES, Shape, Step, Table, arguments, build, interleaved, kept_bytes
+from _harness import WARM, Step, Table, arguments, interleaved, kept_bytes, precision
+from _shapes import FEW_VARIANTS, Shape, build, shape_of, sharing, title_of
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 
 import rankwise
@@ -22,16 +25,18 @@ from rankwise.method.targets import all_linear
 SHORTCUTS = ["res1", "res2", "layer"]
 
 
-def floor(shape: Shape, device: str) -> Step:
+def floor(model: Any, shape: Shape, device: str) -> Step:
     """Return the step of a frozen model whose gradient goes down to its lowest projections."""
-    model = build(shape, device).train().requires_grad_(False)
+    model.train().requires_grad_(False)
     batch = shape.batch(model, device)
     lowest = [name for name in all_linear(model) if ".0." in name]
     for name in lowest:
         model.get_submodule(name).register_forward_hook(_begin)
 
     def step() -> None:
-        model(**batch).loss.backward()
+        with precision(device):
+            loss = model(**batch).loss
+        loss.backward()
 
     return step
 
@@ -40,18 +45,33 @@ def _begin(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
     return output if output.requires_grad else output.requires_grad_()
 
 
-def trained(model: Any, shape: Shape, device: str, rate: float = 1e-4) -> Step:
-    """Return a training step of everything in a model that requires a gradient."""
+@dataclass
+class Training:
+    """A training step of everything in a model that requires a gradient."""
+
+    model: Any
+    batch: dict[str, Any]
+    optimizer: torch.optim.Optimizer
+    device: str
+
+    def __call__(self) -> None:
+        with precision(self.device):
+            loss = self.model(**self.batch).loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def state_bytes(self) -> int:
+        """Return how much the optimizer keeps."""
+        kept = (value for state in self.optimizer.state.values() for value in state.values())
+        return sum(value.nbytes for value in kept if isinstance(value, torch.Tensor))
+
+
+def trained(model: Any, shape: Shape, device: str, rate: float = 1e-4) -> Training:
+    """Return the training step of a model."""
     model.train()
-    batch = shape.batch(model, device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], rate)
-
-    def step() -> None:
-        model(**batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return Training(model, shape.batch(model, device), optimizer, device)
 
 
 def configs(shape: Shape, linear: list[str]) -> dict[str, Any]:
@@ -76,27 +96,33 @@ def configs(shape: Shape, linear: list[str]) -> dict[str, Any]:
 
 
 def variants(shape: Shape, device: str, only: str) -> dict[str, Step]:
-    """Return the steps by name, the floor first."""
-    steps = {"floor": floor(shape, device)}
-    linear = all_linear(build(shape, device))
-    for name, config in configs(shape, linear).items():
+    """Return the steps by name, the floor first; all but one share the frozen weights."""
+    base = build(shape, device)
+    steps: dict[str, Step] = {"floor": floor(sharing(base), shape, device)}
+    for name, config in configs(shape, all_linear(base)).items():
         if re.search(only, name):
-            steps[name] = trained(get_peft_model(build(shape, device), config), shape, device)
+            steps[name] = trained(get_peft_model(sharing(base), config), shape, device)
     if re.search(only, "all weights"):
         steps["all weights"] = trained(build(shape, device), shape, device, 1e-6)
     return steps
 
 
+def measure(table: Table, name: str, given: Any) -> None:
+    """Measure one model; its variants are gone before the next one's are made."""
+    shape = shape_of(name)
+    steps = variants(shape, given.device, given.only or (FEW_VARIANTS if shape.large else ""))
+    kept = {variant: kept_bytes(step) // 2**20 for variant, step in steps.items()}  # a step each, which warms up
+    rounds, warm = (max(1, given.rounds // 4), 0) if shape.large else (given.rounds, WARM)
+    found = interleaved(steps, rounds, given.device, warm=warm)
+    table.add(f"{title_of(name, given.threads)}: a training step", found, "floor", kept_MiB=kept)
+
+
 def main() -> None:
-    given = arguments(__doc__, model="minilm", only="")
-    shape = SHAPES[given.model]
+    given = arguments(__doc__, model="minilm,stories260k,opt-350m,qwen2-0.5b", only="", rounds=12)
     table = Table(__file__, vars(given))
-    steps = variants(shape, given.device, given.only)
-    kept = {name: kept_bytes(step) // 2**20 for name, step in steps.items()}
-    found = interleaved(steps, given.rounds, given.device)
-    title = f"{given.model}, {shape.rows} x {shape.length} tokens, {given.threads} thread(s): a training step"
-    table.add(title, found, "floor", kept_MiB=kept)
-    table.write()
+    for name in given.model.split(","):
+        measure(table, name, given)
+        table.write()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from _harness import SHAPES, Shape, Step, Table, arguments, build, interleaved
+from _harness import Step, Table, arguments, interleaved
+from _shapes import Shape, build, shape_of, title_of
 from peft import LoraConfig, get_peft_model
 from steps import trained
 
@@ -52,11 +53,9 @@ def variants(shape: Shape, device: str) -> dict[str, Step]:
 
 def main() -> None:
     given = arguments(__doc__, model="minilm")
-    shape = SHAPES[given.model]
     table = Table(__file__, vars(given))
-    found = interleaved(variants(shape, given.device), given.rounds, given.device)
-    title = f"{given.model}, {shape.rows} x {shape.length} tokens, {given.threads} thread(s): a training step"
-    table.add(title, found, "PEFT LoRA r=8")
+    found = interleaved(variants(shape_of(given.model), given.device), given.rounds, given.device)
+    table.add(f"{title_of(given.model, given.threads)}: a training step", found, "PEFT LoRA r=8")
     table.write()
 
 

@@ -45,8 +45,9 @@ def apply_to_paths_(paths: PathSet, edits: list[Edit], optimizer: Optimizer | No
             switched += _switch(paths, own, edit)
             if isinstance(edit, Merge | Inject):
                 own = paths.paths  # a later edit may name what this one made
+        on = paths.enabled
         if optimizer is not None:
-            _check_owned(paths, optimizer)
+            _check_owned(on, optimizer)
     except ValueError:
         for path, status in before:
             path.set_(**status._asdict())
@@ -55,7 +56,7 @@ def apply_to_paths_(paths: PathSet, edits: list[Edit], optimizer: Optimizer | No
     if paths.session.recorder is not None:
         paths.session.recorder.keep(names & set(paths.paths))
     # Moments of what went off would push it again when it comes back.
-    _clear_(paths, [path for path in switched if not path.enabled], optimizer)
+    _clear_(paths, [path for path in switched if not path.enabled], on, optimizer)
 
 
 def _switch(paths: PathSet, own: dict[str, LowRankPath], edit: Edit) -> list[LowRankPath]:
@@ -131,10 +132,10 @@ def _retire(path: LowRankPath) -> None:
     path.set_(enabled=False, contributing=False, available=False, first=block, last=block)
 
 
-def _check_owned(paths: PathSet, optimizer: Optimizer) -> None:
+def _check_owned(on: list[LowRankPath], optimizer: Optimizer) -> None:
     """Refuse to go on where a path that is on would not be trained."""
     owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    lost = [path.name for path in paths.enabled if not all(id(p) in owned for p in path.parameters if p.requires_grad)]
+    lost = [path.name for path in on if not all(id(p) in owned for p in path.parameters if p.requires_grad)]
     if lost:
         raise ValueError(
             f"{', '.join(lost[:5])} would be on, but the optimizer does not own {'its' if len(lost) == 1 else 'their'} "
@@ -143,15 +144,16 @@ def _check_owned(paths: PathSet, optimizer: Optimizer) -> None:
 
 
 @torch.no_grad()
-def _clear_(paths: PathSet, off: list[LowRankPath], optimizer: Optimizer | None) -> None:
+def _clear_(paths: PathSet, off: list[LowRankPath], on: list[LowRankPath], optimizer: Optimizer | None) -> None:
     """Forget the gradients of paths that went off, and the moments of those that were reset or are gone for good."""
-    idle = {id(parameter) for parameter in paths.idle_parameters()}
+    # Going through the few paths that are on: all that are off would take as long as the switches themselves.
+    used = {id(parameter) for path in on for parameter in path.parameters}
     for path in off:
         gone = not path.available or paths.config.on_disable == "reset"
         if path.available and gone:
             path.lora_B.zero_()
         for parameter in path.parameters:
-            if id(parameter) in idle:
+            if id(parameter) not in used:
                 parameter.grad = None
                 if gone and optimizer is not None:
                     optimizer.state.pop(parameter, None)

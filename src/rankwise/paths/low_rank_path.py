@@ -110,7 +110,7 @@ class LowRankPath:
     @property
     def num_parameters(self) -> int:
         """How many parameters the path has: r (i + o), or o r where ``A`` is shared by all blocks."""
-        return self.lora_B.numel() if self.shared else sum(parameter.numel() for parameter in self.parameters)
+        return self.lora_B.numel() + (0 if self.shared else self.lora_A.numel())
 
     @property
     def r(self) -> int:

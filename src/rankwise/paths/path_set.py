@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from rankwise.configs.path import PathConfig
 from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.session import Session
+from rankwise.paths.state import Status
 from rankwise.rules.records import Record
 
 
@@ -102,16 +103,17 @@ class PathSet:
 
     def counts(self) -> dict[str, int]:
         """Parameters that are enabled, contributing, resident (all paths) and frozen; a shared ``A`` counts once."""
+        every = [(path.state.status[path.adapter], path.parameters) for path in self.resident]
+
+        def size(counts: Callable[[Status], bool]) -> int:
+            return sum({id(p): p.numel() for status, own in every if counts(status) for p in own}.values())
+
         return {
-            "enabled": _size(self.enabled),
-            "contributing": _size(path for path in self.resident if path.contributing),
-            "resident": _size(self.resident),
-            "frozen": _size(path for path in self.resident if path.contributing and not path.enabled),
+            "enabled": size(lambda status: status.enabled),
+            "contributing": size(lambda status: status.contributing),
+            "resident": size(lambda status: True),
+            "frozen": size(lambda status: status.contributing and not status.enabled),
         }
-
-
-def _size(paths: Iterable[LowRankPath]) -> int:
-    return sum({id(parameter): parameter.numel() for path in paths for parameter in path.parameters}.values())
 
 
 WRAPPERS = re.compile(r"^(module|_orig_mod)\.|(^|\.)_orig_mod(?=\.|$)|(^|\.)base_model\.model$")

@@ -119,16 +119,16 @@ def _best(names: Sequence[str], scores: Mapping[str, float], costs: Mapping[str,
     scale = max(abs(scores[name]) for name in names) or 1.0
     spent, value = np.zeros(1, dtype=np.int64), np.zeros(1)
     taken = np.zeros((1, 0), dtype=np.int64)
-    for cost, members in groups.items():
+    for left, (cost, members) in zip(reversed(range(len(groups))), groups.items(), strict=True):
         prefix = np.concatenate([[0.0], np.cumsum([scores[name] / scale for name in members])])
         count = np.arange(len(prefix))
         all_spent = (spent[:, None] + cost * count).ravel()
         all_value = (value[:, None] + prefix).ravel()
-        all_taken = np.column_stack([np.repeat(taken, len(count), axis=0), np.tile(count, len(spent))])
-        keep = _undominated(all_spent, all_value, budget)
-        spent, value, taken = all_spent[keep], all_value[keep], all_taken[keep]
-    best = taken[int(np.argmax(value))]
-    return {name for members, k in zip(groups.values(), best, strict=True) for name in members[:k]}
+        # Nothing follows the last cost, so that of its states, by far the most, one is enough.
+        keep = _undominated(all_spent, all_value, budget) if left else _worthiest(all_spent, all_value, budget)
+        taken = np.column_stack([taken[keep // len(count)], count[keep % len(count)]])
+        spent, value = all_spent[keep], all_value[keep]
+    return {name for members, k in zip(groups.values(), taken[0], strict=True) for name in members[:k]}
 
 
 def _undominated(spent: np.ndarray, value: np.ndarray, budget: int) -> np.ndarray:
@@ -137,6 +137,13 @@ def _undominated(spent: np.ndarray, value: np.ndarray, budget: int) -> np.ndarra
     order = order[spent[order] <= budget]
     best_before = np.concatenate([[-np.inf], np.maximum.accumulate(value[order])[:-1]])
     return order[value[order] > best_before]
+
+
+def _worthiest(spent: np.ndarray, value: np.ndarray, budget: int) -> np.ndarray:
+    """Return the index of the state within the budget that is worth most, of several the cheapest."""
+    allowed = np.flatnonzero(spent <= budget)
+    tied = allowed[value[allowed] == value[allowed].max()]
+    return tied[[int(np.argmin(spent[tied]))]]
 
 
 def why_unspent(chosen: Collection[str], costs: Mapping[str, int], budget: int) -> str:
