@@ -78,6 +78,10 @@ def test_heads_that_peft_adds_by_itself_are_not_warned_of(tmp_path: Path) -> Non
     )
     get_peft_model(tiny_bert(), config).save_pretrained(str(tmp_path))
     loaded: Any = PeftModel.from_pretrained(tiny_bert(), str(tmp_path))
+    loaded.add_adapter("plain", rankwise.HeteroLoraConfig(target_modules=["query"], mode="off"))  # of no task
+    alone = rankwise.HeteroLoraConfig(target_modules=["query"], mode="off", modules_to_save=["score"])
+    with pytest.warns(UserWarning, match="modules_to_save names 'score'"):  # the user's own word
+        get_peft_model(tiny_bert().bert, alone)
     assert {"classifier", "score", "pooler"} == set(loaded.peft_config["default"].modules_to_save)  # BERT has no score
 
 

@@ -13,12 +13,8 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from rankwise.errors import nearest
 from rankwise.method.targets import unmatched
 
-# PEFT itself adds the usual names of heads, of which a model has one.
-ADDED = {
-    "SEQ_CLS": tuple(SEQ_CLS_HEAD_NAMES),
-    "TOKEN_CLS": tuple(SEQ_CLS_HEAD_NAMES),
-    "QUESTION_ANS": ("qa_outputs",),
-}
+# What PEFT itself adds, together: the usual names of heads, of which a model has one.
+ADDED = (frozenset(SEQ_CLS_HEAD_NAMES), frozenset({"qa_outputs"}))
 
 
 def unused(config: LoraConfig, modules: Sequence[str], targeted: Sequence[str]) -> list[Warning]:
@@ -60,8 +56,9 @@ def _patterns(config: LoraConfig, targeted: Sequence[str]) -> Iterator[Warning]:
 
 
 def _saved(config: LoraConfig, modules: Sequence[str]) -> Iterator[Warning]:
-    added = ADDED.get(str(getattr(config.task_type, "value", config.task_type)), ())
-    for name in dict.fromkeys(config.modules_to_save or ()):
+    named = dict.fromkeys(config.modules_to_save or ())
+    added = {name for group in ADDED if group <= set(named) for name in group}
+    for name in named:
         if name not in added and not any(module.endswith(name) for module in modules):
             yield UserWarning(
                 f"modules_to_save names {name!r}, which no module's name ends in, so it will be neither trained nor "
