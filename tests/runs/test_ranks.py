@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ast
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import rankwise
 from rankwise.planning.rank_plan import RankPlan
-from rankwise.runs.ranks import as_markdown, from_blocks, plan_ranks
+from rankwise.runs.building.models import load_tokenizer
+from rankwise.runs.ranks import as_markdown, from_blocks, loading, plan_ranks, snippets_of
 from rankwise.runs.recipes.recipe import Recipe
+from rankwise.tasks import load_task
 
 Make = Callable[..., Recipe]
 PLAN: dict[str, Any] = {"batches": 4, "components": 2, "least_overlap": 0.0}
@@ -31,15 +35,19 @@ def ranks_of(model: PeftModel) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("task", "kind"), [("mrpc", AutoModelForSequenceClassification), ("text", AutoModelForCausalLM)]
+    ("task", "kind"),
+    [
+        ("mrpc", AutoModelForSequenceClassification.from_pretrained),
+        ("copa", partial(AutoModelForSequenceClassification.from_pretrained, num_labels=1)),
+        ("text", AutoModelForCausalLM.from_pretrained),
+    ],
 )
 def test_what_is_written_is_the_plan(make: Make, tmp_path: Path, task: str, kind: Any) -> None:
     recipe = make("lora", task)
     found = plan_ranks(recipe, budget=400, out=tmp_path / "planned", **PLAN)
     assert 0 < found.plan.spent <= 400
     wanted = {found.plan.modules[name]: rank for name, rank in found.plan.chosen.items()}
-    base = kind.from_pretrained(recipe.model.name)
-    assert ranks_of(PeftModel.from_pretrained(base, str(tmp_path / "planned"))) == wanted
+    assert ranks_of(PeftModel.from_pretrained(kind(recipe.model.name), str(tmp_path / "planned"))) == wanted
     saved = json.loads((tmp_path / "planned" / "rank_plan.json").read_text())
     assert RankPlan.from_dict(saved).ranks == found.plan.ranks
     assert (tmp_path / "planned" / "rank_plan.png").stat().st_size > 1000
@@ -100,11 +108,85 @@ def test_a_plan_with_block_paths_is_loaded_with_rankwise(make: Make, tmp_path: P
     assert sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n) == found.plan.spent
 
 
-def test_the_script_of_a_classifier_makes_its_head(make: Make) -> None:
-    found = plan_ranks(make("lora", "mrpc"), budget=400, **PLAN)
+def keywords(snippet: str, function: str) -> dict[str, Any]:
+    """The keyword arguments that a script calls a function with, names as their own text."""
+    calls = [node for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Call)]
+    (call,) = [call for call in calls if ast.unparse(call.func) == function]
+    values = {each.arg: each.value for each in call.keywords}
+    return {
+        str(name): value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
+        for name, value in values.items()
+    }
+
+
+KEPT = ["classifier", "score", "lm_head"]  # heads stay as they are
+FOUR = {
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+    "bnb_4bit_compute_dtype": "float32",
+    "llm_int8_skip_modules": KEPT,
+}
+
+
+@pytest.mark.parametrize(
+    ("bits", "fields", "factory", "axolotl"),
+    [
+        (
+            "4bit",
+            FOUR,
+            {"quantization_bit": 4, "quantization_method": "bnb"},
+            {"adapter": "qlora", "load_in_4bit": True},
+        ),
+        (
+            "8bit",
+            {"load_in_8bit": True, "llm_int8_skip_modules": KEPT},
+            {"quantization_bit": 8, "quantization_method": "bnb"},
+            {"adapter": "lora", "load_in_8bit": True},
+        ),
+        (None, {}, {}, {"adapter": "lora"}),
+    ],
+)
+def test_the_snippets_load_the_base_in_as_many_bits_as_the_recipe(
+    make: Make, bits: str | None, fields: dict[str, Any], factory: dict[str, Any], axolotl: dict[str, Any]
+) -> None:
+    recipe = make("lora", "text", model={"load_in": bits})
+    data = load_task(recipe.data, load_tokenizer(recipe.model))
+    plan = RankPlan({"layers.0.q_proj": 1}, {"layers.0.q_proj": "model.layers.0.self_attn.q_proj"}, {}, (), 8, 2.0)
+    found = snippets_of(plan, None, "CAUSAL_LM", loading(recipe, data))
+    for name in ("Python", "TRL"):
+        loads = keywords(found[name], "AutoModelForCausalLM.from_pretrained")
+        if bits is None:
+            assert "quantization_config" not in loads
+            assert "BitsAndBytesConfig" not in found[name]
+            assert "kbit" not in found[name]
+            continue
+        assert loads["quantization_config"] == "quantised"
+        assert keywords(found[name], "BitsAndBytesConfig") == fields
+        assert keywords(found[name], "prepare_model_for_kbit_training") == {"use_gradient_checkpointing": False}
+        lines = found[name].splitlines()
+        order = [lines.index(line) for line in lines if line.startswith(("quantised =", "base =", "config ="))]
+        assert order == sorted(order)
+        assert len(order) == 4
+        imported: dict[str, Any] = {}
+        exec("\n".join(line for line in lines if line.startswith("from ")), imported)
+        assert set(imported) >= {"BitsAndBytesConfig", "prepare_model_for_kbit_training", "LoraConfig"}
+    told = yaml.safe_load(found["LLaMA-Factory"])
+    assert {name: told[name] for name in told if name.startswith("quantization")} == factory
+    told = yaml.safe_load(found["Axolotl"])
+    assert {name: told[name] for name in told if name.startswith("load_in") or name == "adapter"} == axolotl
+
+
+@pytest.mark.parametrize(("task", "labels"), [("mrpc", 2), ("copa", 1)])
+def test_the_script_of_a_classifier_makes_its_head_and_is_all_that_trains_one(
+    make: Make, task: str, labels: int
+) -> None:
+    found = plan_ranks(make("lora", task), budget=400, **PLAN)
+    assert list(found.snippets) == ["Python"]
     made: dict[str, Any] = {}
     exec(found.snippets["Python"], made)
-    assert made["base"].config.num_labels == 2
+    assert made["base"].config.num_labels == labels
+    assert made["config"].task_type == "SEQ_CLS"
     assert sum(p.numel() for n, p in made["model"].named_parameters() if ".lora_" in n) == found.plan.spent
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models import Batch, adapted, class_batches, text_batches, tiny_bert, tiny_llama, tokens
+from tests.models import Batch, adapted, bert_config, build, class_batches, text_batches, tiny_bert, tiny_llama, tokens
 from tests.processes import in_two_processes
 from tests.shortcuts import CAUSAL, FIVE, kinds, made
 from torch import Tensor, nn
+from transformers import BertForMultipleChoice, BertForSequenceClassification
 
 import rankwise
 from rankwise.paths.path_set import path_set
@@ -22,7 +23,7 @@ from rankwise.scores.components import (
     gradients_of,
 )
 from rankwise.scores.curvature import Examples, curvature_pass, drawn_loss, gradient_pass
-from rankwise.scores.likelihood import draw
+from rankwise.scores.likelihood import draw, without_labels
 from rankwise.scores.probe import model_loss, to_device, untouched
 
 QUIET: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -103,6 +104,65 @@ def test_every_examples_own_gradient_comes_out_of_one_pass(name: str) -> None:
     assert {path.rpartition(".")[2] for path in found.values} >= set(kinds(name))
 
 
+def choices(form: str) -> tuple[Any, list[Batch]]:
+    """A model and batches of three examples with two padded sequences each, (b s, t) or (b, s, t)."""
+    apart = form == "one behind the other"
+    kind: Any = BertForSequenceClassification if apart else BertForMultipleChoice
+    base = build(kind, bert_config(1, **QUIET, **({"num_labels": 1} if apart else {})))
+    rows = [{"input_ids": ids, "attention_mask": padded(ids)} for ids in (tokens(6, seed=0), tokens(6, seed=1))]
+    if not apart:
+        rows = [{name: value.reshape(3, 2, -1) for name, value in each.items()} for each in rows]
+    return base.double(), [{**each, "labels": torch.tensor([0, 1, 1])} for each in rows]
+
+
+@pytest.mark.parametrize("form", ["one behind the other", "side by side"])
+def test_of_a_choice_the_sequences_of_an_example_sum_up(form: str) -> None:
+    """Each example by itself, its drawn choice told by the loss, through the softmax written out."""
+    base, data = choices(form)
+    model: Any = adapted(base, target_modules=["query", "output.dense", "pooler.dense"]).double()
+    directions = directions_for(model)
+    with torch.no_grad():
+        for name, path in rankwise.named_paths(model).items():
+            path.lora_A.copy_(directions[name].right.T)
+            path.lora_B.zero_()
+    found = pass_over(model, data, directions)
+    assert found.terms == 6
+    assert set(found.values) >= {"bert.pooler.dense"}
+    drawn = set()
+    for number, (batch, example) in enumerate((batch, example) for batch in data for example in range(3)):
+        size = 2 if form == "one behind the other" else 1
+        own = {name: value[size * example : size * (example + 1)] for name, value in batch.items() if name != "labels"}
+        chances = model(**own).logits.reshape(2).log_softmax(0)
+        slopes = [along(model, directions, -chance) for chance in chances]
+        matches = [
+            all(torch.allclose(found.values[name][number], slope[name], rtol=1e-7, atol=1e-10) for name in slope)
+            for slope in slopes
+        ]
+        assert sum(matches) == 1, number
+        drawn.add(matches.index(True))
+    assert drawn == {0, 1}
+    assert found.mean == pytest.approx(float(mean_of(model, data[0])))
+
+
+def mean_of(model: Any, batch: Batch) -> Tensor:
+    """The cross entropy over the choices of each example, in float64."""
+    scores = model(**{name: value for name, value in batch.items() if name != "labels"}).logits.reshape(3, 2)
+    return -scores.log_softmax(1)[torch.arange(3), batch["labels"]].mean().detach()
+
+
+@pytest.mark.parametrize("form", ["one behind the other", "side by side"])
+def test_a_choice_is_drawn_by_what_the_example_says_and_not_by_its_padding(form: str) -> None:
+    base, data = choices(form)
+    both = {name: torch.cat([batch[name] for batch in data]) for name in data[0]}
+    longer = {
+        name: value if name == "labels" else torch.nn.functional.pad(value, (0, 3)) for name, value in both.items()
+    }
+    several = [draw(base, both, seed).losses.detach() for seed in range(8)]
+    for seed, losses in enumerate(several):
+        torch.testing.assert_close(draw(base, longer, seed).losses.detach(), losses)
+    assert len({tuple((losses > 0.7).tolist()) for losses in several}) > 1  # examples draw for themselves, and anew
+
+
 def terms(batch: Batch, name: str) -> int:
     return int((batch["labels"][:, 1:] != -100).sum()) if name in CAUSAL else len(batch["labels"])
 
@@ -123,7 +183,7 @@ def test_slopes_are_those_of_the_mean_loss(name: str) -> None:
     assert losses == pytest.approx([float(model_loss(model, batch).detach()) for batch in data])
 
 
-@pytest.mark.parametrize("task", ["classes", "text", "regression", "labels"])
+@pytest.mark.parametrize("task", ["classes", "text", "regression", "labels", "choice"])
 def test_the_sampled_curvature_estimates_the_exact_one(task: str) -> None:
     """The expectation over labels by enumerating them, position by position, within four standard errors."""
     base, data = {
@@ -131,6 +191,7 @@ def test_the_sampled_curvature_estimates_the_exact_one(task: str) -> None:
         "text": lambda: (tiny_llama(1), text_batches(1, 2)[0]),
         "regression": lambda: (tiny_bert(1, **QUIET, num_labels=1), scalars()),
         "labels": lambda: (tiny_bert(1, **QUIET, problem_type="multi_label_classification"), several()),
+        "choice": lambda: (choices("one behind the other")[0], choices("one behind the other")[1][0]),
     }[task]()
     targets = ["value"] if task != "text" else ["v_proj"]
     model: Any = adapted(base, target_modules=targets).double()
@@ -139,7 +200,9 @@ def test_the_sampled_curvature_estimates_the_exact_one(task: str) -> None:
     with torch.no_grad():
         path.lora_A[:1].copy_(directions[path.name].right.T)
         path.lora_A[1:].zero_()
-    logits = model(**data).logits
+    logits = model(**(without_labels(data) if task == "choice" else data)).logits
+    if task == "choice":
+        logits = logits.reshape(3, 2)
 
     def slope(loss: Tensor) -> float:
         (gradient,) = torch.autograd.grad(loss, path.lora_B, retain_graph=True)

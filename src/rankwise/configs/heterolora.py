@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,11 +164,8 @@ class HeteroLoraConfig(PathConfig):
             )
         if not isinstance(self.shortcut_dropout, (int, float)) or not 0.0 <= self.shortcut_dropout < 1.0:
             raise ValueError(f"shortcut_dropout={self.shortcut_dropout!r} must lie in [0, 1)")
-        alpha = self.shortcut_alpha
-        if alpha is not None and (
-            isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf
-        ):
-            raise ValueError(f"shortcut_alpha={alpha!r} must be positive, or None for lora_alpha / 4")
+        if self.shortcut_alpha is not None:
+            self.check_alpha("shortcut_alpha", self.shortcut_alpha, ", or None for lora_alpha / 4")
         if self.rank_budget is not None and (self.rank_pattern or self.alpha_pattern or self.shortcut_ranks):
             raise ValueError(
                 "rank_budget computes the ranks, so rank_pattern and alpha_pattern can't be given with it, nor can "

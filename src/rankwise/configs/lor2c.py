@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -126,11 +125,8 @@ class Lor2cConfig(PathConfig):
         if not isinstance(share, bool):
             raise ValueError(f"share={share!r} must be True or False")
         self.check_types("inject_targets", "freeze_merged", "separate_edits", "strict_neighbours")
-        alpha = self.inject_alpha
-        if alpha is not None and (
-            isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf
-        ):
-            raise ValueError(f"inject_alpha={alpha!r} must be positive, or None for lora_alpha * inject_r / r")
+        if self.inject_alpha is not None:
+            self.check_alpha("inject_alpha", self.inject_alpha, ", or None for lora_alpha * inject_r / r")
         if self.injections and self.inject_targets != [] and self.inject_rank < 1:
             raise ValueError(f"r={self.r} leaves inject_r = r // 2 = 0: give inject_r, or raise r")
         if not isinstance(self.inject_dropout, (int, float)) or not 0.0 <= self.inject_dropout < 1.0:
@@ -146,7 +142,11 @@ class Lor2cConfig(PathConfig):
         for name, count, most in (("merges", self.merges, neighbours), ("injections", self.injections, len(blocks))):
             if count > most:
                 kind = name.removesuffix("s") if most == 1 else name
-                raise ValueError(f"{name}={count}: {len(blocks)} blocks have at most {most} {kind}; lower {name}")
+                chosen = self.layers_to_transform
+                those = "" if chosen is None else f" (layers_to_transform={chosen!r})"
+                raise ValueError(
+                    f"{name}={count}: {len(blocks)} blocks have at most {most} {kind}{those}; lower {name}"
+                )
 
     def check_waiting(self, blocks: set[int]) -> None:
         """Refuse more injections than blocks in which LoRA waits.

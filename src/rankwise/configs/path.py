@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -29,6 +28,7 @@ UNSUPPORTED: dict[str, str] = {
     "kasa_config": "KaSA truncates W0 while building",
     "megatron_config": "Megatron's parallel layers are not supported",
 }
+LARGEST = 3.4028234663852886e38  # of float32, and about that of bfloat16
 RETIRED = {"cost": "parameters"}
 INITS = (True, False, "gaussian", "orthogonal")
 # What PEFT fills in, or checks by itself.
@@ -154,6 +154,14 @@ class PathConfig(LoraConfig):
         """Return the config that sizes the linear paths."""
         return self
 
+    @staticmethod
+    def check_alpha(name: str, alpha: Any, otherwise: str = "") -> None:
+        """Refuse an alpha that is no positive number, or that no scale of float32 can come of."""
+        number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
+        if not number or not 0 < alpha <= LARGEST:
+            beyond = f" and at most {LARGEST:.3g}, the largest of float32" if number and alpha > LARGEST else ""
+            raise ValueError(f"{name}={alpha!r:.60} must be positive{beyond}{otherwise}")
+
     def check_types(self, *names: str) -> None:
         """Refuse values of these fields that are not of the field's type."""
         wrong = wrong_field(type(self), {name: getattr(self, name) for name in names}, **WIDER)
@@ -187,8 +195,7 @@ class PathConfig(LoraConfig):
         alphas, ranks = self.alpha_pattern or {}, self.rank_pattern or {}
         sizes = {"lora_alpha": self.lora_alpha} | {f"alpha_pattern[{k!r}]": v for k, v in alphas.items()}
         for name, alpha in sizes.items():
-            if not 0 < alpha < math.inf:
-                raise ValueError(f"{name}={alpha!r} must be a positive number")
+            self.check_alpha(name, alpha)
         for key, rank in ranks.items():
             if rank < 1:
                 raise ValueError(f"rank_pattern[{key!r}]={rank!r} must be a whole number of at least 1")

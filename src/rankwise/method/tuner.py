@@ -19,8 +19,17 @@ from rankwise.configs.path import PathConfig
 from rankwise.method.first import first_allocation
 from rankwise.method.initial import seeded
 from rankwise.method.loading import completed, shared_downs
+from rankwise.method.oversized import check_ranks
 from rankwise.method.ranks import resolve_ranks
-from rankwise.method.targets import check_gated, check_gated_merge, check_layers, check_linear, check_targets
+from rankwise.method.targets import (
+    check_gated,
+    check_gated_merge,
+    check_layers,
+    check_linear,
+    check_targets,
+    module_names,
+)
+from rankwise.method.unused import told_by_us, warn_unused
 from rankwise.method.unwinding import unwound
 from rankwise.method.waking import before_forward
 from rankwise.paths.driver import driver
@@ -68,6 +77,7 @@ class PathModel(LoraModel):
         config = self.peft_config[adapter_name]
         assert isinstance(config, PathConfig)
         wiring = _wiring_for(model, config)
+        modules = module_names(model)
         with _linear_targets(config, wiring):
             # PEFT's order: names of the family first, so that the checks see what PEFT will look for; then the checks,
             # as long as nothing is built; then PEFT builds.
@@ -76,17 +86,20 @@ class PathModel(LoraModel):
             check_layers(model, config, self._check_target_module_exists)
             check_linear(model, partial(self._check_target_module_exists, config))
             resolve_ranks(config, partial(self._projections, model, config), wiring)
+            check_ranks(model, config)
             # PEFT refuses an empty list but knows a dummy that matches nothing; None means block paths decide, and
             # stays.
             config.target_modules = config.target_modules or (
                 DUMMY_TARGET_MODULES if config.target_modules is not None else None
             )
-            super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+            with told_by_us():
+                super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         # PEFT's own injection makes its layers empty inside; ours come after it and need the same.
         context = init_empty_weights if low_cpu_mem_usage else nullcontext
         with context():
             block_paths = self._build_block_paths(model, adapter_name, config, wiring)
         self._build_paths(model, adapter_name, config, wiring, block_paths)
+        warn_unused(config, modules, self.targeted_module_names)
 
     def _add_targets_to_tie(self, peft_config: Any, tied_weight_keys: list[str]) -> None:
         """Refuse: PEFT would build LoRA on the embedding, which no gate switches.

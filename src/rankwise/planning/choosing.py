@@ -75,7 +75,7 @@ def plan_paths(
         loss_of,
         draw_of,
         counts=counts,
-        components=choice.components or _components(budget, costs, limit, counts),
+        components=min(choice.components or _components(budget, costs, limit, counts), _widest(paths)),
         matched=choice.directions,
         reduction=choice.reduction,
         halves=choice.halves,
@@ -299,6 +299,11 @@ def _components(budget: int, costs: Mapping[str, int], limit: TimeLimit | None, 
         return min(max(2 * math.ceil(budget / sum(costs.values())), LEAST_COMPONENTS), MOST_COMPONENTS)
     uniform = math.ceil(budget / limit.widest(costs))
     return max(min(2 * uniform, MOST_COMPONENTS, min(counts.examples or [0])), LEAST_COMPONENTS)
+
+
+def _widest(paths: PathSet) -> int:
+    """Return the most directions that any path has: the rank of a full matrix."""
+    return max(min(path.lora_B.shape[0], path.lora_A.shape[1]) for path in paths.paths.values())
 
 
 def _unspent(picks: Picks, costs: Mapping[str, int], owners: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rankwise.configs.path import LARGEST
 from rankwise.passes import work
 from rankwise.paths.path_set import path_set
 from rankwise.planning.candidates import with_candidates
@@ -149,5 +150,8 @@ def _taken(batches: Iterable[Batch], model: nn.Module) -> list[Batch]:
 def _check_numbers(budget: Any, scale: float) -> None:
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise ValueError(f"budget={budget!r} must be a number of parameters, a whole number of at least 1")
-    if not scale > 0:
-        raise ValueError(f"scale={scale!r} must be positive: it is alpha / r of every path")
+    if not 0 < scale <= LARGEST:
+        raise ValueError(
+            f"scale={scale!r:.60} must be positive and at most {LARGEST:.3g}, the largest of float32: it is alpha / r "
+            "of every path"
+        )

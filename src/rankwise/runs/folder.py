@@ -160,12 +160,23 @@ class RunFolder:
                 f"{self.root} already holds a run: say --resume to continue it, --overwrite to delete it and start "
                 "again, or give another --out"
             )
+        self._check_writable(resume=resume)
+
+    def _check_writable(self, *, resume: bool) -> None:
+        """Refuse folders that can't be written to, now and not at the first checkpoint."""
         place = next(each for each in (self.root, *self.root.absolute().parents) if each.exists())
         words = f"the run can't be written to {self.root}: give an --out that you may write to"
+        if resume:
+            words = (
+                f"the run in {self.root} can't go on there, nothing of it was changed: make the folder and those in it "
+                "writable, or copy it to where you may write and resume it there"
+            )
         if not place.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, words, str(place))
-        if not os.access(place, os.W_OK):
-            raise PermissionError(errno.EACCES, words, str(place))
+        inside = [self.checkpoints, *sorted(self.checkpoints.glob("*")), self.adapter, self.tensorboard]
+        for each in (place, *(folder for folder in inside if resume and folder.is_dir())):
+            if not os.access(each, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, words, str(each))
 
     def changes(self, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
         """Return where a recipe differs from the run's own: by key, what is there and what is given."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
@@ -18,6 +18,7 @@ import rankwise
 from rankwise.files import write_json_atomic, write_text_atomic
 from rankwise.planning.rank_plan import RankPlan
 from rankwise.runs.building.models import load_base, load_tokenizer, model_class, resolve_name
+from rankwise.runs.building.quantised import keep_unpacked_, quantisation_fields
 from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.results.exporting import check_no_adapter
@@ -71,7 +72,9 @@ def plan_ranks(
         data = data or load_task(recipe.data, load_tokenizer(recipe.model))
         set_seed(recipe.seed)
         model: Any = load_base(recipe, task_type=data.task_type, arguments=data.model_arguments())
-        model.to(PartialState().device)
+        if recipe.model.load_in is None:  # quantised weights are there already, and can't be moved
+            model.to(PartialState().device)
+        keep_unpacked_(model, recipe)
         config = rankwise.HeteroLoraConfig(score_batches=batches, seed=recipe.seed)
         size = recipe.training.batch_size
         loader: Any = DataLoader(data.train, batch_size=size, collate_fn=data.collator)
@@ -108,8 +111,29 @@ def _not_logged() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def loading(recipe: Recipe, data: TaskData) -> tuple[str, str]:
-    """Return the lines of a script that load a recipe's base model with its task's head: the import, the call."""
+class Loading(NamedTuple):
+    """How a script or another tool comes to the base model.
+
+    Args:
+        imports: The lines of a script that import what it needs.
+        base: Those that load ``base``.
+        prepare: Those that make a quantised ``base`` one to train through.
+        load_in: ``"4bit"``, ``"8bit"`` or none, as the recipe has it.
+    """
+
+    imports: str
+    base: str
+    prepare: str = ""
+    load_in: str | None = None
+
+    @property
+    def used(self) -> list[str]:
+        """What of PEFT the lines need."""
+        return ["prepare_model_for_kbit_training"] if self.prepare else []
+
+
+def loading(recipe: Recipe, data: TaskData) -> Loading:
+    """Return how a recipe's base model is loaded with its task's head, quantised where the recipe has it so."""
     spec, kind = recipe.model, model_class(data.task_type).__name__
     head = data.model_arguments()
     if data.kind == "causal":
@@ -117,48 +141,69 @@ def loading(recipe: Recipe, data: TaskData) -> tuple[str, str]:
     asked = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code, "dtype": spec.dtype}
     asked |= {name: head.get(name) for name in ("num_labels", "problem_type", "pad_token_id")}
     arguments = "".join(f", {name}={value!r}" for name, value in asked.items() if value not in (None, False))
-    quantised = f"  # the recipe has load_in: {spec.load_in}" if spec.load_in else ""
-    call = f"base = {kind}.from_pretrained({resolve_name(spec.name)!r}{arguments}){quantised}\n"
-    return f"from transformers import {kind}\n", call
+    call = f"base = {kind}.from_pretrained({resolve_name(spec.name)!r}{arguments}"
+    fields = quantisation_fields(recipe)
+    if not fields:
+        return Loading(f"from transformers import {kind}\n", f"{call})\n")
+    told = "".join(f"    {name}={value!r},\n" for name, value in fields.items())
+    checkpointing = recipe.training.gradient_checkpointing
+    return Loading(
+        imports=f"from transformers import {kind}, BitsAndBytesConfig\n",
+        base=f"quantised = BitsAndBytesConfig(\n{told})\n{call}, quantization_config=quantised)\n",
+        prepare=f"base = prepare_model_for_kbit_training(base, use_gradient_checkpointing={checkpointing})\n",
+        load_in=spec.load_in,
+    )
 
 
-def snippets_of(plan: RankPlan, folder: Path | None, task_type: str, loads: tuple[str, str]) -> dict[str, str]:
+def snippets_of(plan: RankPlan, folder: Path | None, task_type: str, loads: Loading) -> dict[str, str]:
     """Return what to write for PEFT, TRL, LLaMA-Factory and Axolotl to train a plan.
 
-    A plan with block paths is for Python alone. A tool that has no field for a rank per module starts from the adapter
-    folder, which holds the ranks.
+    A plan with block paths, and one for a classifier, which those tools don't train, is for Python alone. A tool that
+    has no field for a rank per module starts from the adapter folder, which holds the ranks.
 
     Args:
         plan: A plan.
         folder: Where the adapter at its start was written; a name stands in where it was not.
         task_type: PEFT's.
-        loads: The lines that load the base model as ``base``, see ``loading``.
+        loads: How the base model is loaded, see ``loading``.
     """
     config = plan.to_config()
     names = [from_blocks(module) for module in sorted(config.target_modules or ())]
-    made, (imports, base) = _config_lines(config, names, task_type), loads
-    wrap = "model = get_peft_model(base, config)\n"
-    if plan.has_block_paths:
-        ours = "from rankwise import HeteroLoraConfig\n"
-        return {"Python": f"from peft import get_peft_model\n{ours}{imports}\n{base}{made}{wrap}"}
-    start = str(folder or "FOLDER")
+    made = _config_lines(config, names, task_type)
+    used = ["get_peft_model", *loads.used]
+    ours = "from rankwise import HeteroLoraConfig\n" if plan.has_block_paths else ""
+    used = used if ours else ["LoraConfig", *used]
+    python = (
+        f"from peft import {', '.join(used)}\n{ours}{loads.imports}\n"
+        f"{loads.base}{loads.prepare}{made}model = get_peft_model(base, config)\n"
+    )
+    if plan.has_block_paths or task_type != "CAUSAL_LM":
+        return {"Python": python}
+    return {"Python": python, **_causal_tools(config, names, made, str(folder or "FOLDER"), loads)}
+
+
+def _causal_tools(config: LoraConfig, names: list[str], made: str, start: str, loads: Loading) -> Mapping[str, str]:
+    """Return what to write for the tools that train causal language models."""
     targets = "".join(f"  - {name}\n" for name in names)
+    bits = loads.load_in.removesuffix("bit") if loads.load_in else ""
     return {
-        "Python": f"from peft import LoraConfig, get_peft_model\n{imports}\n{base}{made}{wrap}",
         "TRL": (
-            f"from datasets import load_dataset\nfrom peft import LoraConfig\n{imports}from trl import SFTTrainer\n\n"
-            f'{base}{made}data = load_dataset("json", data_files="train.jsonl", split="train")  # yours\n'
+            f"from datasets import load_dataset\nfrom peft import {', '.join(['LoraConfig', *loads.used])}\n"
+            f"{loads.imports}from trl import SFTTrainer\n\n"
+            f"{loads.base}{loads.prepare}{made}"
+            'data = load_dataset("json", data_files="train.jsonl", split="train")  # yours\n'
             "trainer = SFTTrainer(base, train_dataset=data, peft_config=config)\n"
         ),
         "LLaMA-Factory": (
             "# It has no field for a rank per module: the ranks are those of the adapter that training starts from.\n"
             f"finetuning_type: lora\nadapter_name_or_path: {start}\nlora_target: {','.join(names)}\n"
             f"lora_rank: {config.r}\nlora_alpha: {config.lora_alpha}\n"
+            + (f"quantization_bit: {bits}\nquantization_method: bnb\n" if bits else "")
         ),
         "Axolotl": (
             "# Only since July 2026 it has lora_rank_pattern: the ranks are those of the adapter in lora_model_dir.\n"
-            f"adapter: lora\nlora_model_dir: {start}\nlora_target_modules:\n{targets}"
-            f"lora_r: {config.r}\nlora_alpha: {config.lora_alpha}\n"
+            f"adapter: {'qlora' if bits == '4' else 'lora'}\nlora_model_dir: {start}\nlora_target_modules:\n{targets}"
+            f"lora_r: {config.r}\nlora_alpha: {config.lora_alpha}\n" + (f"load_in_{bits}bit: true\n" if bits else "")
         ),
     }
 

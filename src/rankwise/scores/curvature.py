@@ -29,7 +29,7 @@ from rankwise.paths.autograd import Tap
 from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.path_set import PathSet
 from rankwise.scores.components import Directions, Gradients
-from rankwise.scores.likelihood import DrawLosses, Drawn, draw
+from rankwise.scores.likelihood import DrawLosses, Drawn, draw, sequences_of
 from rankwise.scores.recorder import StatisticRecorder, Sums
 from rankwise.scores.statistics import Statistic
 from rankwise.seeds import stable_seed
@@ -42,6 +42,7 @@ class ExampleRecorder:
     """Sums ``g~^T D_j x`` over the tokens of each example, for all directions of every path in one backward pass.
 
     One pass over the summed loss of a batch gives every example's own gradient, because examples don't see each other.
+    Where an example has several sequences (multiple choice), they stand one behind the other and sum up as its tokens.
 
     Args:
         directions: The directions of each path, by its name.
@@ -51,6 +52,7 @@ class ExampleRecorder:
         self.directions = directions
         self.anchor = torch.empty(0, requires_grad=True)
         self.examples = 0
+        self.sequences = 1
         self.lengths: set[int] = set()
         self.found: dict[str, Tensor] = {}
 
@@ -68,9 +70,9 @@ class ExampleRecorder:
         return Tap.apply(result, x, self.anchor, partial(self._record, path, x.shape))
 
     def _record(self, path: LowRankPath, shape: Sequence[int], x: Tensor, g: Tensor) -> None:
-        rows = self.examples
-        tokens = {1, *self.lengths}
-        if not (shape[0] == rows if len(shape) > 2 else len(x) in {rows * length for length in tokens}):
+        rows, several = self.examples, {self.examples, self.examples * self.sequences}
+        flat = {number * length for number in several for length in (1, *self.lengths)}
+        if not (shape[0] in several if len(shape) > 2 else len(x) in flat):
             raise ValueError(
                 f"{path.name} reads a tensor of shape {tuple(shape)} in a batch of {rows} examples, so which token is "
                 "whose can't be told: leave the path out of the candidates, or score with proxy='grad_norm'"
@@ -186,7 +188,8 @@ def curvature_pass(
         with seen_by(paths, recorder):
             drawn: Drawn = draw_of(model, batch, number)
             recorder.examples = len(drawn.losses)
-            recorder.lengths = _lengths(batch, recorder.examples)
+            recorder.sequences = drawn.sequences
+            recorder.lengths = _lengths(batch, recorder.examples, drawn.sequences)
             torch.autograd.grad(drawn.losses.sum(), recorder.anchor, allow_unused=True)
         rows.append(_beside(recorder.take(), directions, recorder.examples))
         terms += drawn.terms
@@ -201,10 +204,12 @@ def curvature_pass(
     return Examples(values, int(total), means[0])
 
 
-def _lengths(batch: Batch, examples: int) -> set[int]:
-    """Return how many tokens an example may have: the second sizes of the batch's tensors."""
-    tensors = batch.values() if isinstance(batch, Mapping) else ()
-    return {t.shape[1] for t in tensors if isinstance(t, Tensor) and t.ndim > 1 and t.shape[0] == examples}
+def _lengths(batch: Batch, examples: int, sequences: int) -> set[int]:
+    """Return how many tokens a sequence may have: the second sizes of the batch's tensors, of several the third."""
+    values = batch.values() if isinstance(batch, Mapping) else ()
+    tensors = [value for value in values if isinstance(value, Tensor) and value.ndim > 1]
+    found = {t.shape[1] for t in tensors if t.shape[0] in (examples, examples * sequences)}
+    return found | {t.shape[2] for t in tensors if sequences > 1 and t.ndim == 3 and t.shape[0] == examples}
 
 
 def _beside(found: Mapping[str, Tensor], directions: Mapping[str, Directions], examples: int) -> Tensor:
@@ -240,7 +245,7 @@ def drawn_loss(draw_losses: DrawLosses | None, autocast: Any, move: Any, seed: i
                 f"draw_losses returned losses of shape {tuple(losses.shape)}: it must return one summed loss per "
                 "example, and the number of loss terms"
             )
-        return Drawn(losses, terms)
+        return Drawn(losses, terms, sequences=sequences_of(batch, len(losses)))
 
     return run
 

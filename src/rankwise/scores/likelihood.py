@@ -1,6 +1,7 @@
 """Labels drawn from a model's own prediction, and the loss they give: what a true Fisher is made of.
 
-Letters: ``b`` examples (rows of a batch), ``t`` positions of an example that have a loss, ``c`` classes or outputs.
+Letters: ``b`` examples (rows of a batch), ``t`` positions of an example that have a loss, ``c`` classes or outputs,
+``s`` sequences of an example, of which a choice has several.
 The empirical Fisher, with the data's labels in place of drawn ones, is not the curvature of the loss and ranks paths no
 better than a first-order score.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,11 +34,13 @@ class Drawn:
         losses: The negative log-likelihood of each example's drawn labels, summed over its positions (b,).
         terms: How many loss terms the batch has: positions, or examples.
         mean: The mean loss of the labels that the batch came with, as transformers reduces it; None if unknown.
+        sequences: How many sequences of its own an example has, one behind the other in what the model runs on.
     """
 
     losses: Tensor
     terms: int
     mean: float | None = None
+    sequences: int = 1
 
 
 DrawLosses = Callable[[nn.Module, Any, torch.Generator], tuple[Tensor, int]]
@@ -50,7 +53,9 @@ def draw(model: nn.Module, batch: Mapping[str, Any], seed: int) -> Drawn:
 
     Classification draws from the softmax, multi-label classification each label by itself, regression from a normal
     distribution of variance 1 around the prediction, a language model a token at every position whose label is not
-    -100. What is drawn for an example depends on the seed and the example, not on the batch it comes in.
+    -100. Multiple choice draws from the softmax over an example's sequences; a batch may have them (b, s, t), as
+    transformers' models for it do, or one behind the other (b s, t), each with one score. What is drawn for an example
+    depends on the seed and the example, not on the batch it comes in.
 
     Args:
         model: A transformers model, wrapped or not.
@@ -67,9 +72,15 @@ def draw(model: nn.Module, batch: Mapping[str, Any], seed: int) -> Drawn:
             f"{', '.join(sorted(batch))}. Add labels, or pass {argument(DRAW_LOSSES)} that returns each example's "
             "summed loss under labels drawn from the prediction, and the number of loss terms"
         )
-    logits = _logits(model(**batch))
+    sequences, apart = _choices(batch, labels)
+    # With labels a model that scores sequences would compute the loss of a regression, which this is not.
+    logits = _logits(model(**(without_labels(batch) if apart else batch)))
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    generators = [torch.Generator().manual_seed(stable_seed(seed, key)) for key in _keys(batch, labels)]
+    keys = _keys(batch, labels, sequences)
+    generators = [torch.Generator().manual_seed(stable_seed(seed, key)) for key in keys]
+    if apart and wide.numel() == sequences * len(labels):
+        scores = wide.reshape(len(labels), sequences)
+        return replace(_categorical(scores, labels, generators), sequences=sequences)
     kind = _kind(model, wide, labels)
     if kind == "regression":
         return _normal(wide, labels, generators)
@@ -77,7 +88,34 @@ def draw(model: nn.Module, batch: Mapping[str, Any], seed: int) -> Drawn:
         return _bernoulli(wide, labels, generators)
     if kind == "shifted":
         wide, labels = wide[:, :-1], labels[:, 1:]
-    return _categorical(wide, labels, generators)
+    return replace(_categorical(wide, labels, generators), sequences=sequences)
+
+
+def sequences_of(batch: Any, examples: int) -> int:
+    """Return how many sequences of token ids each example has where a batch says so by its shape (b, s, t), else 1."""
+    tensors = batch.values() if isinstance(batch, Mapping) else ()
+    sizes = {
+        each.shape[1]
+        for each in tensors
+        if isinstance(each, Tensor) and each.ndim == 3 and len(each) == examples and not each.is_floating_point()
+    }
+    return sizes.pop() if len(sizes) == 1 else 1
+
+
+def without_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a batch as a model takes it that shall compute no loss."""
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def _choices(batch: Mapping[str, Any], labels: Tensor) -> tuple[int, bool]:
+    """Return how many sequences an example has, and whether they are rows of their own, (b s, t)."""
+    if labels.ndim != 1 or labels.is_floating_point() or not len(labels):
+        return 1, False
+    rows = {len(v) for v in without_labels(batch).values() if isinstance(v, Tensor) and v.ndim > 1}
+    count = rows.pop() if len(rows) == 1 else 0
+    if count > len(labels) and count % len(labels) == 0:
+        return count // len(labels), True
+    return sequences_of(batch, len(labels)), False
 
 
 def _logits(output: Any) -> Tensor:
@@ -95,21 +133,23 @@ def _logits(output: Any) -> Tensor:
     return found
 
 
-def _keys(batch: Mapping[str, Any], labels: Tensor) -> list[str]:
+def _keys(batch: Mapping[str, Any], labels: Tensor, sequences: int) -> list[str]:
     """Return a digest of each example's inputs, without what pads them."""
-    mask = batch.get("attention_mask")
-    inputs = {
-        name: value.detach().cpu()
+    rows = (len(labels), len(labels) * sequences)
+    tensors = {
+        name: value.detach().cpu().reshape(len(labels), *([-1] * (len(value) != rows[0])), *value.shape[1:])
         for name, value in sorted(batch.items())
-        if isinstance(value, Tensor) and name not in ("labels", "attention_mask") and len(value) == len(labels)
+        if isinstance(value, Tensor) and value.ndim and len(value) in rows and name != "labels"
     }
+    mask = tensors.pop("attention_mask", None)
+    inputs = tensors
     digests = []
     for row in range(len(labels)):
         digest = hashlib.sha256()
         for name, value in inputs.items():
             kept = value[row]
-            if mask is not None and kept.shape[:1] == mask[row].shape:
-                kept = kept[mask[row].bool().cpu()]
+            if mask is not None and kept.shape[: mask.ndim - 1] == mask[row].shape:
+                kept = kept[mask[row].bool()]
             kept = kept.float() if kept.is_floating_point() else kept  # numpy has no bfloat16
             digest.update(name.encode() + kept.contiguous().numpy().tobytes())
         digests.append(digest.hexdigest())

@@ -100,6 +100,15 @@ def prompt_ids(prompt: str | Messages, tools: Any, tokenizer: PreTrainedTokenize
     return list(found["input_ids"])
 
 
+def text_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the token ids of a plain prompt as a row of plain texts begins with it: opened, and not closed."""
+    found = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
+    ids, offsets = list(found["input_ids"]), found["offset_mapping"]
+    while ids and offsets[len(ids) - 1][1] == 0:  # what closes stands for no part of the text
+        ids.pop()
+    return ids
+
+
 def own_template(tokenizer: PreTrainedTokenizerBase, *, tools: bool) -> Template:
     """Return the tokenizer's own chat template.
 
@@ -190,9 +199,23 @@ def _first_opening(asked: str, after: str) -> str:
     return after[: found + len(header)] if header != asked and header and found >= 0 else asked
 
 
+def _changed(where: str, asked: str, closed: str) -> str:
+    one, other = _apart(asked, closed)
+    return (
+        f"{where}: the chat template writes the prompt otherwise once the completion follows, {one!r} by itself and "
+        f"{other!r} before it, so what is to be learned can't be told: give another template in model.chat_template, "
+        "or prompt and completion as plain texts"
+    )
+
+
+def _apart(one: str, other: str) -> tuple[str, str]:
+    """Return both texts around where they begin to differ."""
+    same = _shared(one, other)
+    return one[max(same - 20, 0) : same + 20], other[max(same - 20, 0) : same + 20]
+
+
 def _not_found(where: str, number: int, part: str, rest: str) -> str:
-    same = _shared(part, rest)
-    one, other = (text[max(same - 20, 0) : same + 20] for text in (part, rest))
+    one, other = _apart(part, rest)
     return (
         f"{where}: the chat template does not mark the assistant's turns ({{% generation %}}), TRL knows no variant of "
         f"it that does, and message {number} can't be found by rendering the messages up to it, which read "
@@ -202,10 +225,19 @@ def _not_found(where: str, number: int, part: str, rest: str) -> str:
 
 
 def _completion(template: Template, prompt: Messages, completion: Messages, tools: Any, where: str) -> Ids:
-    opened = template.apply(prompt, tools, where, add_generation_prompt=True)
-    closed = template.apply([*prompt, *completion], tools, where)
-    before, ids = list(opened["input_ids"]), list(closed["input_ids"])
-    shared = _shared(before, ids)
+    """Learn what follows the prompt, told by the texts: tokens may reach across the border, and merge around it."""
+    tokenizer = template.tokenizer
+    asked = str(template.apply(prompt, tools, where, tokenize=False, add_generation_prompt=True))
+    closed = str(template.apply([*prompt, *completion], tools, where, tokenize=False))
+    border = _shared(asked, closed)
+    if border < len(asked):  # an answer may open otherwise than it is asked for (<think>), the prompt may not
+        said = str(template.apply(prompt, tools, where, tokenize=False))
+        if border < _shared(said, asked):
+            raise ValueError(_changed(where, asked, closed))
+    if tokenizer.is_fast:  # to the end, that is one further: trimmed offsets put a last space behind itself
+        return _masked(tokenizer, closed, [(border, len(closed) + 1)])
+    encoded = tokenizer([asked, closed], add_special_tokens=False, verbose=False)["input_ids"]
+    shared, ids = _shared(*encoded), list(encoded[1])
     return ids, [place >= shared for place in range(len(ids))]
 
 

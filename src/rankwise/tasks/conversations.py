@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from datasets import Dataset
 
-from rankwise.tasks.missing import Missing
+from rankwise.tasks.missing import Missing, is_text
 from rankwise.tasks.read import Source, check_column
 
 MESSAGES, PROMPT, COMPLETION, TOOLS = "messages", "prompt", "completion", "tools"
 ORIGIN = "_origin"  # a column with the words that an error names the row by: splits and samples know no numbers
 ASSISTANT = "assistant"
+# How rows are written for the model: by the chat template, or one text behind the other.
+CONVERSATION, PLAIN_TEXTS = "conversation", "prompt-completion"
 
 Row = dict[str, Any]
 Messages = list[dict[str, Any]]
@@ -47,6 +49,12 @@ def chat_columns(source: Source) -> tuple[str, ...]:
             f"{', '.join(names)}"
         )
     return (MESSAGES,)
+
+
+def form_of(rows: Dataset) -> str:
+    """Return ``CONVERSATION`` for rows that the chat template writes, ``PLAIN_TEXTS`` for prompts that are texts."""
+    plain_texts = MESSAGES not in rows.column_names and is_text(rows.data.column(COMPLETION).type)
+    return PLAIN_TEXTS if plain_texts else CONVERSATION
 
 
 def used_columns(rows: Dataset) -> list[str]:

@@ -57,6 +57,8 @@ class TaskData:
         dropped: For each split, how many examples had no token to learn left.
         cut_answers: For each split, how many answers lost a part.
         missing: For each file or split read, how many rows lacked a text or a label and were left out.
+        form: How a row is written for the model: ``"conversation"`` by the chat template, ``"prompt-completion"`` as
+            one text behind the other, ``"instruction"`` as Alpaca's prompt, ``"text"`` in blocks, else the task's kind.
     """
 
     task: Task
@@ -70,6 +72,7 @@ class TaskData:
     dropped: Mapping[str, int]
     cut_answers: Mapping[str, int] = field(default_factory=dict)
     missing: Mapping[str, int] = field(default_factory=dict)
+    form: str | None = None
 
     @property
     def name(self) -> str:

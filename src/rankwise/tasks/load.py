@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from rankwise.tasks.conversations import complete_chats, with_origin
+from rankwise.tasks.conversations import complete_chats, form_of, with_origin
 from rankwise.tasks.data import TaskData
 from rankwise.tasks.docstrings import Docstring, find_docstrings, split_docstrings
 from rankwise.tasks.encode import Encoded, cut_into_blocks, encode, longest, with_pad_token
 from rankwise.tasks.labels import LABELS, add_labels, describe_files, is_hidden
-from rankwise.tasks.missing import Missing, without_missing
+from rankwise.tasks.missing import Missing, check_text, without_missing
 from rankwise.tasks.packing import pack
 from rankwise.tasks.read import Source, read_splits
 from rankwise.tasks.registry import CHAT, INSTRUCTION, TASKS, Task
@@ -100,6 +100,8 @@ def _complete(source: Source, split: str, known: Task | None, spec: DataSpec) ->
         return without_missing(source, spec.text_columns, labels, missing=rule)
     if known.name == CHAT:
         return complete_chats(source, rule)
+    if known.name == INSTRUCTION and "input" in source.rows.column_names:  # optional: it may be empty, not a number
+        check_text(source, "input")
     texts = {INSTRUCTION: ("instruction", "output"), "text": (*spec.text_columns, "text")[:1]}
     return without_missing(source, texts.get(known.name, known.columns), missing=rule)
 
@@ -147,7 +149,14 @@ def _assemble(
         dropped={split: part.dropped for split, part in encoded.items()},
         cut_answers={split: part.cut_answers for split, part in encoded.items()},
         missing=missing or {},
+        form=_form(rows["train"], task),
     )
+
+
+def _form(rows: Dataset, task: Task) -> str:
+    if task.name == CHAT:
+        return form_of(rows)
+    return task.name if task.kind == "causal" else task.kind
 
 
 def _set_apart(rows: dict[str, Dataset], task: Task, spec: DataSpec) -> dict[str, Dataset]:

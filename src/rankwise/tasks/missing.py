@@ -32,9 +32,7 @@ def without_missing(
     for column in (*texts, *labels):
         check_column(source, column)
     for column in texts:
-        kind = source.rows.data.column(column).type
-        if not (is_text(kind) or pa.types.is_null(kind)):
-            raise ValueError(f"{source.where}: column {column!r} holds {kind}, not text")
+        check_text(source, column)
     absent = {column: _absent(source.rows.data.column(column)) for column in (*texts, *labels)}
     for column, flags in absent.items():
         if missing == "refuse" or (missing == "keep" and column in labels):
@@ -48,6 +46,13 @@ def without_missing(
     if not kept:
         raise ValueError(f"{source.where}: every row lacks a text or a label in {', '.join(absent)}: nothing is left")
     return Source(source.rows.select(kept), source.where, [source.number(row) for row in kept]), lost
+
+
+def check_text(source: Source, column: str) -> None:
+    """Raise a ``ValueError`` where a column holds something besides text and nothing."""
+    kind = source.rows.data.column(column).type
+    if not (is_text(kind) or pa.types.is_null(kind)):
+        raise ValueError(f"{source.where}: column {column!r} holds {kind}, not text")
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModel, BertConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from rankwise.runs.building.models import check_named, load_base, load_tokenizer, resolve_name, set_dropout
+from rankwise.runs.building.models import adapt, check_named, load_base, load_tokenizer, resolve_name, set_dropout
 from rankwise.runs.dryrun import TINY, tiny_config
 from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.recipe import ModelSpec, Recipe
@@ -64,6 +64,29 @@ def test_targets_must_all_exist() -> None:
     check_named(model, None)
     with pytest.raises(ValueError, match=r"'valu' names no module of RobertaModel, did you mean 'value'\?"):
         check_named(model, ["query", "valu"])
+
+
+@pytest.mark.parametrize("method", ["lora", "heterolora"])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"rank_pattern": {"qury": 8}},
+            r"The following rank_pattern keys did not match .*: \['qury'\], did you mean 'query'\?",
+        ),
+        (
+            {"exclude_modules": ["layer.9"]},
+            r"You have passed exclude_modules=\{'layer\.9'\} but no modules were excluded",
+        ),
+    ],
+)
+def test_a_recipe_that_says_something_without_effect_is_refused(
+    make: Make, method: str, options: dict[str, Any], words: str
+) -> None:
+    recipe = make(method, method=options)
+    model = load_base(recipe, task_type="SEQ_CLS", arguments={})
+    with pytest.raises(ValueError, match=rf"^method: {words}"):
+        adapt(model, recipe, "SEQ_CLS")
 
 
 def test_weights_that_would_stay_random_are_refused(make: Make, tmp_path: Path) -> None:

@@ -9,12 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from rankwise.runs.building.models import load_tokenizer
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.results.exporting import export_merged
-from rankwise.runs.results.predicting import _rows, _task, predict
+from rankwise.runs.results.predicting import _prompts, _rows, _task, predict
 from rankwise.runs.results.trained import load_trained
 from rankwise.runs.training.train import train
+from rankwise.tasks import IGNORED, DataSpec, load_task
+from rankwise.tasks.read import read_file
 
 Make = Callable[..., Recipe]
 BATCH = {"input_ids": torch.tensor([[2, 9, 14, 30, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
@@ -100,6 +103,80 @@ def test_too_few_texts_and_a_file_that_is_not_there_are_said(make: Make, tmp_pat
         predict(tmp_path / "run", ["bar"])
     with pytest.raises(ValueError, match=r"no file new\.csv"):
         predict(tmp_path / "run", ["new.csv"])
+
+
+PROMPT = "bar bin"
+PAIRS = [{"prompt": PROMPT, "completion": f"dot {word}"} for word in ("dun", "kar", "lit", "bat") * 6]
+
+
+def test_a_run_asks_in_the_form_that_its_rows_had(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    turns: list[Any] = [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "completion": [{"role": "assistant", "content": "dot"}],
+        }
+        for row in PAIRS
+    ]
+    (tmp_path / "turns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in turns))
+    for name, form in (("texts", "prompt-completion"), ("turns", "conversation")):
+        data = {"data_dir": None, "train_file": str(tmp_path / f"{name}.jsonl"), "validation_fraction": 0}
+        train(make("lora", "chat", training={"max_steps": 2}, data=data), tmp_path / name)
+        assert RunFolder(tmp_path / name).figures()["form"] == form
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "texts" / "adapter")
+    assert tokenizer.chat_template is not None
+    plain = tokenizer.convert_tokens_to_ids(["[CLS]", "bar", "bin"])  # as in training, without what closes
+    by_template: Any = tokenizer.apply_chat_template(turns[0]["prompt"], add_generation_prompt=True)
+    assert asked_ids(tmp_path / "texts") == plain
+    assert asked_ids(tmp_path / "turns") == by_template["input_ids"]
+    (tmp_path / "new.jsonl").write_text(json.dumps({"messages": turns[0]["prompt"]}) + "\n")
+    with pytest.raises(ValueError, match=r"new\.jsonl, row 1 is a conversation, and the run learned prompts that are"):
+        predict(tmp_path / "texts", [str(tmp_path / "new.jsonl")])
+    figures = tmp_path / "texts" / "metrics.json"  # of an earlier version, which decided by the tokenizer
+    figures.write_text(
+        json.dumps({key: each for key, each in json.loads(figures.read_text()).items() if key != "form"})
+    )
+    assert asked_ids(tmp_path / "texts") == by_template["input_ids"]
+    assert len(predict(tmp_path / "texts", [str(tmp_path / "new.jsonl")], max_new_tokens=2)) == 1
+
+
+def asked_ids(run: Path) -> list[int]:
+    """The token ids that a run would be asked with about ``PROMPT``."""
+    folder = RunFolder(run)
+    recipe, trained = folder.recipe(), folder.figures()
+    task = _task(recipe, trained)
+    tokenizer = AutoTokenizer.from_pretrained(folder.adapter)
+    (ids,) = _prompts(_rows([PROMPT], task, recipe), task, tokenizer, trained.get("form"))
+    return ids
+
+
+@pytest.mark.parametrize("task", ["instruction", "text", "mrpc", "stsb", "copa", "chat"])
+def test_a_run_records_the_form_of_its_rows(make: Make, tmp_path: Path, task: str) -> None:
+    recipe = make("lora", task)
+    forms = {"mrpc": "classification", "stsb": "regression", "copa": "choice", "chat": "conversation"}
+    assert load_task(recipe.data, load_tokenizer(recipe.model)).form == forms.get(task, task)
+
+
+def test_a_run_on_instructions_asks_alpacas_prompt_and_no_template(make: Make, tmp_path: Path) -> None:
+    recipe = make("lora", "instruction")
+    tokenizer = load_tokenizer(recipe.model)
+    assert tokenizer.chat_template is not None
+    task = _task(recipe, {"model_arguments": {}})
+    data = load_task(recipe.data.model_copy(update={"max_length": 500}), tokenizer)
+    assert recipe.data.data_dir is not None
+    source = read_file(recipe.data.data_dir / "instruction" / "train.jsonl", texts=("instruction",))
+    first = data.train[0]
+    learned = [label != IGNORED for label in first["labels"]]
+    begun = {tuple(ids) for ids in _prompts(source, task, tokenizer, data.form)}
+    assert tuple(first["input_ids"][: learned.index(True)]) in begun
+    (tmp_path / "new.csv").write_text("instruction,input\nbar,3\nbin,4\n")
+    assert _rows([str(tmp_path / "new.csv")], task, recipe).rows["input"][:] == ["3", "4"]
+    (tmp_path / "new.jsonl").write_text('{"instruction": "bar", "input": 3, "output": "bin"}\n')
+    words = r"new\.jsonl: column 'input' holds int64, not text"
+    with pytest.raises(ValueError, match=words):
+        _rows([str(tmp_path / "new.jsonl")], task, recipe)
+    with pytest.raises(ValueError, match=words):
+        load_task(DataSpec(task="instruction", train_file=tmp_path / "new.jsonl"), tokenizer)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -317,6 +318,64 @@ def test_a_folder_that_can_not_be_written_to_is_told_before_anything_is_loaded(m
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match="give an --out that you may write to"):
         train(make("lora"), tmp_path / "run")
+
+
+CAPBSET_DROP, DAC_OVERRIDE = 24, 1  # of <linux/prctl.h> and <linux/capability.h>
+
+
+def as_anybody() -> None:
+    """Let rights bind the superuser too, in the program that is started next."""
+    if os.geteuid() == 0 and ctypes.CDLL(None, use_errno=True).prctl(CAPBSET_DROP, DAC_OVERRIDE, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "the capability can't be dropped")
+
+
+def rights_bind(folder: Path) -> bool:
+    """Whether a program that is started so can be kept from writing into a folder by its rights."""
+    folder.chmod(0o500)
+    try:
+        made = subprocess.run(["touch", str(folder / "made")], preexec_fn=as_anybody, capture_output=True, check=False)
+        return made.returncode != 0
+    except (subprocess.SubprocessError, OSError):
+        return False
+    finally:
+        folder.chmod(0o700)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("locked", [".", "checkpoints", "checkpoints/checkpoint-2"])
+def test_a_run_that_can_not_be_written_to_is_one_line_and_loses_nothing(
+    make: Make, tmp_path: Path, locked: str
+) -> None:
+    (tmp_path / "probe").mkdir()
+    if not rights_bind(tmp_path / "probe"):
+        pytest.skip("the superuser's capability can't be dropped here, and no rights bind it")
+    recipe = make("lora")
+    out = tmp_path / "run"
+    stopped(recipe, out, 3)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    inside = [out / locked, *(each for each in (out / locked).rglob("*") if each.is_dir())]
+    for folder in inside:
+        folder.chmod(0o500)
+    try:
+        run = subprocess.run(
+            [*COMMAND, str(written(recipe, tmp_path)), "--out", str(out), "--resume"],
+            preexec_fn=as_anybody,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+    finally:
+        for folder in inside:
+            folder.chmod(0o700)
+    assert run.returncode == 2, run.stderr
+    (line,) = run.stderr.splitlines()
+    assert line.startswith(f"Error: [Errno 13] the run in {out} can't go on there, nothing of it was changed: make")
+    assert line.endswith(f"{out / locked}'")
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+    train(recipe, out, resume=True)
+    train(recipe, tmp_path / "straight")
+    assert same(out, tmp_path / "straight")
 
 
 @pytest.mark.slow

@@ -14,7 +14,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rankwise.errors import nearest
+from rankwise.method.oversized import check_ranks
 from rankwise.method.targets import module_names, unmatched
+from rankwise.method.unused import told_by_us, unused
 from rankwise.runs.building.quantised import HEADS, prepare, quantisation
 from rankwise.runs.recipes.methods import WITH_PATHS
 from rankwise.runs.recipes.recipe import ModelSpec, Recipe
@@ -162,7 +164,7 @@ def adapt(model: PreTrainedModel, recipe: Recipe, task_type: str) -> PeftModel |
     """Put the recipe's method on ``model``; ``full`` returns it as it is.
 
     Raises:
-        ValueError: A target names no module, or the method's own checks fail.
+        ValueError: A target, or what else names modules, matches none; or the method's own checks fail.
     """
     config = recipe.method.build(task_type, seed=recipe.seed)
     if config is None:
@@ -171,9 +173,18 @@ def adapt(model: PreTrainedModel, recipe: Recipe, task_type: str) -> PeftModel |
     check_named(model, getattr(config, "modules_to_save", None), "modules_to_save")
     if isinstance(config, LoraConfig) and recipe.method.name not in WITH_PATHS:
         check_named(model, config.target_modules)
-    with warnings.catch_warnings():  # the factors of EVA's start are few beside the model
+    if recipe.method.name not in WITH_PATHS:  # which look themselves
+        check_ranks(model, config)
+    modules = module_names(model)
+    with warnings.catch_warnings(), told_by_us():
+        # The factors of EVA's start are few beside the model.
         warnings.filterwarnings("ignore", message="lora with eva initialization used with low_cpu_mem_usage")
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+    if isinstance(config, LoraConfig) and recipe.method.name != "adalora":  # whose rank_pattern is a record
+        tuner: Any = adapted.base_model
+        for words in unused(config, modules, tuner.targeted_module_names):
+            raise ValueError(f"method: {words}")
+    return adapted
 
 
 def check_named(model: nn.Module, targets: Any, field: str = "target_modules") -> None:

@@ -24,39 +24,54 @@ def quantisation(recipe: Recipe) -> dict[str, Any]:
         ModuleNotFoundError: bitsandbytes is not installed.
     """
     spec = recipe.model
-    if spec.load_in is None:
+    fields = quantisation_fields(recipe)
+    if not fields:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModuleNotFoundError(
             f"model.load_in={spec.load_in!r} needs bitsandbytes: pip install 'rankwise[quantised]', or leave "
             "model.load_in out"
         )
+    return {"quantization_config": BitsAndBytesConfig(**fields)}
+
+
+def quantisation_fields(recipe: Recipe) -> dict[str, Any]:
+    """Return what ``BitsAndBytesConfig`` is told for ``model.load_in``; nothing where that is left out."""
+    spec = recipe.model
+    if spec.load_in is None:
+        return {}
     kept = [*OUTPUTS, *(recipe.method.options.get("modules_to_save") or ())]
     if spec.load_in == "8bit":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)}
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype="bfloat16" if spec.dtype == "auto" else spec.dtype,
-        llm_int8_skip_modules=kept,
-    )
-    return {"quantization_config": config}
+        return {"load_in_8bit": True, "llm_int8_skip_modules": kept}
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": "bfloat16" if spec.dtype == "auto" else spec.dtype,
+        "llm_int8_skip_modules": kept,
+    }
 
 
-def prepare(model: Any, recipe: Recipe) -> Any:
-    """Return a quantised model that can be trained through; any other as it is.
+def keep_unpacked_(model: Any, recipe: Recipe) -> None:
+    """Let gradients pass the layers of a quantised model also after an evaluation.
 
     On CPUs with AVX512-BF16, bitsandbytes packs a 4-bit weight for good at the first evaluation, and a packed one
-    passes no gradient on to the layers below: training would go on with most of the adapter standing still, without a
-    word. So that is switched off.
+    passes no gradient on to the layers below: training would go on with most of the adapter standing still, and a rank
+    plan would not see them, without a word. So that is switched off.
     """
     if recipe.model.load_in is None:
-        return model
+        return
     from bitsandbytes.nn import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def prepare(model: Any, recipe: Recipe) -> Any:
+    """Return a quantised model that can be trained through; any other as it is."""
+    if recipe.model.load_in is None:
+        return model
+    keep_unpacked_(model, recipe)
     checkpointing = recipe.training.gradient_checkpointing
     return prepare_model_for_kbit_training(model, checkpointing, {"use_reentrant": False})

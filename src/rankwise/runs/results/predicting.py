@@ -22,10 +22,10 @@ from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.results.trained import load_trained, trained_spec
 from rankwise.tasks import CHAT, INSTRUCTION, TASKS, Task
-from rankwise.tasks.conversations import MESSAGES, PROMPT, TOOLS, prompts
+from rankwise.tasks.conversations import MESSAGES, PLAIN_TEXTS, PROMPT, TOOLS, prompts
 from rankwise.tasks.encode import encode, longest, prompt_of, with_pad_token
 from rankwise.tasks.losses import ChoiceCollator
-from rankwise.tasks.missing import without_missing
+from rankwise.tasks.missing import check_text, without_missing
 from rankwise.tasks.parse import SUFFIXES
 from rankwise.tasks.read import Source, read_file
 from rankwise.tasks.registry import Kind
@@ -67,8 +67,8 @@ def predict(
 
     Raises:
         FileNotFoundError: There is no run.
-        ValueError: It is not finished, a file lacks a column or a text, there are too few or too many texts, or the
-            chat template refuses a row.
+        ValueError: It is not finished, a file lacks a column or a text, there are too few or too many texts, the
+            chat template refuses a row, or a row is a conversation and the run learned plain prompts.
     """
     folder = RunFolder(Path(run))
     recipe, trained = folder.recipe(), folder.figures()
@@ -77,7 +77,7 @@ def predict(
     rows = source.rows
     with quiet():
         tokenizer = with_pad_token(load_tokenizer(trained_spec(folder)))
-        opened = list(_prompts(source, task, tokenizer)) if task.kind == "causal" else []
+        opened = list(_prompts(source, task, tokenizer, trained.get("form"))) if task.kind == "causal" else []
         asked = Asked(load_trained(folder), tokenizer, recipe, task)
         answers = _generate(asked, opened, max_new_tokens) if opened else _decide(asked, rows, batch_size)
         found = [{**row, **answer} for row, answer in zip(rows.to_list(), answers, strict=True)]
@@ -113,7 +113,8 @@ def _rows(inputs: Sequence[str], task: Task, recipe: Recipe) -> Source:
     names_file = len(inputs) == 1 and Path(inputs[0]).suffix.lower() in (*SUFFIXES, ".gz") and " " not in inputs[0]
     if names_file or (len(inputs) == 1 and len(inputs[0]) < 256 and Path(inputs[0]).is_file()):
         data = recipe.data
-        source = read_file(inputs[0], texts=needed, encoding=data.encoding, delimiter=data.delimiter)
+        texts = (*needed, "input") if task.name == INSTRUCTION else needed
+        source = read_file(inputs[0], texts=texts, encoding=data.encoding, delimiter=data.delimiter)
         names = source.rows.column_names
         if task.name == CHAT:
             prompts(source)  # before the model is loaded
@@ -121,6 +122,8 @@ def _rows(inputs: Sequence[str], task: Task, recipe: Recipe) -> Source:
             return source._replace(rows=source.rows.select_columns([name for name in (form, TOOLS) if name in names]))
         source, _ = without_missing(source, needed)
         more = ["input"] if task.name == INSTRUCTION and "input" in names else []
+        for column in more:
+            check_text(source, column)
         return source._replace(rows=source.rows.select_columns([*needed, *more]))
     optional = 1 if task.name == INSTRUCTION else 0
     if not len(needed) <= len(inputs) <= len(needed) + optional:
@@ -151,25 +154,39 @@ def _decide(asked: Asked, rows: Dataset, batch_size: int) -> Iterator[Answer]:
             yield {"choice" if choice else "label": task.label_names[best], "probability": float(row[best])}
 
 
-def _prompts(source: Source, task: Task, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Yield the token ids of each row's prompt, not closed; a text becomes a user's turn where there is a template."""
+def _prompts(source: Source, task: Task, tokenizer: PreTrainedTokenizerBase, form: str | None) -> Iterator[list[int]]:
+    """Yield the token ids of each row's prompt, not closed, in the form that the run's rows had."""
     opening = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id][:1]
     if task.name == CHAT:
-        yield from _chat_prompts(source, tokenizer, opening)
+        yield from _chat_prompts(source, tokenizer, opening, form)
         return
     for row in source.rows:
         text = prompt_of(row["instruction"], row.get("input")) if task.name == INSTRUCTION else next(iter(row.values()))
         yield [*opening, *tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
-def _chat_prompts(source: Source, tokenizer: PreTrainedTokenizerBase, opening: list[int]) -> Iterator[list[int]]:
-    from rankwise.tasks.chat import prompt_ids  # importing TRL is what takes time
+def _chat_prompts(
+    source: Source, tokenizer: PreTrainedTokenizerBase, opening: list[int], form: str | None
+) -> Iterator[list[int]]:
+    """Yield plain prompts for a run on plain texts, else what the chat template makes: a text is the user's turn.
+
+    Runs of earlier versions kept no form: there a text is a turn where the tokenizer has a template.
+    """
+    from rankwise.tasks.chat import prompt_ids, text_ids  # importing TRL is what takes time
 
     for index, (asked, tools) in enumerate(prompts(source)):
-        if tokenizer.chat_template is None and isinstance(asked, str):
+        where = f"{source.where}, row {source.number(index)}"
+        if form == PLAIN_TEXTS:
+            if not isinstance(asked, str):
+                raise ValueError(
+                    f"{where} is a conversation, and the run learned prompts that are plain texts, which no chat "
+                    "template wrote: give the prompt as a text, as in the rows it was trained on"
+                )
+            yield text_ids(asked, tokenizer)
+        elif form is None and tokenizer.chat_template is None and isinstance(asked, str):
             yield [*opening, *tokenizer(asked, add_special_tokens=False)["input_ids"]]
         else:
-            yield prompt_ids(asked, tools, tokenizer, f"{source.where}, row {source.number(index)}")
+            yield prompt_ids(asked, tools, tokenizer, where)
 
 
 def _generate(asked: Asked, prompts: Sequence[list[int]], max_new_tokens: int) -> Iterator[Answer]:

@@ -120,6 +120,7 @@ def identity(job: Job, command: str | None) -> Figures:
         "model": recipe.model.name,
         "task": job.data.name,
         "task_type": job.data.task_type,
+        "form": job.data.form,
         "model_arguments": job.data.model_arguments(),
         "method": recipe.method.name,
         "seed": recipe.seed,
