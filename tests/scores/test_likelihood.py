@@ -12,7 +12,7 @@ from tests.scores.test_curvature import QUIET, scalars, several
 from torch import Tensor, nn
 from transformers import BertForTokenClassification, PreTrainedModel
 
-from rankwise.scores.likelihood import Drawn, draw
+from rankwise.scores.likelihood import Drawn, draw, sequences_of
 
 MANY = 1500
 
@@ -221,3 +221,13 @@ def test_an_output_of_another_kind_is_told(output: Any, words: str) -> None:
 
     with pytest.raises(ValueError, match=words):
         draw(Returning(), {"x": rows(2), "labels": torch.zeros(2, dtype=torch.long)}, 0)
+
+
+def test_sequences_of_an_example_are_told_by_the_tokens_and_not_by_a_mask() -> None:
+    tokens, choices = torch.zeros(4, 6, dtype=torch.long), torch.zeros(4, 3, 6, dtype=torch.long)
+    by_query = torch.ones(4, 6, 6, dtype=torch.long)
+    assert sequences_of({"input_ids": choices, "attention_mask": choices, "labels": torch.zeros(4, 2)}, 4) == 3
+    assert sequences_of({"input_ids": tokens, "attention_mask": by_query}, 4) == 1
+    assert sequences_of({"input_ids": tokens, "attention_mask": tokens}, 4) == 1
+    assert sequences_of({"pixel_values": torch.zeros(4, 3, 8, 8)}, 4) == 1
+    assert sequences_of((choices,), 4) == 1

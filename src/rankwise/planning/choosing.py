@@ -82,11 +82,8 @@ def plan_paths(
         cross_validate=choice.cross_validate,
         seed=choice.seed,
     )
-    any_depth = _Chooser(costs, budget, choice.damping, limit)
-    chooser, depths = any_depth.settled(signals["all"], choice.breadth)
-    guarded = _guard(chooser, signals, choice, sum(counts.batches))
-    if guarded.breadth != choice.breadth:
-        chooser, depths = any_depth.settled(signals["all"], guarded.breadth)
+    at_any_depth = _Chooser(costs, budget, choice.damping, limit)
+    chooser, depths, guarded = _settle(at_any_depth, signals, choice, sum(counts.batches))
     picks = chooser.choose(signals["all"], guarded.breadth)
     guarded = replace(guarded, notes=(*guarded.notes, *_little(sum(picks.marginals), loss, guarded.breadth)))
     ranks = chooser.ranks(signals["all"], picks)
@@ -174,6 +171,17 @@ def _tell(guarded: _Guarded, choice: Choice) -> None:
             warnings.warn(note, stacklevel=4)
         else:
             logger.warning(note)
+
+
+def _settle(
+    at_any_depth: _Chooser, signals: Mapping[str, Signal], choice: Choice, batches: int
+) -> tuple[_Chooser, tuple[Depth, ...], _Guarded]:
+    """Return who chooses at which depth, what each depth would bring, and what the halves say of it."""
+    chooser, depths = at_any_depth.settled(signals["all"], choice.breadth)
+    guarded = _guard(chooser, signals, choice, batches)
+    if guarded.breadth != choice.breadth:
+        chooser, depths = at_any_depth.settled(signals["all"], guarded.breadth)
+    return chooser, depths, guarded
 
 
 def _guard(chooser: _Chooser, signals: Mapping[str, Signal], choice: Choice, batches: int) -> _Guarded:

@@ -93,12 +93,12 @@ def draw(model: nn.Module, batch: Mapping[str, Any], seed: int) -> Drawn:
 
 def sequences_of(batch: Any, examples: int) -> int:
     """Return how many sequences of token ids each example has where a batch says so by its shape (b, s, t), else 1."""
-    tensors = batch.values() if isinstance(batch, Mapping) else ()
-    sizes = {
-        each.shape[1]
-        for each in tensors
-        if isinstance(each, Tensor) and each.ndim == 3 and len(each) == examples and not each.is_floating_point()
-    }
+    tensors = without_labels(batch).values() if isinstance(batch, Mapping) else ()
+    whole = [each for each in tensors if isinstance(each, Tensor) and not each.is_floating_point()]
+    shapes = [each.shape for each in whole if each.ndim > 1 and len(each) == examples]
+    if any(len(shape) == 2 for shape in shapes):  # its tokens; what has three sizes beside them is a mask by query
+        return 1
+    sizes = {shape[1] for shape in shapes if len(shape) == 3}
     return sizes.pop() if len(sizes) == 1 else 1
 
 
