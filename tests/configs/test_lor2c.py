@@ -87,7 +87,10 @@ def test_a_value_that_does_not_fit_is_refused(fields: dict[str, Any], words: str
     [
         ({"merges": 3}, r"merges=3: 3 blocks have at most 2 merges"),
         ({"injections": 4}, r"injections=4: 3 blocks have at most 3 injections"),
-        ({"layers_to_transform": [0, 1], "merges": 2}, r"merges=2: 2 blocks have at most 1 merge"),
+        (
+            {"layers_to_transform": [0, 1], "merges": 2},
+            r"merges=2: 2 blocks have at most 1 merge \(layers_to_transform=\[0, 1\]\)",
+        ),
         ({"injections": 1, "inject_targets": ["querry"]}, r"inject_targets names 'querry'.*did you mean 'query'"),
     ],
 )
