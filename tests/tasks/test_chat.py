@@ -150,6 +150,9 @@ OTHERWISE = {
 }
 
 
+PARTS_ALONE = {"idefics3", "smolvlm"}  # of a content that is a text they write nothing
+
+
 @pytest.fixture(scope="module")
 def letters() -> PreTrainedTokenizerBase:
     """A token for each byte, so that masks are told letter by letter, and some special ones."""
@@ -210,6 +213,10 @@ def test_answers_are_found_without_marks_where_the_marks_are(name: str, letters:
             [token for token, counts in zip(*expected, strict=True) if counts]
         ):
             with pytest.raises(ValueError, match="row 1: calls the tool 'add', and the chat template leaves"):
+                marked(dict(row), "row 1")
+            continue
+        if family in PARTS_ALONE and what != "parts":
+            with pytest.raises(ValueError, match="row 1: the chat template writes nothing of the answer"):
                 marked(dict(row), "row 1")
             continue
         compared += 1

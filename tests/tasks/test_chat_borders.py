@@ -1,4 +1,7 @@
-"""Which tokens of a prompt and its completion bear loss, where tokens reach across the border between them."""
+"""Which tokens of a prompt and its completion bear loss, where tokens reach across the border between them.
+
+And rows that a template leaves something out of.
+"""
 
 from __future__ import annotations
 
@@ -88,3 +91,26 @@ def test_every_template_of_trl_learns_a_completion_and_nothing_of_its_prompt(
     (found,) = answers(letters, template, {"prompt": said[:3], "completion": said[3:]})
     assert "No.\n\nTwo." in found
     assert not any(each["content"] in found for each in SAID[:3])
+
+
+def test_a_template_that_reads_parts_alone_is_refused(letters: PreTrainedTokenizerBase) -> None:
+    """As templates of models that see images write a turn: part by part, and nothing of a text."""
+    template = (
+        "{% for message in messages %}{{ message['role'] + ': ' }}{% for part in message['content'] %}"
+        "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    texts = [turn("user", "bar"), turn("assistant", "dot dun")]
+    with pytest.raises(ValueError, match=r"row 1: the chat template writes nothing of the answer 'dot dun'; .*parts"):
+        answers(letters, template, {"messages": texts})
+    with pytest.raises(ValueError, match="row 1: the chat template writes nothing of the answer 'dot dun'"):
+        answers(letters, template, {"prompt": texts[:1], "completion": texts[1:]})
+    parts = [turn(each["role"], [{"type": "text", "text": each["content"]}]) for each in texts]
+    assert answers(letters, template, {"prompt": parts[:1], "completion": parts[1:]}) == ["assistant: dot dun"]
+
+
+def test_tools_beside_plain_texts_are_refused(letters: PreTrainedTokenizerBase) -> None:
+    row = {"prompt": "bar", "completion": "dot"}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    assert answers(letters, CHATML, {**row, "tools": []}) == ["dot</s>"]
+    with pytest.raises(ValueError, match="row 1: has tools, which a chat template writes"):
+        answers(letters, CHATML, {**row, "tools": [tool]})

@@ -74,13 +74,21 @@ def chat_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Row, str], Ids
     def encode_row(row: Row, where: str) -> Ids:
         tools, whole = tools_of(row.get(TOOLS)), PROMPT not in row
         if not whole and isinstance(row[COMPLETION], str):
+            if tools:
+                raise ValueError(
+                    f"{where}: has tools, which a chat template writes, beside a prompt and a completion that are "
+                    "plain texts, which none does: give lists of messages, or leave the tools out"
+                )
             return _texts(row[PROMPT] or "", row[COMPLETION], tokenizer)
+        parts = [plain(row[column]) for column in ((MESSAGES,) if whole else (PROMPT, COMPLETION))]
+        messages = [message for part in parts for message in part]
         kind = (whole, bool(tools))
         if kind not in templates:
-            templates[kind] = (training_template if whole else own_template)(tokenizer, tools=bool(tools))
+            template = (training_template if whole else own_template)(tokenizer, tools=bool(tools))
+            _check_texts(template, messages, tools, where)
+            templates[kind] = template
         template = templates[kind]
-        parts = [plain(row[column]) for column in ((MESSAGES,) if whole else (PROMPT, COMPLETION))]
-        _check_calls(template, [message for part in parts for message in part], where)
+        _check_calls(template, messages, where)
         if not whole:
             return _completion(template, parts[0], parts[1], tools, where)
         return (_marked if template.marks else _between)(template, parts[0], tools, where)
@@ -140,6 +148,19 @@ def training_template(tokenizer: PreTrainedTokenizerBase, *, tools: bool = False
     except REFUSALS:  # it knows no variant; or a template can't render what TRL tries it with
         return own
     return Template(tokenizer, text, has_generation_markers(text))
+
+
+def _check_texts(template: Template, messages: Messages, tools: Any, where: str) -> None:
+    """Raise where the template writes no word of an answer: an empty one would be learned."""
+    answers = [message.get("content") for message in messages if message["role"] == ASSISTANT]
+    texts = [text for text in answers if isinstance(text, str) and text.strip()]
+    shown = template.apply(messages, tools, where, tokenize=False) if texts else ""
+    for text in texts:
+        if not any(word in shown for word in text.split()):
+            raise ValueError(
+                f"{where}: the chat template writes nothing of the answer {text!r:.60}; one of a model that sees "
+                "images may read lists of parts alone: give another in model.chat_template"
+            )
 
 
 def _check_calls(template: Template, messages: Messages, where: str) -> None:
