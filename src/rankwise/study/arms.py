@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from rankwise.method.oversized import largest_rank
 from rankwise.runs.building.models import is_head, load_config, model_class
 from rankwise.runs.progress import quiet
 from rankwise.runs.ranks import plan_ranks
@@ -43,7 +44,7 @@ class Arms(NamedTuple):
 
 
 def arms_of(recipe: Recipe, data: TaskData, *, budget: int | None = None, without: Collection[str] = ()) -> Arms:
-    """Return the arms for a recipe, each at the highest rank that fits the budget.
+    """Return the arms for a recipe, each at the highest rank that fits the budget and some layer of the model can use.
 
     Args:
         recipe: What the user has; its method's parameters are the budget (of a full fine-tuning: all-linear at rank 8).
@@ -77,7 +78,8 @@ def arms_of(recipe: Recipe, data: TaskData, *, budget: int | None = None, withou
         }
     except ValueError as error:
         left_out.append(f"q,v, MLP, LoR2C and residual paths need to know the model's blocks: {error}")
-    methods = {name: _sized(recipe, options, budget) for name, options in methods.items() if name not in without}
+    most = largest_rank(_empty(recipe))
+    methods = {name: _sized(recipe, options, budget, most) for name, options in methods.items() if name not in without}
     if PLANNED not in without:
         try:
             planned = plan_ranks(recipe, budget=budget, data=data, scale=scale)
@@ -103,9 +105,9 @@ def _cost(recipe: Recipe, options: Options) -> int:
     return int(plan_recipe(recipe.model_copy(update={"method": Method(**options)}))["enabled"])
 
 
-def _sized(recipe: Recipe, options: Options, budget: int) -> Options:
-    """Return an arm of rank 1 at the highest rank that fits; one that does not fit keeps rank 1."""
-    rank = max(1, budget // _cost(recipe, options))
+def _sized(recipe: Recipe, options: Options, budget: int, most: int) -> Options:
+    """Return an arm of rank 1 at the highest rank that fits and a layer can use; one that does not fit keeps rank 1."""
+    rank = max(1, min(budget // _cost(recipe, options), most))
     alphas: Options = {name: options[name] * rank for name in ("lora_alpha", "shortcut_alpha") if name in options}
     return {**options, "r": rank, **alphas}
 

@@ -75,7 +75,8 @@ def test_a_run_with_edits_gets_its_structure_and_its_spectra_and_no_picture_of_s
 def test_gradients_are_drawn_where_they_were_recorded(tmp_path: Path) -> None:
     folder = run(tmp_path / "mine", 0, 0)
     (folder / "gradients.jsonl").write_text(lines(epochs_of_gradients(2, 3)), encoding="utf-8")
-    assert [path.stem for path in write_report([folder], tmp_path / "out").written] == ["spectra", "gradients"]
+    drawn = write_report([folder], tmp_path / "out").written
+    assert [path.stem for path in drawn] == ["spectra", "gradients", "gradients-flat"]
 
 
 def test_searches_with_edits_by_hand_get_both_kinds_of_pictures(tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_a_trained_run_is_drawn(make: Make, tmp_path: Path) -> None:
     method = {"mode": "off", "shortcuts": ["layer"], "budget": 1.0}
     train(make("heterolora", method=method, training=shape), tmp_path / "run")
     report = write_report([tmp_path / "run"], tmp_path / "out", picture_format="svg")
-    assert [path.stem for path in report.written] == ["spectra", "gradients"]
+    assert [path.stem for path in report.written] == ["spectra", "gradients", "gradients-flat"]
     assert report.left_out == []
     assert "2 paths" in words(report.written[0])
 
