@@ -45,6 +45,23 @@ def test_a_rank_choice_asks_for_no_more_than_few_rows_tell(budget: float, left: 
         assert dry_run(recipe).metrics["searches"] == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({"r": 4096, "lora_alpha": 8192}, {"r": 1024}),
+        ({"r": 8, "rank_budget": 9_437_184, "shortcuts": ["res1"]}, {"r": 8, "rank_budget": 32_768}),
+    ],
+)
+def test_ranks_of_a_wide_model_are_cut_to_what_a_narrow_one_may_have(
+    options: dict[str, Any], left: dict[str, Any], tmp_path: Path
+) -> None:
+    method = {"name": "heterolora", "mode": "off", "target_modules": ["q_proj", "v_proj"], **options}
+    recipe = parse_recipe({"model": {"name": "facebook/opt-125m"}, "data": {"task": "cola"}, "method": method})
+    cut = stand_in(recipe, tmp_path).method.options
+    assert {key: cut[key] for key in left} == left
+    assert dry_run(recipe).metrics["metrics"]["last"]["step"] == 2
+
+
 def test_a_local_model_is_shrunk(tmp_path: Path) -> None:
     tiny = tiny_config(ModelSpec(name="facebook/opt-350m"))
     tiny.update({"hidden_size": 64, "word_embed_proj_dim": 24})

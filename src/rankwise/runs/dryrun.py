@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rankwise.method.oversized import ALWAYS
+from rankwise.method.oversized import FIELDS as RANKS
 from rankwise.runs.building.models import load_config, load_tokenizer
 from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.methods import Method
@@ -47,6 +49,8 @@ UNMARKED = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}",
 MARKED = ("gemma", "gemma3_text", "qwen3")
 EDITS = ("merges", "injections")
 RANK_BUDGET = 1024  # parameters: so few components that a few rows tell them apart
+# What fits a large model may be refused in so small a one.
+MOST = {**dict.fromkeys(RANKS, ALWAYS), "rank_budget": 32_768}
 # The shape of the stand-in, for every field of these names that a family's config has.
 TINY: dict[str, Any] = {
     "hidden_size": 32,
@@ -135,8 +139,13 @@ def stand_in(recipe: Recipe, room: Path) -> Recipe:
 
 
 def _short(method: Method) -> dict[str, Any]:
-    """Return the options that must change where there are two steps and few blocks."""
+    """Return the options that must change where there are two steps and few, narrow blocks."""
     options = method.options
+    narrow = {name: most for name, most in MOST.items() if isinstance(options.get(name), int) and options[name] > most}
+    return narrow | _brief(method, options)
+
+
+def _brief(method: Method, options: dict[str, Any]) -> dict[str, Any]:
     if _edits(method):  # both are due after the first step: the merge takes two blocks, the injection the third
         return {"edit_unit": "steps", **{kind: 1 for kind in EDITS if options.get(kind)}}
     if options.get("granularity") == "rank":
