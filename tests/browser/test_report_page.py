@@ -48,7 +48,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     metrics.write_text(json.dumps({**figures, "command": EVIL, "task": EVIL, "model": EVIL}))
     made = {name: write_page([room / "runs" / name], room / f"{name}.html").file for name in PAGES[:-1]}
     table = {"title": "loss", "header": ["arm", "loss"], "rows": [["a", "0.30 ± 0.1"], ["b", "0.29"]], "note": "n = 2"}
-    return {**made, "comparison": write_page([room / "runs"], room / "comparison.html", tables=[table]).file}
+    points = [{"arm": "a", "parameters": 900, "seconds": 3.5, "loss": 0.3, "low": 0.2, "high": 0.4, "n": 2}]
+    points.append({**points[0], "arm": "b", "parameters": 950, "loss": 0.29, "low": None, "high": None, "n": 1})
+    return {
+        **made,
+        "comparison": write_page([room / "runs"], room / "comparison.html", tables=[{**table, "points": points}]).file,
+    }
 
 
 def data(driver: Chrome) -> dict[str, Any]:
@@ -82,6 +87,22 @@ def test_a_page_is_drawn_without_a_complaint(
 
 def channels(colour: str) -> list[int]:
     return [int(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+
+
+def test_a_statistics_table_has_a_picture_of_its_arms_with_their_intervals(
+    driver: Chrome, pages: dict[str, Path]
+) -> None:
+    look(driver, pages["comparison"])
+    pictures = driver.find_elements(By.CSS_SELECTOR, "#statistics figure")
+    assert [figure.find_element(By.TAG_NAME, "figcaption").text for figure in pictures] == [
+        "loss: loss against parameters",
+        "loss: loss against seconds of training",
+    ]
+    for figure in pictures:
+        assert len(figure.find_elements(By.CSS_SELECTOR, ".point")) == 2
+        assert len(figure.find_elements(By.CSS_SELECTOR, ".interval")) == 1, "one seed has no interval"
+        figure.find_element(By.CSS_SELECTOR, "svg[tabindex]").send_keys(Keys.HOME)
+    assert "mean of 2 (a): parameters that train 900, loss 0.3000 [0.2000, 0.4000]" in pictures[0].text
 
 
 @pytest.mark.parametrize("name", ["search", "edits"])

@@ -21,6 +21,8 @@ def test_a_table_becomes_texts_and_numbers_that_json_knows() -> None:
     losses = [row[made.header.index("loss, last")] for row in found["rows"]]
     assert losses == ["0.6000 ± 0.1414", "0.3333 ± 0.2082"]
     assert "`" not in found["note"]
+    assert [point["arm"] for point in found["points"]] == ["a", "b_%"]
+    assert all(point["low"] < point["loss"] < point["high"] for point in found["points"])
 
 
 def test_a_study_without_a_finished_run_says_so_and_other_folders_are_passed_over(write: Write, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from rankwise.study.statistics import Difference, Summary
@@ -15,6 +17,7 @@ def run(arm: str, seed: int, loss: float) -> Run:
     figures = {
         "headline": "accuracy",
         "parameters": {"trainable": 1000 + seed},
+        "seconds": {"train": 2.0 * seed},
         "metrics": {
             "last": {**last, "validation": {"loss": loss, "accuracy": 1 - loss}},
             "dev_selected": {**last, "validation": {"loss": loss / 2, "accuracy": 1 - loss}},
@@ -49,6 +52,17 @@ def test_a_row_has_what_a_hand_computes() -> None:
     assert (other.bootstrap_low, other.bootstrap_high) == pytest.approx((-0.1, -0.05))
     half = 12.7062 * 0.0353553 / 2**0.5  # t of one degree of freedom times the deviation of -0.05 and -0.1
     assert (other.low, other.high) == pytest.approx((-0.075 - half, -0.075 + half), rel=1e-4)
+
+
+def test_a_point_of_the_picture_is_an_arms_mean_with_its_interval() -> None:
+    first, second = table().points
+    assert (first.arm, first.n, first.parameters, first.seconds) == ("a", 2, 1001.5, 3.0)
+    assert first.loss == pytest.approx(0.3)  # of the selected epoch, where it is half
+    half = 12.7062 * 0.0707107 / 2**0.5  # t of one degree of freedom times the deviation of 0.25 and 0.35
+    assert (first.low, first.high) == pytest.approx((0.3 - half, 0.3 + half), rel=1e-4)
+    assert (second.arm, second.n, second.seconds) == ("b_%", 3, 4.0)
+    (alone,) = compared([run("a", 1, 0.5)], baseline="a", title="MRPC", about="").points
+    assert math.isnan(alone.low)
 
 
 def test_a_column_that_repeats_the_last_epoch_is_left_out() -> None:

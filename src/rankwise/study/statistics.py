@@ -24,6 +24,11 @@ class Summary(NamedTuple):
         """The standard error of the mean."""
         return self.sd / math.sqrt(self.n)
 
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Return Student's interval of the mean, ``mean ± t sd / sqrt(n)``; not numbers where there is one value."""
+        half = float(student.ppf((1 + level) / 2, self.n - 1)) * self.error if self.n > 1 else math.nan
+        return self.mean - half, self.mean + half
+
 
 class Difference(NamedTuple):
     """A mean difference over common seeds, and what can be said of it; of one seed nothing, all is not a number.

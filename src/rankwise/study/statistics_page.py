@@ -38,6 +38,8 @@ def page_tables(places: Iterable[str | Path]) -> tuple[list[dict[str, Any]], lis
 
 
 def plain(table: Table) -> dict[str, Any]:
-    """Return a table as texts and numbers."""
+    """Return a table as texts and numbers, and the arms for a picture of it."""
     rows = [[value if isinstance(value, int | float) else text(value) for value in row] for row in table.rows]
-    return {"title": table.title, "header": table.header, "rows": rows, "note": table.note.replace("`", "")}
+    points = [point._asdict() for point in table.points]
+    note = table.note.replace("`", "")
+    return {"title": table.title, "header": table.header, "rows": rows, "note": note, "points": points}

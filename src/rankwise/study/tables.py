@@ -35,6 +35,28 @@ class Span(NamedTuple):
 Value = str | int | float | Summary | Difference | Span | None
 
 
+class Point(NamedTuple):
+    """An arm in a picture: means over its seeds.
+
+    Args:
+        arm: Its name.
+        parameters: The mean number of parameters that train.
+        seconds: The mean time of training.
+        loss: The mean loss on the reported split, of the checkpoint that is compared.
+        low: Lower end of Student's 95 % interval of that mean; not a number where there is one seed.
+        high: Its upper end.
+        n: How many seeds.
+    """
+
+    arm: str
+    parameters: float
+    seconds: float
+    loss: float
+    low: float
+    high: float
+    n: int
+
+
 class Table(NamedTuple):
     """A table without a format.
 
@@ -43,12 +65,14 @@ class Table(NamedTuple):
         header: The names of the columns.
         rows: As many values as columns.
         note: Below it.
+        points: The arms for a picture of it.
     """
 
     title: str
     header: list[str]
     rows: list[list[Value]]
     note: str
+    points: Sequence[Point] = ()
 
 
 class Run(NamedTuple):
@@ -163,7 +187,15 @@ def compared(runs: Sequence[Run], *, baseline: str, title: str, about: str) -> T
         ]
     note = NOTE.format(baseline=baseline, compared=SELECTED[runs[0].select], honest=HONEST[runs[0].split == "dev"])
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
-    return Table(f"{title} ({runs[0].split})", list(columns), rows, f"{about} {note}")
+    points = [_point(arm, own) for arm, own in arms.items()]
+    return Table(f"{title} ({runs[0].split})", list(columns), rows, f"{about} {note}", points)
+
+
+def _point(arm: str, runs: Sequence[Run]) -> Point:
+    loss = summarise([run.value(run.select, "loss") for run in runs])
+    parameters = summarise([run.figures["parameters"]["trainable"] for run in runs]).mean
+    seconds = summarise([run.figures["seconds"]["train"] for run in runs]).mean
+    return Point(arm, parameters, seconds, loss.mean, *loss.interval(), loss.n)
 
 
 def _difference(own: Mapping[int, float], against: Mapping[int, float]) -> Difference | None:

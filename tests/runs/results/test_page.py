@@ -107,3 +107,17 @@ def test_mistakes_are_corrected(tmp_path: Path) -> None:
     shutil.copy(KEPT / "lor2c" / "finished" / "config.yaml", tmp_path / "run")
     with pytest.raises(ValueError, match=r"metrics\.json is damaged"):
         write_page([tmp_path / "run"], tmp_path / "report.html")
+
+
+def test_a_study_that_kept_only_figures_is_its_tables(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    (study / "cells" / "a").mkdir(parents=True)
+    (study / "study.json").write_text("{}")
+    (study / "cells" / "a" / "metrics.json").write_text("{}")
+    table = {"title": "loss", "header": ["arm"], "rows": [["a"]], "note": "", "points": []}
+    page = write_page([study], tmp_path / "report.html", tables=[table])
+    found = data_of(page.file)
+    assert (page.runs, found["runs"], found["comparison"], found["tables"]) == (0, [], None, [table])
+    assert found["title"] == str(study)
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        write_page([study], tmp_path / "other.html")

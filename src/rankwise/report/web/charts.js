@@ -140,18 +140,20 @@ function lines(label, { series, end, xlabel = "optimizer step", ylabel, marks = 
   return h("figure", {}, shown.length > 1 ? legend(items) : null, holder, readout);
 }
 
-/** Points, one a run; arrow keys or the pointer read them off. A point is {x, y, name, group}. */
+/** Points, one a run or an arm; arrow keys or the pointer read them off. A point is {x, y, name, group, low?, high?}. */
 function scatter(label, { points, groups, xlabel, ylabel, xlog = false, height = 300 }) {
   const readout = h("div", { class: "readout", "aria-live": "polite" }, HINT);
   const holder = h("div");
   const shown = points.filter((each) => isNumber(each.x) && isNumber(each.y) && (!xlog || each.x > 0)).sort((a, b) => a.x - b.x || a.y - b.y);
   let place = -1;
   function draw(width) {
-    const svg = s("svg", { width, height, role: "img", tabindex: 0, "aria-label": `${label}: ${shown.length} runs. Arrow keys read them.` });
-    const { sx, sy } = frame(svg, width, height, { x: range(shown.map((each) => each.x), xlog), y: range(shown.map((each) => each.y)), xlabel, ylabel, xlog });
+    const svg = s("svg", { width, height, role: "img", tabindex: 0, "aria-label": `${label}: ${shown.length} points. Arrow keys read them.` });
+    const { sx, sy } = frame(svg, width, height, { x: range(shown.map((each) => each.x), xlog), y: range(shown.flatMap((each) => [each.y, each.low, each.high])), xlabel, ylabel, xlog });
     const ring = s("circle", { r: 9, fill: "none", stroke: "var(--ink)", "stroke-width": 1.5, visibility: "hidden" });
     for (const each of shown) {
       const group = groups.indexOf(each.group);
+      if (isNumber(each.low) && isNumber(each.high)) svg.append(s("line", { x1: sx(each.x), x2: sx(each.x), y1: sy(each.low), y2: sy(each.high),
+        stroke: colour(group), "stroke-width": 1.5, class: "interval" }));
       svg.append(s("g", { class: "point", opacity: 0.9 }, mark(MARKS[group % 8], sx(each.x), sy(each.y), 4.5, colour(group)), s("title", {}, each.name)));
     }
     svg.append(ring);
@@ -160,7 +162,7 @@ function scatter(label, { points, groups, xlabel, ylabel, xlog = false, height =
       place = Math.max(0, Math.min(shown.length - 1, to));
       const at = shown[place];
       ring.setAttribute("cx", sx(at.x)); ring.setAttribute("cy", sy(at.y)); ring.setAttribute("visibility", "visible");
-      readout.textContent = `${at.name} (${at.group}): ${xlabel} ${short(at.x)}, ${ylabel} ${figure4(at.y)}`;
+      readout.textContent = `${at.name} (${at.group}): ${xlabel} ${short(at.x)}, ${ylabel.split(",")[0]} ${figure4(at.y)}${isNumber(at.low) ? ` [${figure4(at.low)}, ${figure4(at.high)}]` : ""}`;
     };
     svg.addEventListener("pointermove", (event) => {
       const box = svg.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;

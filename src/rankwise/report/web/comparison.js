@@ -26,10 +26,21 @@ function comparison(runs) {
 }
 
 /** A table that was made elsewhere, such as a study's statistics; texts that begin with a number sort by it. */
-function givenTable({ title, header, rows, note }) {
+function givenTable({ title, header, rows, note, points = [] }) {
   const leading = (cell) => (typeof cell === "string" && /^[+-]?\d/.test(cell) ? parseFloat(cell.replace(/,/g, "")) : cell);
   return [h("h3", {}, title), sortable(title, header.map((name, i) => ({ name, value: (row) => leading(row[i]),
-    text: (row) => (isNumber(row[i]) ? short(row[i]) : row[i]), number: i > 0 })), rows), note ? h("p", { class: "note" }, note) : null];
+    text: (row) => (isNumber(row[i]) ? short(row[i]) : row[i]), number: i > 0 })), rows), note ? h("p", { class: "note" }, note) : null,
+    points.length > 1 ? armPictures(title, points) : null];
+}
+
+/** The arms of a table, each at its own rate: mean loss and its 95 % interval over seeds. */
+function armPictures(title, arms) {
+  const groups = arms.map((each) => each.arm);
+  const points = (x) => arms.map((each) => ({ ...each, x: x(each), y: each.loss, name: `mean of ${each.n}`, group: each.arm }));
+  const ylabel = "loss, mean and 95 % interval";
+  return h("div", { class: "columns" },
+    scatter(`${title}: loss against parameters`, { points: points((each) => each.parameters), groups, xlabel: "parameters that train", ylabel, xlog: true }),
+    scatter(`${title}: loss against seconds of training`, { points: points((each) => each.seconds), groups, xlabel: "seconds", ylabel }));
 }
 
 function compared(runs, group) {

@@ -6,7 +6,7 @@
   const state = (run) => h("span", { class: `badge ${run.state}` }, run.state === "finished" ? "finished" : `${run.state}: ${run.note}`);
   const single = !data.comparison;
   content.replaceChildren(
-    h("header", {}, h("h1", {}, data.title), single ? state(data.runs[0]) : null, data.left_out.map((each) => h("p", { class: "note" }, each))), nav,
+    h("header", {}, h("h1", {}, data.title), single && data.runs.length ? state(data.runs[0]) : null, data.left_out.map((each) => h("p", { class: "note" }, each))), nav,
     data.tables.length ? section("Statistics", data.tables.map(givenTable)) : "",
     ...(single ? [] : comparison(data.comparison)),
     !single && data.runs.length ? h("section", { id: "one-run", "aria-labelledby": "one-run-title" }, h("h2", { id: "one-run-title" }, "One run"),

@@ -114,6 +114,12 @@ def _in_study(folder: Path) -> bool:
     return any((parent / PLAN).is_file() for parent in list(folder.absolute().parents)[:DEPTH])
 
 
+def only_figures(place: str | Path) -> bool:
+    """Return whether a folder is a study's of which the runs' figures are kept and no run."""
+    root = Path(place)
+    return (root / PLAN).is_file() and next(root.rglob("config.yaml"), None) is None
+
+
 def name_of(run: RunFolder, root: Path) -> str:
     """Return a run's folder relative to the one that was asked about, or its own name."""
     try:
