@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rankwise.errors import nearest
-from rankwise.paths.low_rank_path import LowRankPath
+from rankwise.paths.low_rank_path import LowRankPath, write_
 from rankwise.paths.path_set import PathSet, path_set
 from rankwise.rules.edits import Edit, Enable, Inject, Merge
 
@@ -37,7 +37,7 @@ def apply_(
 
 def apply_to_paths_(paths: PathSet, edits: list[Edit], optimizer: Optimizer | None = None) -> None:
     """Apply edits to a path set; see ``apply_``."""
-    before = [(path, path.state.status[path.adapter]) for path in paths.resident]
+    before = [(path, path.status) for path in paths.resident]
     own = paths.paths
     names, switched = set(own), []
     try:
@@ -48,10 +48,11 @@ def apply_to_paths_(paths: PathSet, edits: list[Edit], optimizer: Optimizer | No
         on = paths.enabled
         if optimizer is not None:
             _check_owned(on, optimizer)
-    except ValueError:
+    except BaseException:  # an interrupt, too: no record knows of half a change
         for path, status in before:
-            path.set_(**status._asdict())
+            path.stage_(**status._asdict())
         raise
+    write_(path for path, status in before if path.status != status)
     # An open window goes on, but what it saw of a path that is no more would be scored under the new one's name.
     if paths.session.recorder is not None:
         paths.session.recorder.keep(names & set(paths.paths))
@@ -67,11 +68,11 @@ def _switch(paths: PathSet, own: dict[str, LowRankPath], edit: Edit) -> list[Low
     if isinstance(edit, Inject):
         return _inject(paths, edit, path)
     if isinstance(edit, Enable):
-        path.set_(enabled=True, contributing=True)
+        path.stage_(enabled=True, contributing=True)
         return []
     if not path.enabled:
         return []
-    path.set_(enabled=False, contributing=paths.config.on_disable == "freeze")
+    path.stage_(enabled=False, contributing=paths.config.on_disable == "freeze")
     return [path]
 
 
@@ -100,7 +101,7 @@ def _merge(paths: PathSet, own: dict[str, LowRankPath], edit: Merge) -> list[Low
     if edit.survivor not in (None, edit.first, edit.second):
         raise ValueError(f"{edit!r}: survivor must be {edit.first!r}, {edit.second!r} or None for the first")
     survivor, loser = (second, first) if edit.survivor == edit.second else (first, second)
-    survivor.set_(
+    survivor.stage_(
         first=first.blocks[0],
         last=second.blocks[1],
         enabled=survivor.enabled or loser.enabled,
@@ -121,7 +122,7 @@ def _inject(paths: PathSet, edit: Inject, path: LowRankPath) -> list[LowRankPath
             "it: rankwise.Lor2cConfig(injections=...)"
         )
     for linear in waiting:
-        linear.set_(enabled=True, contributing=True, available=True)
+        linear.stage_(enabled=True, contributing=True, available=True)
     _retire(path)
     return [path]
 
@@ -129,7 +130,7 @@ def _inject(paths: PathSet, edit: Inject, path: LowRankPath) -> list[LowRankPath
 def _retire(path: LowRankPath) -> None:
     """Switch a path off for good; it is tied into the graph of its own block from now on."""
     block = path.built_block
-    path.set_(enabled=False, contributing=False, available=False, first=block, last=block)
+    path.stage_(enabled=False, contributing=False, available=False, first=block, last=block)
 
 
 def _check_owned(on: list[LowRankPath], optimizer: Optimizer) -> None:

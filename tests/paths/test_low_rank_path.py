@@ -9,6 +9,7 @@ from tests.models import adapted, build, fill_, one_of_trio, tiny_bert
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import rankwise
+from rankwise.paths.low_rank_path import write_
 
 
 @pytest.mark.parametrize("absolute", [False, True])
@@ -68,3 +69,16 @@ def test_a_factor_that_a_wrapper_keeps_as_a_plain_attribute_is_found() -> None:
     view = module._parameters.pop("weight")
     module.__dict__["weight"] = view
     assert path.lora_B is view
+
+
+def test_staged_statuses_are_written_together() -> None:
+    paths = list(rankwise.named_paths(adapted(tiny_bert(), mode="off")).values())
+    on = [path.state[path.adapter].tolist() for path in paths]
+    for path in paths[::2]:
+        path.stage_(enabled=False, contributing=False)
+    assert [path.enabled for path in paths[:2]] == [False, True]
+    assert [path.state[path.adapter].tolist() for path in paths] == on
+    write_(paths)
+    off = [[0, 0, *values[2:]] if number % 2 == 0 else values for number, values in enumerate(on)]
+    assert [path.state[path.adapter].tolist() for path in paths] == off
+    assert [path.state[path.adapter].dtype for path in paths] == [torch.int64] * len(paths)

@@ -53,7 +53,7 @@ def check_structure(model: nn.Module, paths: PathSet, given: dict[str, Tensor]) 
 def _status(path: LowRankPath, tensor: Tensor) -> Status:
     values = tensor.tolist()
     enabled, contributing, first, last, available = values
-    block, present = path.built_block, path.state.status[path.adapter]
+    block, present = path.built_block, path.status
     own = (block, block) if path.kind == "layer" else (present.first, present.last)
     wrong: str | None = None
     if tensor.dtype == torch.bool or not set(values[:2] + values[4:]) <= {0, 1}:

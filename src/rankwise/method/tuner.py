@@ -362,7 +362,7 @@ def _structure_of(model: Any, config: PathConfig) -> dict[str, Status]:
     """
     for paths in model.rankwise_paths.values():
         if paths.config is config:
-            return {path.own_name: path.state.status[paths.adapter] for path in paths.resident}
+            return {path.own_name: path.status for path in paths.resident}
     return {}
 
 

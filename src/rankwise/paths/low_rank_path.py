@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
-from rankwise.paths.state import AllocationState
+from rankwise.paths.state import AllocationState, Status
 from rankwise.rules.kinds import BLOCK_KINDS
 
 
@@ -50,8 +52,8 @@ class LowRankPath:
     @property
     def name(self) -> str:
         """The path's name; a merged one is named by its span: ``layers.1-2.layer``."""
-        first, last = self.blocks
-        return f"layers.{first}-{last}.{self.kind}" if last > first else self.own_name
+        status = self.status
+        return f"layers.{status.first}-{status.last}.{self.kind}" if status.last > status.first else self.own_name
 
     @property
     def state(self) -> AllocationState:
@@ -60,14 +62,20 @@ class LowRankPath:
         return state  # own attribute lookup takes five times as long
 
     @property
+    def status(self) -> Status:
+        """What is on, and where it runs."""
+        status: Status = self.host._modules["lora_allocation"].status[self.adapter]
+        return status
+
+    @property
     def enabled(self) -> bool:
         """Whether the path trains and contributes."""
-        return self.state.status[self.adapter].enabled
+        return self.status.enabled
 
     @property
     def contributing(self) -> bool:
         """Whether the path's output is added; a frozen path contributes without being enabled."""
-        return self.state.status[self.adapter].contributing
+        return self.status.contributing
 
     @property
     def built_block(self) -> int:
@@ -78,12 +86,12 @@ class LowRankPath:
     @property
     def available(self) -> bool:
         """Whether it may be switched on."""
-        return self.state.status[self.adapter].available
+        return self.status.available
 
     @property
     def blocks(self) -> tuple[int, int]:
         """First and last block of the path, (-1, -1) outside the blocks."""
-        status = self.state.status[self.adapter]
+        status = self.status
         return status.first, status.last
 
     @property
@@ -157,9 +165,25 @@ class LowRankPath:
 
     def set_(self, **status: Any) -> None:
         """Change the path's status; ``rankwise.apply_`` is the way to do it from outside."""
-        self.state.put(self.adapter, self.state.status[self.adapter]._replace(**status))
+        self.stage_(**status)
+        write_([self])
+
+    def stage_(self, **status: Any) -> None:
+        """Change the path's status and leave its tensor behind, which ``write_`` brings up to it."""
+        self.state.status[self.adapter] = self.status._replace(**status)
 
     def __repr__(self) -> str:
         """Say what it is and whether it is on."""
         state = "enabled" if self.enabled else "frozen" if self.contributing else "disabled"
         return f"LowRankPath({self.name!r}, r={self.r}, {self.num_parameters} parameters, {state})"
+
+
+def write_(paths: Iterable[LowRankPath]) -> None:
+    """Bring the tensors of some paths up to their status: one copy to a device, however many paths there are."""
+    devices: defaultdict[torch.device, list[LowRankPath]] = defaultdict(list)
+    for path in paths:
+        devices[path.state[path.adapter].device].append(path)
+    for device, own in devices.items():
+        values = torch.tensor([path.status for path in own], dtype=torch.int64)
+        for path, row in zip(own, values.to(device), strict=True):
+            path.state[path.adapter].copy_(row)

@@ -103,7 +103,7 @@ class PathSet:
 
     def counts(self) -> dict[str, int]:
         """Parameters that are enabled, contributing, resident (all paths) and frozen; a shared ``A`` counts once."""
-        every = [(path.state.status[path.adapter], path.parameters) for path in self.resident]
+        every = [(path.status, path.parameters) for path in self.resident]
 
         def size(counts: Callable[[Status], bool]) -> int:
             return sum({id(p): p.numel() for status, own in every if counts(status) for p in own}.values())

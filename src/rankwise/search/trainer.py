@@ -18,6 +18,7 @@ from transformers import Trainer
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.distributed import rank, world_size
 from rankwise.passes import watched, watched_by
+from rankwise.paths.low_rank_path import write_
 from rankwise.paths.path_set import PathSet
 from rankwise.paths.state import Status
 from rankwise.rules.records import edits
@@ -54,7 +55,7 @@ class Run:
         count. Edits do: what they made of the adapter stays.
         """
         if paths not in self._began:
-            statuses = [path.state.status[paths.adapter] for path in paths.resident]
+            statuses = [path.status for path in paths.resident]
             self._began[paths] = len(paths.history), statuses
             return
         length, statuses = self._began[paths]
@@ -62,7 +63,8 @@ class Run:
             return
         del paths.history[length:]
         for path, status in zip(paths.resident, statuses, strict=True):
-            path.set_(**status._asdict())
+            path.stage_(**status._asdict())
+        write_(paths.resident)
 
 
 _RUN: ContextVar[Run | None] = ContextVar("rankwise_run", default=None)
