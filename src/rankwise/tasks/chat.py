@@ -110,11 +110,17 @@ def prompt_ids(prompt: str | Messages, tools: Any, tokenizer: PreTrainedTokenize
 
 def text_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the token ids of a plain prompt as a row of plain texts begins with it: opened, and not closed."""
-    found = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
-    ids, offsets = list(found["input_ids"]), found["offset_mapping"]
-    while ids and offsets[len(ids) - 1][1] == 0:  # what closes stands for no part of the text
-        ids.pop()
-    return ids
+    ids, written = _written(prompt, tokenizer)
+    if written:
+        return ids[: written[-1] + 1]
+    ids, written = _written("a", tokenizer)  # an empty prompt does not tell what opens from what closes
+    return ids[: written[0]]
+
+
+def _written(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return token ids, and the places of those that stand for a part of the text."""
+    found = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    return list(found["input_ids"]), [place for place, (_, end) in enumerate(found["offset_mapping"]) if end]
 
 
 def own_template(tokenizer: PreTrainedTokenizerBase, *, tools: bool) -> Template:

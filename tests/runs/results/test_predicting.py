@@ -17,6 +17,7 @@ from rankwise.runs.results.predicting import _prompts, _rows, _task, predict
 from rankwise.runs.results.trained import load_trained
 from rankwise.runs.training.train import train
 from rankwise.tasks import IGNORED, DataSpec, load_task
+from rankwise.tasks.chat import text_ids
 from rankwise.tasks.read import read_file
 
 Make = Callable[..., Recipe]
@@ -128,6 +129,7 @@ def test_a_run_asks_in_the_form_that_its_rows_had(make: Make, tmp_path: Path) ->
     plain = tokenizer.convert_tokens_to_ids(["[CLS]", "bar", "bin"])  # as in training, without what closes
     by_template: Any = tokenizer.apply_chat_template(turns[0]["prompt"], add_generation_prompt=True)
     assert asked_ids(tmp_path / "texts") == plain
+    assert text_ids("", tokenizer) == text_ids(" ", tokenizer) == plain[:1]
     assert asked_ids(tmp_path / "turns") == by_template["input_ids"]
     (tmp_path / "new.jsonl").write_text(json.dumps({"messages": turns[0]["prompt"]}) + "\n")
     with pytest.raises(ValueError, match=r"new\.jsonl, row 1 is a conversation, and the run learned prompts that are"):
