@@ -253,9 +253,10 @@ def moving(runs: Sequence[Run]) -> dict[str, str]:
     return tables
 
 
-def timed(runs: Sequence[Run]) -> dict[str, str]:
+def timed(runs: Sequence[Run], task: str = "") -> dict[str, str]:
     """Return a table for each budget: plans under limits on the time of a step, paired with the loosest limit."""
     tables = {}
+    metric = "held out loss" if task else "test loss"
     for budget in sorted({run["budget"] for run in runs}):
         limits: dict[float, dict[int, Run]] = {}
         for run in runs:
@@ -282,8 +283,8 @@ def timed(runs: Sequence[Run]) -> dict[str, str]:
                     _difference(found) if found else "",
                 ]
             )
-        header = ["limit", "step, predicted", "lowest block", "parameters", "test loss", "sd", "n", "minus the loosest"]
-        tables[f"Time of a step, {budget:,} parameters"] = markdown(header, rows)
+        header = ["limit", "step, predicted", "lowest block", "parameters", metric, "sd", "n", "minus the loosest"]
+        tables[f"Time of a step, {task}{budget:,} parameters"] = markdown(header, rows)
     return tables
 
 
@@ -319,7 +320,8 @@ def tables_of(folder: Path) -> dict[str, str]:
         if runs:
             tables[f"The whole space against its parts, {name}"] = markdown(*whole_against_parts(runs, metric))
             tables[f"Two seeds' choices, {name}"] = markdown(*seed_against_seed(runs, metric))
-    return tables | timed([run for run in _read(folder / "timed.json") if "budget" in run])
+    tables |= timed([run for run in _read(folder / "timed.json") if "budget" in run])
+    return tables | timed(_read(folder / "timed-classify.json"), "MRPC, ")
 
 
 HEADED = re.compile(r"^### (.+)\n\n(?:\|.*\n)*\n*", re.MULTILINE)  # a heading, and the table under it
