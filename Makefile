@@ -34,7 +34,7 @@ test: lint  ## Lint, types and every test that is quick and needs no accelerator
 	$(PYTEST) -m "not gpu and not slow and not distributed and not browser" $(ARGS)
 
 slow: install  ## The tests that take long or start several processes
-	$(PYTEST) -m "(slow or distributed) and not gpu" $(ARGS)
+	$(PYTEST) --durations=25 -m "(slow or distributed) and not gpu" $(ARGS)
 
 quantised: install  ## Paths beside weights in 4 and 8 bits: installs the libraries first
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps bitsandbytes==0.50.2 torchao==0.18.0

