@@ -217,7 +217,7 @@ def write_report(folder: StudyFolder, race: Race, console: Console) -> Path:
     standing = race.standing(found)
     if standing.winner is None:
         raise ValueError(
-            f"{folder.root}: no winner. {' '.join(standing.notes)} See rankwise study status {folder.root}"
+            f"{folder.root}: no winner. {' '.join(f'{note}.' for note in standing.notes)} See rankwise study status {folder.root}"
         )
     runs = confirmed(folder, race, standing)
     tables = race_tables(folder, race)
@@ -250,7 +250,7 @@ def race_tables(folder: StudyFolder, race: Race) -> list[Table]:
     tables = [tried_table(race, standing, found)]
     runs = confirmed(folder, race, standing)
     if runs and standing.winner is not None:
-        about = " ".join([*made_by(folder, cells), *standing.notes])
+        about = " ".join([*made_by(folder, cells), *(f"{note}." for note in standing.notes)])
         baseline = _label(race, standing.rival or standing.winner)
         tables.append(compared(runs, baseline=baseline, title="The winner anew, with fresh seeds", about=about))
     return tables
