@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.study.cells import RECIPE, finish
 
 from rankwise.study.folder import StudyFolder
 from rankwise.study.grid import Rates
 from rankwise.study.plan import Cell, Group
 from rankwise.study.race import LEAST_STEPS, Race, Standing, rungs
 from rankwise.study.tuning import ending, race_tables, tried_table
-from tests.study.cells import RECIPE, finish
 
 ARMS = ("all-linear", "q,v", "MLP", "LoR2C", "residual", "plan", "yours")
 RATES = Rates.model_validate({"from": 1e-3, "to": 1e-2, "factor": 10**0.5})
