@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.study.cells import RECIPE, finish
 
+from rankwise.study.folder import StudyFolder
 from rankwise.study.grid import Rates
 from rankwise.study.plan import Cell, Group
 from rankwise.study.race import LEAST_STEPS, Race, Standing, rungs
-from rankwise.study.tuning import ending, tried_table
+from rankwise.study.tuning import ending, race_tables, tried_table
 
 ARMS = ("all-linear", "q,v", "MLP", "LoR2C", "residual", "plan", "yours")
 RATES = Rates.model_validate({"from": 1e-3, "to": 1e-2, "factor": 10**0.5})
@@ -132,3 +135,15 @@ def test_a_winner_at_the_edge_says_so() -> None:
 
 def test_a_race_is_the_same_after_json() -> None:
     assert Race.model_validate_json(race().model_dump_json()) == race()
+
+
+def test_what_is_to_be_said_of_a_race_stands_in_sentences(tmp_path: Path) -> None:
+    own = race()
+    groups = [group.model_copy(update={"content": {**RECIPE, **group.content}}) for group in own.groups]
+    own, folder = own.model_copy(update={"groups": groups}), StudyFolder(tmp_path)
+    folder.start(own, "rankwise tune mine.yaml")
+    while fresh := [cell for cell in folder.plan(own).cells if not folder.run(cell).finished]:
+        for cell in fresh:
+            finish(folder, cell, 1 / (cell.rate or 1))
+    *_, anew = race_tables(folder, own)
+    assert "is the highest rate that ran: a higher one may be better still. Mean and standard deviation" in anew.note

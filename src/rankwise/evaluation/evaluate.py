@@ -68,7 +68,7 @@ def evaluate_run(
     if trained["task_type"] != "CAUSAL_LM":
         raise ValueError(
             f"{run} trained a classifier (task {trained['task']!r}), its figures are in {folder.metrics}: evaluate "
-            "needs a causal language model, as data.task 'instruction' and 'text' train one"
+            "needs a causal language model, as data.task 'text', 'instruction' and 'chat' train one"
         )
     if PartialState().num_processes > 1:
         raise ValueError("evaluate runs in one process: start it without accelerate launch or torchrun")

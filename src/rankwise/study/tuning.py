@@ -216,9 +216,8 @@ def write_report(folder: StudyFolder, race: Race, console: Console) -> Path:
     found = {cell.name: loss for cell in cells if (loss := folder.loss(cell)) is not None}
     standing = race.standing(found)
     if standing.winner is None:
-        raise ValueError(
-            f"{folder.root}: no winner. {' '.join(standing.notes)} See rankwise study status {folder.root}"
-        )
+        said = " ".join(f"{note}." for note in standing.notes)
+        raise ValueError(f"{folder.root}: no winner. {said} See rankwise study status {folder.root}")
     runs = confirmed(folder, race, standing)
     tables = race_tables(folder, race)
     winner = parse_recipe(race.groups[standing.winner[0]].cell(standing.winner[1], race.seed, "report").content)
@@ -250,7 +249,7 @@ def race_tables(folder: StudyFolder, race: Race) -> list[Table]:
     tables = [tried_table(race, standing, found)]
     runs = confirmed(folder, race, standing)
     if runs and standing.winner is not None:
-        about = " ".join([*made_by(folder, cells), *standing.notes])
+        about = " ".join([*made_by(folder, cells), *(f"{note}." for note in standing.notes)])
         baseline = _label(race, standing.rival or standing.winner)
         tables.append(compared(runs, baseline=baseline, title="The winner anew, with fresh seeds", about=about))
     return tables

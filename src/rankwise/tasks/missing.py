@@ -15,7 +15,12 @@ TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string)
 
 
 def without_missing(
-    source: Source, texts: Sequence[str], labels: Sequence[str] = (), *, missing: Missing = "refuse"
+    source: Source,
+    texts: Sequence[str],
+    labels: Sequence[str] = (),
+    *,
+    missing: Missing = "refuse",
+    remedy: str | None = None,
 ) -> tuple[Source, int]:
     """Return the rows that have every text and label, and how many had not.
 
@@ -25,6 +30,7 @@ def without_missing(
         labels: Columns that must hold a label.
         missing: What to do with a row that lacks one: ``"refuse"`` raises, ``"drop"`` leaves it out, ``"keep"`` reads
             a text as empty (a label can't be kept).
+        remedy: What to do about a refusal, where ``data.missing`` of a recipe does not rule.
 
     Raises:
         ValueError: A column is missing or holds no text; a value is missing and may not be, with file and row.
@@ -36,7 +42,7 @@ def without_missing(
     absent = {column: _absent(source.rows.data.column(column)) for column in (*texts, *labels)}
     for column, flags in absent.items():
         if missing == "refuse" or (missing == "keep" and column in labels):
-            _refuse(source, column, flags, label=column in labels)
+            _refuse(source, column, flags, label=column in labels, remedy=remedy)
     if missing == "keep":
         return _filled(source, texts), 0
     kept = [row for row in range(len(source.rows)) if not any(flags[row] for flags in absent.values())]
@@ -68,15 +74,15 @@ def _absent(values: pa.ChunkedArray) -> list[bool]:
     return pc.is_null(values, nan_is_null=nan).to_pylist()
 
 
-def _refuse(source: Source, column: str, flags: list[bool], *, label: bool) -> None:
+def _refuse(source: Source, column: str, flags: list[bool], *, label: bool, remedy: str | None) -> None:
     if not any(flags):
         return
     first = flags.index(True)
     value = source.rows.data.column(column)[first].as_py()
+    ruled = f"say data.missing: drop to leave such rows out{'' if label else ', keep to train on them'}"
     raise ValueError(
         f"{source.where}, row {source.number(first)}: column {column!r} has no {'label' if label else 'text'} "
-        f"({value!r}; {sum(flags):,} of {len(flags):,} rows): fill it in, or say data.missing: drop to leave such rows "
-        f"out{'' if label else ', keep to train on them'}"
+        f"({value!r}; {sum(flags):,} of {len(flags):,} rows): fill it in, or {remedy or ruled}"
     )
 
 

@@ -13,7 +13,7 @@ from rankwise.runs.building.models import load_tokenizer
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.results.exporting import export_merged
-from rankwise.runs.results.predicting import _prompts, _rows, _task, predict
+from rankwise.runs.results.predicting import _prompts, _rows, _task, answer_table, predict
 from rankwise.runs.results.trained import load_trained
 from rankwise.runs.training.train import train
 from rankwise.tasks import IGNORED, DataSpec, load_task
@@ -96,6 +96,18 @@ def test_a_file_without_rows_is_no_answer(make: Make, tmp_path: Path, task: str,
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=rf"{name} is empty: it has no rows"):
         _rows([str(tmp_path / name)], task_of, make("lora", task))
+
+
+def test_a_row_without_text_is_refused_with_what_helps_here(make: Make, tmp_path: Path) -> None:
+    recipe = make("lora", "instruction")
+    (tmp_path / "new.csv").write_text("instruction\nGo\n \n")
+    with pytest.raises(ValueError, match=r"row 2: column 'instruction' has no text .*leave such rows out of the file$"):
+        _rows([str(tmp_path / "new.csv")], _task(recipe, {"model_arguments": {}}), recipe)
+
+
+def test_an_input_that_is_not_there_shows_as_nothing() -> None:
+    table = answer_table([{"instruction": "Go", "input": None, "answer": "on"}])
+    assert [str(cell) for column in table.columns for cell in column.cells] == ["Go", "", "on"]
 
 
 def test_too_few_texts_and_a_file_that_is_not_there_are_said(make: Make, tmp_path: Path) -> None:

@@ -92,7 +92,10 @@ def answer_table(answers: Sequence[Answer]) -> Table:
     for name in answers[0]:
         table.add_column(Text(name), overflow="fold")
     for answer in answers:
-        cells = (f"{value:.4f}" if isinstance(value, float) else str(value) for value in answer.values())
+        cells = (
+            f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
+            for value in answer.values()
+        )
         table.add_row(*(Text(cell if len(cell) <= 500 else f"{cell[:500]} ...") for cell in cells))
     return table
 
@@ -120,7 +123,7 @@ def _rows(inputs: Sequence[str], task: Task, recipe: Recipe) -> Source:
             prompts(source)  # before the model is loaded
             form = PROMPT if PROMPT in names else MESSAGES
             return source._replace(rows=source.rows.select_columns([name for name in (form, TOOLS) if name in names]))
-        source, _ = without_missing(source, needed)
+        source, _ = without_missing(source, needed, remedy="leave such rows out of the file")
         more = ["input"] if task.name == INSTRUCTION and "input" in names else []
         for column in more:
             check_text(source, column)

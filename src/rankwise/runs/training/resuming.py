@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rankwise.paths.path_set import path_set
-from rankwise.rules.records import edits, record_of
+from rankwise.rules.records import HISTORY_FILE, edits, record_of
 from rankwise.runs.building.job import Job
 from rankwise.runs.checkpoints import newest_whole, progress
 from rankwise.runs.folder import RunFolder
@@ -26,8 +26,7 @@ def continued(folder: RunFolder, job: Job, console: Console | None) -> Path | No
     Raises:
         ValueError: There are checkpoints, none of them is whole, and one was before: that is for the user to decide.
     """
-    acts = job.has_paths and path_set(job.model).config.acts
-    found, passed = newest_whole(folder.checkpoints, (STATE, SUMS) if acts else ())
+    found, passed = newest_whole(folder.checkpoints, _needs(job))
     reasons = "; ".join(f"{checkpoint.name}: {fault.reason}" for checkpoint, fault in passed.items())
     if found is None and not all(fault.interrupted for fault in passed.values()):
         raise ValueError(
@@ -37,6 +36,15 @@ def continued(folder: RunFolder, job: Job, console: Console | None) -> Path | No
     if passed:
         tell(f"passed over {reasons}. Continuing from {found.name if found else 'the start'}", console)
     return found
+
+
+def _needs(job: Job) -> tuple[str, ...]:
+    """Return the files that the method's own state lies in."""
+    config = path_set(job.model).config if job.has_paths else None
+    if config is None or not config.acts:
+        return ()
+    # After a choice of ranks nothing searches any more: its ranks are in the history, and no search is saved.
+    return (HISTORY_FILE,) if config.undecided else (STATE, SUMS)
 
 
 def check_length(job: Job, checkpoint: Path | None) -> None:
