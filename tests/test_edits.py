@@ -134,6 +134,13 @@ def test_an_unknown_name_is_corrected_and_nothing_is_applied(name: str, words: s
     assert all(parameter in optimizer.state for parameter in rankwise.named_paths(model)[NAME].parameters)
 
 
+def test_what_is_no_edit_is_named_and_takes_back_what_came_before() -> None:
+    model = make()
+    with pytest.raises(ValueError, match=r"'layers\.0\.query' is a str and no edit: give rankwise\.Enable"):
+        rankwise.apply_(model, [rankwise.Disable(NAME), "layers.0.query"])  # type: ignore[list-item]
+    assert rankwise.named_paths(model)[NAME].enabled
+
+
 def test_edits_of_one_adapter_leave_the_other_alone() -> None:
     model = make()
     model.add_adapter(

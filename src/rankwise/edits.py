@@ -62,6 +62,10 @@ def apply_to_paths_(paths: PathSet, edits: list[Edit], optimizer: Optimizer | No
 
 def _switch(paths: PathSet, own: dict[str, LowRankPath], edit: Edit) -> list[LowRankPath]:
     """Change what is on as an edit says, and return the paths that went off."""
+    if not isinstance(edit, Edit):
+        raise ValueError(
+            f"{edit!r} is a {type(edit).__name__} and no edit: give rankwise.Enable, Disable, Merge or Inject"
+        )
     if isinstance(edit, Merge):
         return _merge(paths, own, edit)
     path = _find(paths, own, edit, edit.path)

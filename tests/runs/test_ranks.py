@@ -57,7 +57,7 @@ def test_what_is_written_is_the_plan(make: Make, tmp_path: Path, task: str, kind
 
 def test_the_snippets_say_the_plan(make: Make, tmp_path: Path) -> None:
     recipe = make("lora", "text")
-    found = plan_ranks(recipe, budget=400, out=tmp_path / "planned", **PLAN)
+    found = plan_ranks(recipe, budget=400, out=tmp_path / "planned #1: a", **PLAN)
     wanted = {found.plan.modules[name]: rank for name, rank in found.plan.chosen.items()}
     made: dict[str, Any] = {}
     exec(found.snippets["Python"], made)
@@ -70,11 +70,11 @@ def test_the_snippets_say_the_plan(make: Make, tmp_path: Path) -> None:
     names = {from_blocks(module) for module in wanted}
     factory = yaml.safe_load(found.snippets["LLaMA-Factory"])
     assert set(factory["lora_target"].split(",")) == names
-    assert factory["adapter_name_or_path"] == str(tmp_path / "planned")
+    assert factory["adapter_name_or_path"] == str(tmp_path / "planned #1: a")
     axolotl = yaml.safe_load(found.snippets["Axolotl"])
     assert set(axolotl["lora_target_modules"]) == names
-    assert axolotl["lora_model_dir"] == str(tmp_path / "planned")
-    page = (tmp_path / "planned" / "snippets.md").read_text()
+    assert axolotl["lora_model_dir"] == str(tmp_path / "planned #1: a")
+    page = (tmp_path / "planned #1: a" / "snippets.md").read_text()
     assert page == as_markdown(found.snippets)
     assert all(f"## {name}\n" in page for name in ("Python", "TRL", "LLaMA-Factory", "Axolotl"))
 

@@ -211,8 +211,8 @@ class PathModel(LoraModel):
             ValueError: Always; says what to do instead.
         """
         raise ValueError(
-            "add_weighted_adapter() would bring back paths that are off: write each adapter with rankwise.export_lora "
-            "and combine those"
+            "add_weighted_adapter() would bring back paths that are off: where the adapters have LoRA alone, write "
+            "each with rankwise.export_lora and combine those; block paths can't be combined"
         )
 
     def update_and_allocate(self, global_step: int) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
@@ -185,6 +187,9 @@ def snippets_of(plan: RankPlan, folder: Path | None, task_type: str, loads: Load
 def _causal_tools(config: LoraConfig, names: list[str], made: str, start: str, loads: Loading) -> Mapping[str, str]:
     """Return what to write for the tools that train causal language models."""
     targets = "".join(f"  - {name}\n" for name in names)
+    place = (
+        yaml.safe_dump([start], allow_unicode=True, width=math.inf).removeprefix("- ").rstrip()
+    )  # in quotes if need be
     bits = loads.load_in.removesuffix("bit") if loads.load_in else ""
     return {
         "TRL": (
@@ -196,13 +201,13 @@ def _causal_tools(config: LoraConfig, names: list[str], made: str, start: str, l
         ),
         "LLaMA-Factory": (
             "# It has no field for a rank per module: the ranks are those of the adapter that training starts from.\n"
-            f"finetuning_type: lora\nadapter_name_or_path: {start}\nlora_target: {','.join(names)}\n"
+            f"finetuning_type: lora\nadapter_name_or_path: {place}\nlora_target: {','.join(names)}\n"
             f"lora_rank: {config.r}\nlora_alpha: {config.lora_alpha}\n"
             + (f"quantization_bit: {bits}\nquantization_method: bnb\n" if bits else "")
         ),
         "Axolotl": (
             "# Only since July 2026 it has lora_rank_pattern: the ranks are those of the adapter in lora_model_dir.\n"
-            f"adapter: {'qlora' if bits == '4' else 'lora'}\nlora_model_dir: {start}\nlora_target_modules:\n{targets}"
+            f"adapter: {'qlora' if bits == '4' else 'lora'}\nlora_model_dir: {place}\nlora_target_modules:\n{targets}"
             f"lora_r: {config.r}\nlora_alpha: {config.lora_alpha}\n" + (f"load_in_{bits}bit: true\n" if bits else "")
         ),
     }

@@ -18,9 +18,9 @@ def shown(table: Table) -> str:
     return " ".join(console.export_text().split())
 
 
-def test_results() -> None:
+def finished_run() -> dict[str, Any]:
     last = {"step": 4, "epoch": 2.0, "dev": {}, "validation": {"loss": 0.5, "accuracy": 0.75}}
-    metrics: dict[str, Any] = {
+    return {
         "method": "lora",
         "task": "mrpc",
         "seed": 3,
@@ -28,11 +28,22 @@ def test_results() -> None:
         "parameters": {"trainable": 73728, "head": 770, "total": 22000000},
         "seconds": {"train": 60.0, "search": 1.5, "search_share": 0.025},
     }
-    text = shown(result_table(metrics))
+
+
+def test_results() -> None:
+    text = shown(result_table(finished_run()))
     assert "lora on mrpc, seed 3" in text
     assert "0.7500" in text
     assert "73,728 trainable parameters" in text
     assert "1.5 s of them searching (2.5%)" in text
+
+
+def test_a_narrow_screen_breaks_figures_and_keeps_them() -> None:
+    console = Console(record=True, width=24, file=io.StringIO())
+    console.print(result_table(finished_run()))
+    rows = [line.split("│")[1:-1] for line in console.export_text().splitlines() if line.startswith("│")]
+    columns = ["".join(cells).replace(" ", "") for cells in zip(*rows, strict=True)]
+    assert columns == ["lastdev_selected", "2.001.00", "validationvalidation", "0.75000.7500", "0.50000.5000"]
 
 
 def test_a_text_in_brackets_is_shown_as_it_is() -> None:

@@ -18,12 +18,12 @@ def result_table(metrics: Mapping[str, Any]) -> Table:
     title = escape(f"{metrics['method']} on {metrics['task']}, seed {metrics['seed']}")
     table = Table(title=title, title_justify="left")
     for column in ("checkpoint", "epoch", "split"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     found = metrics["metrics"]
     splits = {key: value for key, value in found["last"].items() if isinstance(value, Mapping) and value}
     names = sorted({name for values in splits.values() for name in values})
     for name in names:
-        table.add_column(Text(name), justify="right")
+        table.add_column(Text(name), justify="right", overflow="fold")
     for which in ("last", "dev_selected"):
         for split in splits:
             cells = [f"{found[which][split][name]:.4f}" for name in names]
@@ -58,10 +58,10 @@ def score_table(found: ScoreTable) -> Table:
     table = Table(
         title=escape(f"{record.proxy} on {record.score_on}: {len(found.chosen)} of {len(found.scores)} paths")
     )
-    table.add_column("path")
-    table.add_column("score", justify="right")
-    table.add_column("parameters", justify="right")
-    table.add_column("chosen")
+    table.add_column("path", overflow="fold")
+    table.add_column("score", justify="right", overflow="fold")
+    table.add_column("parameters", justify="right", overflow="fold")
+    table.add_column("chosen", overflow="fold")
     low = float("-inf")
     for name, value in sorted(found.scores.items(), key=lambda item: -(low if item[1] is None else item[1])):
         mark = "[green]yes[/]" if name in found.chosen else ""
@@ -76,8 +76,8 @@ def score_table(found: ScoreTable) -> Table:
 def plan_table(plan: Mapping[str, Any]) -> Table:
     """Return a plan's numbers, one a row."""
     table = Table(show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
+    table.add_column(style="bold", overflow="fold")
+    table.add_column(justify="right", overflow="fold")
     for name, value in plan.items():
         text = f"{value:,}" if isinstance(value, (int, float)) else str(value)
         table.add_row(Text(name.replace("_", " ")), Text(text))
@@ -87,8 +87,8 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
 def memory_table(memory: Mapping[str, int]) -> Table:
     """Return what a run needs of memory, one part a row."""
     table = Table(title="memory at the peak of a step", title_justify="left", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
+    table.add_column(style="bold", overflow="fold")
+    table.add_column(justify="right", overflow="fold")
     for name, size in memory.items():
         if size:
             table.add_row(name, in_words(size))
