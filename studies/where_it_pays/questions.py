@@ -45,7 +45,8 @@ def whole_against_parts(runs: Iterable[Run], metric: str = "test_loss") -> tuple
             if found is not None and found.n > 1:
                 shown = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] ({found.n})"
             cells.append(shown)
-        rows.append([f"{budget:,}", *cells])
+        if any(cells):
+            rows.append([f"{budget:,}", *cells])
     return ["parameters", *(f"{WHOLE} minus {part} (n)" for part in PARTS)], rows
 
 
