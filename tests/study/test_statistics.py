@@ -134,4 +134,5 @@ def test_detectable_difference_is_found_with_its_power() -> None:
     found = [ttest_1samp(rng.normal(effect, 1.0, size=12), 0.0).pvalue < 0.05 for _ in range(2_000)]
     assert np.mean(found) == pytest.approx(0.8, abs=0.04)
     assert math.isnan(detectable(1.0, 1))
+    assert math.isnan(detectable(0.0, 5)), "equal differences say nothing of how much they vary"
     assert detectable(1.0, 3) > detectable(1.0, 5) > detectable(1.0, 20)

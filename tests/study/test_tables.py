@@ -94,6 +94,7 @@ def test_a_table_of_the_dev_split_says_that_it_chose() -> None:
 def test_a_verdict_never_says_more_than_the_seeds_do() -> None:
     assert verdict(Difference(-0.5, -0.5, -0.5, 1, float("nan"))).startswith("one seed")
     assert verdict(Difference(-0.5, -0.6, 0.1, 3, 0.2)).startswith("can't tell")
+    assert verdict(Difference(0.0, 0.0, 0.0, 3, float("nan"))) == "the same to the last digit in all 3 seeds"
     assert verdict(Difference(-0.1, -0.2, -0.05, 3, 0.2)) == "lower"  # by the interval that is shown
     assert verdict(Difference(-0.5, -0.6, -0.4, 3, 0.2)) == "lower"
     assert verdict(Difference(0.5, 0.4, 0.6, 3, 0.2)) == "higher"

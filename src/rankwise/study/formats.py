@@ -44,7 +44,8 @@ def text(value: Value) -> str:
             if value.n < 2:
                 return f"{value.mean:+.4f} (one seed)"
             bootstrap = f"bootstrap [{value.bootstrap_low:+.4f}, {value.bootstrap_high:+.4f}]"
-            return f"{interval(value)}; {bootstrap}; detectable {value.detectable:.4f}"
+            seen = "unknown" if math.isnan(value.detectable) else f"{value.detectable:.4f}"
+            return f"{interval(value)}; {bootstrap}; detectable {seen}"
         case Span():
             ends = [f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in value]
             return " to ".join(dict.fromkeys(ends))

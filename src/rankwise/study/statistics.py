@@ -105,12 +105,12 @@ def detectable(sd: float, n: int, *, level: float = 0.05, power: float = 0.8) ->
     a difference in the wrong direction is not counted as power.
 
     Args:
-        sd: Standard deviation of the differences.
+        sd: Standard deviation of the differences; where it is zero, the seeds don't tell how much they would vary.
         n: Number of pairs; below two nothing can be told.
         level: Of the two-sided test.
         power: The chance to find it.
     """
-    if n < 2:
+    if n < 2 or sd == 0:
         return math.nan
     critical, central = student.ppf([1 - level / 2, power], n - 1)
     most = 2 * critical + 2 * abs(central) + 2  # above the root, which is near critical + central

@@ -210,6 +210,8 @@ def verdict(found: Difference) -> str:
     """Return in words what a paired difference of losses says, by Student's interval."""
     if found.n < 2:
         return "one seed: no interval, so nothing can be told"
+    if found.mean == found.low == found.high == 0:
+        return f"the same to the last digit in all {found.n} seeds"
     if found.low <= 0 <= found.high:
         return f"can't tell: {found.n} seeds would have seen a difference of {found.detectable:.4f}"
     return "lower" if found.mean < 0 else "higher"
