@@ -42,7 +42,7 @@ def demo_recipe(*, seed: int = 0, steps: int = STEPS, samples: int | None = None
         "training": {
             "max_steps": steps,
             "batch_size": 16,
-            "learning_rate": 6e-3,
+            "learning_rate": 2e-3,
             "evaluate": "never",
             "report_to": [],
         },
