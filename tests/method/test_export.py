@@ -187,6 +187,20 @@ def test_the_head_is_kept(exported: dict[str, tuple[PeftModel, Path, Tensor]]) -
     assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["modules_to_save"]
 
 
+def test_a_head_is_named_once_after_loading(
+    exported: dict[str, tuple[PeftModel, Path, Tensor]], tmp_path: Path
+) -> None:
+    """PEFT adds a classifier's names to those that a saved config has already."""
+    model, _, _ = exported["a frozen path and a head"]
+    model.save_pretrained(str(tmp_path / "saved"))
+    loaded = PeftModel.from_pretrained(tiny_bert(), str(tmp_path / "saved"))
+    rankwise.export_lora(loaded, tmp_path / "plain")
+    assert json.loads((tmp_path / "plain" / "adapter_config.json").read_text())["modules_to_save"] == [
+        "classifier",
+        "score",
+    ]
+
+
 def test_exporting_changes_nothing(tmp_path: Path) -> None:
     model = bert()
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.models import class_batches, text_batches, tiny_bert, tiny_llama, tokens
-from tests.scores.test_curvature import QUIET, scalars, several
+from tests.scores.test_curvature import QUIET, choices, scalars, several
 from torch import Tensor, nn
 from transformers import BertForTokenClassification, PreTrainedModel
 
@@ -154,6 +154,18 @@ def test_a_problem_type_is_believed_before_the_shape_of_the_labels() -> None:
     found = draw_as("regression", logits, {"labels": labels})
     assert found.mean == pytest.approx(float((logits.logits - labels).square().mean().detach()))
     assert draw_as("multi_label_classification", logits, {"labels": labels}).mean != pytest.approx(found.mean)
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+@pytest.mark.parametrize("form", ["one behind the other", "side by side"])
+def test_a_choice_between_sequences_is_one_whatever_the_config_says_of_classes(form: str, problem: str) -> None:
+    """As transformers computes it: cross entropy over an example's sequences."""
+    base, (batch, _) = choices(form)
+    expected = draw(base, batch, 0)
+    base.config.problem_type = problem
+    assert torch.equal(draw(base, batch, 0).losses, expected.losses)
+    if form == "side by side":
+        assert expected.mean == pytest.approx(float(base(**batch).loss.detach()), rel=1e-12)
 
 
 def test_a_seed_draws_the_same_and_another_does_not_and_no_global_generator_moves() -> None:

@@ -11,7 +11,7 @@ from tests.study.test_arms import enabled
 from typer.testing import CliRunner
 
 from rankwise.runs.recipes.recipe import Recipe, load_recipe, parse_recipe
-from rankwise.study.arms import DEFAULT, PLANNED, YOURS, arms_of
+from rankwise.study.arms import DEFAULT, NAMES, PLANNED, YOURS, arms_of
 from rankwise.study.race import Race
 from rankwise.study.tuning import Wish, check_same, full_steps, make_race, price, snippet, too_dear
 from rankwise.study.working import load_data
@@ -40,12 +40,21 @@ def test_the_price_is_said_and_kept(base: Path) -> None:
     assert "2 fresh seeds each: 4 runs" in price(race)
     total = float(price(race).split("At most ")[-1].split(" ")[0])
     assert total == pytest.approx(race.cost + 4 + 0.96, abs=0.01)  # 48 passes, after 48 steps of the head
+
+
+def test_planning_is_told_before_it_begins_and_only_where_it_does(base: Path) -> None:
+    told: list[str] = []
+    recipe = load_recipe(base, ["training.max_steps=100"])
     with pytest.raises(ValueError, match=r"--cost 0\.5 is too little"):
-        make_race(recipe, Wish(cost=0.5))
+        make_race(recipe, Wish(cost=0.5), told.append)
     with pytest.raises(ValueError, match="--without='lor2c' is not one of"):
-        make_race(recipe, Wish(without=("lor2c",)))
+        make_race(recipe, Wish(without=("lor2c",)), told.append)
     with pytest.raises(ValueError, match="leaves none"):
-        make_race(load_recipe(base, ["data.dev_fraction=0"]), Wish())
+        make_race(load_recipe(base, ["data.dev_fraction=0"]), Wish(), told.append)
+    make_race(recipe, Wish(without=(PLANNED,)), told.append)
+    assert told == []
+    make_race(recipe, Wish(without=tuple(name for name in NAMES if name not in (DEFAULT, PLANNED))), told.append)
+    assert told == ["planning ranks for one of the arms first: at most 96 passes over a batch"]
 
 
 def own_rows(base: Path, tmp_path: Path) -> Recipe:

@@ -78,7 +78,7 @@ def plain_config(config: LoraConfig, modules: Iterable[str], **fields: Any) -> L
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,
         lora_dropout=config.lora_dropout,
-        modules_to_save=config.modules_to_save,
+        modules_to_save=list(dict.fromkeys(config.modules_to_save or ())) or None,  # PEFT adds a head's when loading
         trainable_token_indices=config.trainable_token_indices,
         fan_in_fan_out=config.fan_in_fan_out,
         target_modules=list(modules),

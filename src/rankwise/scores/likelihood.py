@@ -78,7 +78,7 @@ def draw(model: nn.Module, batch: Mapping[str, Any], seed: int) -> Drawn:
     wide = logits if logits.dtype == torch.float64 else logits.float()
     keys = _keys(batch, labels, sequences)
     generators = [torch.Generator().manual_seed(stable_seed(seed, key)) for key in keys]
-    if apart and wide.numel() == sequences * len(labels):
+    if sequences > 1 and wide.numel() == sequences * len(labels):  # whatever a config says about classes
         scores = wide.reshape(len(labels), sequences)
         return replace(_categorical(scores, labels, generators), sequences=sequences)
     kind = _kind(model, wide, labels)

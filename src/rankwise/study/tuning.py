@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,13 @@ class Wish:
     without: Sequence[str] = ()
 
 
-def make_race(recipe: Recipe, wish: Wish) -> tuple[Race, Arms]:
+def make_race(recipe: Recipe, wish: Wish, say: Callable[[str], None] = lambda text: None) -> tuple[Race, Arms]:
     """Return the race for a recipe and its arms; the rank plan is made here, once.
+
+    Args:
+        recipe: What the user has.
+        wish: What was asked for.
+        say: Gets a line before the plan is made, which takes its time.
 
     Raises:
         ValueError: There is no dev split, the price is too low, or an arm is unknown.
@@ -72,6 +77,8 @@ def make_race(recipe: Recipe, wish: Wish) -> tuple[Race, Arms]:
         data = load_data(recipe)
     full = full_steps(recipe, len(data.train))
     rungs((len(NAMES) - len(set(wish.without))) * wish.rates, full=full, cost=wish.cost)  # before anything is spent
+    if PLANNED not in wish.without:
+        say(f"planning ranks for one of the arms first: at most {planning(recipe)} passes over a batch")
     arms = arms_of(recipe, data, budget=wish.budget, without=wish.without)
     rate, side = recipe.training.learning_rate, (wish.rates - 1) // 2
     rates = Rates.model_validate(
@@ -184,12 +191,7 @@ def tune(recipe: Recipe, task: Work, wish: Wish, *, console: Console, command: s
         check_same(task.root, race, recipe, wish)
         console.print(escape(f"going on with the race in {task.root}"), highlight=False)
     else:
-        if PLANNED not in wish.without:
-            console.print(
-                f"planning ranks for one of the arms first: at most {planning(recipe)} passes over a batch",
-                highlight=False,
-            )
-        race, arms = make_race(recipe, wish)
+        race, arms = make_race(recipe, wish, lambda text: console.print(text, highlight=False))
         console.print(f"{len(race.groups)} arms of at most {arms.budget:,} parameters{too_dear(arms)}", highlight=False)
         apart = race.groups[0].content["data"].get("validation_fraction")
         if apart and not recipe.data.validation_fraction:
