@@ -145,6 +145,38 @@ def test_breadth_brings_in_owners_that_gain_alone_leaves_out() -> None:
     assert found == [[0, 0, 0], [0, 1, 2]]
 
 
+@pytest.mark.parametrize("breadth", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("seed", range(3))
+def test_breadth_counts_an_owners_further_components_less(seed: int, breadth: float) -> None:
+    """Against a loop by the definition: gain per cost, divided by ``d^(breadth / (1 - breadth))``."""
+    lin, values = drawn(12, 20, seed)
+    costs, owners = np.random.default_rng(seed).integers(3, 9, 12).tolist(), [j % 4 for j in range(12)]
+    matrix = matrix_of(values)
+    chosen: list[int] = []
+    while fitting := [j for j in range(12) if j not in chosen and costs[j] <= 30 - sum(costs[k] for k in chosen)]:
+        now = joint_gain(lin, matrix, chosen) if chosen else 0.0
+        worth = {}
+        for j in fitting:
+            place = 1 + sum(owners[k] == owners[j] for k in chosen)
+            worth[j] = (joint_gain(lin, matrix, [*chosen, j]) - now) / costs[j] / place ** (breadth / (1 - breadth))
+        chosen.append(max(worth, key=lambda j: worth[j]))
+    picks = choose_jointly(lin, curvature_of(values, TERMS), costs, 30, owners=owners, breadth=breadth)
+    assert list(picks.order) == chosen
+    assert sum(picks.marginals) == pytest.approx(joint_gain(lin, matrix, chosen))
+
+
+def test_more_breadth_never_spreads_less() -> None:
+    """Whatever the scale of the gains; from 0.98 on an owner's second component waits for every first one."""
+    lin = np.array([100.0, 60.0, 40.0, 30.0, 1.0, 0.1])
+    owners = [0, 0, 0, 1, 2, 3]
+    spread = []
+    for breadth in (0.0, 0.3, 0.5, 0.7, 0.9, 0.985, 1.0):
+        picks = choose_jointly(lin, DenseCurvature(np.eye(6)), [1] * 6, 4, owners=owners, breadth=breadth)
+        spread.append(len({owners[j] for j in picks.order}))
+    assert spread == sorted(spread)
+    assert (spread[0], spread[-2:]) == (2, [4, 4])
+
+
 def test_a_limit_per_owner_holds() -> None:
     lin, values = drawn(12, 9)
     owners = [j % 3 for j in range(12)]

@@ -60,7 +60,7 @@ class Choice:
     halves: bool = True
     cross_validate: bool = False
     least_overlap: float = 0.0
-    breadth: float = 0.0
+    breadth: float = 0.5
     reduction: str = "auto"
     time_limit: float | None = None
     prefix_cache: bool = False

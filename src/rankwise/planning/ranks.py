@@ -39,7 +39,7 @@ def rank_plan(
     halves: bool = True,
     cross_validate: bool = False,
     least_overlap: float = 0.0,
-    breadth: float = 0.0,
+    breadth: float = 0.5,
     head_warmup: int | None = None,
     keep_head: bool = False,
     reduction: str = "auto",
@@ -78,7 +78,9 @@ def rank_plan(
             stand in for each other lower the first and not the second; a low ``kept`` is warned of.
         cross_validate: Take directions from one half of the batches, slopes and curvature from the other.
         least_overlap: Where the halves share less, the plan is the uniform one; 0 never falls back.
-        breadth: 0 goes by gain alone, 1 is the uniform plan; between, the plan shrinks towards it.
+        breadth: Spreads the ranks: a path's d-th rank has to bring ``d^(breadth / (1 - breadth))`` times what another
+            path's first brings for the same parameters. 0 goes by predicted gain alone, 0.5 asks for d times as much, 1
+            gives every path its d-th rank before any gets one more.
         head_warmup: Steps for which a classification head is trained alone first; twice the number of batches but at
             most 100 if left out, 0 for a head that is trained already. Language models have no such head.
         keep_head: Leave the head as trained by ``head_warmup``; else it is put back.

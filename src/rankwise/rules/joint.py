@@ -22,6 +22,7 @@ Vector = NDArray[np.float64]
 Indices = NDArray[np.int64]
 MOST_DENSE = 2_000  # components up to which H is formed (32 MB)
 BLOCK = 64  # columns made at once
+IN_ROUNDS = 0.98  # breadth from which on an owner's second component counts less than 1e-14
 
 
 class Curvature(Protocol):
@@ -245,9 +246,9 @@ def choose_jointly(
     lin_S`` and ``var`` the diagonal of the Schur complement; both follow each pick, as in a pivoted Cholesky
     factorisation. Equal values are taken by index.
 
-    ``breadth`` shrinks towards the uniform choice: the d-th component of an owner has the priority ``(1 - breadth) v +
-    breadth mean(v) / d`` with ``v`` the marginal gain per cost, its mean taken before the first pick. At 1 every owner
-    gets its d-th component before any gets one more, exactly; within one round the better ones come first.
+    ``breadth`` spreads a choice over owners: the d-th component of an owner has the priority ``v / d^(breadth / (1 -
+    breadth))`` with ``v`` its marginal gain per cost, so ``v / d`` at a half. At 1 every owner gets its d-th component
+    before any gets one more, exactly; within one round the better ones come first.
 
     With ``room``, a component costs the share of the budget plus the share of the seconds that it takes, and has to fit
     into both.
@@ -276,14 +277,14 @@ def choose_jointly(
     variance += damping_of(variance, damping)
     offer = _Offer(price, budget, owner, most, room)
     value = resid * resid / (2 * variance * offer.weight)
-    level = float(np.mean(value))
+    in_rounds = breadth > IN_ROUNDS
+    discount = np.arange(1.0, len(price) + 2) ** (0.0 if in_rounds else -breadth / (1 - breadth))
     order: list[int] = []
     gains: list[float] = []
     while (wanted := offer.fits()).any():
-        if breadth:
-            priority = (1 - breadth) * value + breadth * level / (1 + offer.taken[owner])
-            wanted = wanted & (priority == priority[wanted].max())
-        ranked = np.where(wanted, value, -1.0)
+        if in_rounds:
+            wanted &= offer.taken[owner] == offer.taken[owner[wanted]].min()
+        ranked = np.where(wanted, value * discount[offer.taken[owner]], -1.0)
         j = int(np.argmax(ranked))
         order.append(j)
         gains.append(float(value[j] * offer.weight[j]))
