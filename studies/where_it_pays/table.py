@@ -25,6 +25,7 @@ from rankwise.study.statistics import Difference, paired, summarise
 
 Run = Mapping[str, Any]
 BASELINE = "all-linear"
+BY_GAIN = "breadth=0"  # the plans that were changed in one thing each
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -34,10 +35,11 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def arms_of(runs: Iterable[Run]) -> dict[str, dict[float, dict[int, Run]]]:
-    """Return runs by arm, rate and seed, arms in the order of their first run."""
+    """Return runs by arm, with what it was given otherwise, rate and seed, arms in the order of their first run."""
     found: dict[str, dict[float, dict[int, Run]]] = {}
     for run in runs:
-        found.setdefault(run["arm"], {}).setdefault(run["rate"], {})[run["seed"]] = run
+        name = ", ".join(filter(None, (run["arm"], run.get("variant"))))
+        found.setdefault(name, {}).setdefault(run["rate"], {})[run["seed"]] = run
     return found
 
 
@@ -164,18 +166,18 @@ def worths(runs: Sequence[Run]) -> str:
 
 
 def ablations(changed: Sequence[Run], plain: Sequence[Run]) -> dict[str, str]:
-    """Return a table for each task and budget: every variant of a plan, paired with the plan as it is.
+    """Return a table for each task and budget: every variant of a plan by gain alone, paired with the plain one.
 
     Args:
         changed: Runs of variants.
-        plain: Runs of the studies, the plans as they are among them.
+        plain: Runs of the studies, the plans by gain alone among them.
     """
     tables = {}
     places = sorted({_place(run) for run in changed if "arm" in run and run["arm"] != "base"})
     for place in places:
         task, arm, budget, rate = place
-        own = {run["seed"]: run for run in plain if _place(run) == place}
-        rows = [_variant("as it is", own, own)]
+        own = {run["seed"]: run for run in plain if _place(run) == place and run.get("variant") == BY_GAIN}
+        rows = [_variant(BY_GAIN, own, own)]
         for variant in dict.fromkeys(run["variant"] for run in changed if _place(run) == place):
             runs = {run["seed"]: run for run in changed if _place(run) == place and run["variant"] == variant}
             rows.append(_variant(variant, runs, own))
@@ -184,7 +186,7 @@ def ablations(changed: Sequence[Run], plain: Sequence[Run]) -> dict[str, str]:
             "parameters",
             "loss",
             "n",
-            "minus as it is, paired",
+            f"minus {BY_GAIN}, paired",
             "same ranks",
             "predicted gain",
             "kept",
@@ -316,8 +318,8 @@ def tables_of(folder: Path) -> dict[str, str]:
     )
     tables |= moving(_read(folder / "dynamics.json"))
     trec = [run for run in classify if run["task"] == "trec"]
-    for name, runs, metric in (("WikiText-2", curve, "test_loss"), ("TREC", trec, "held_out_loss")):
-        if runs:
+    for name, own, metric in (("WikiText-2", curve, "test_loss"), ("TREC", trec, "held_out_loss")):
+        if runs := [run for run in own if not run.get("variant")]:
             tables[f"The whole space against its parts, {name}"] = markdown(*whole_against_parts(runs, metric))
             tables[f"Two seeds' choices, {name}"] = markdown(*seed_against_seed(runs, metric))
     tables |= timed([run for run in _read(folder / "timed.json") if "budget" in run])

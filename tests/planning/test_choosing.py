@@ -76,7 +76,7 @@ def test_halves_that_disagree_give_the_uniform_plan_and_say_so() -> None:
         off = plan_of(budget=whole, least_overlap=1.0, halves=False)
     assert off.overlap is None
     assert off.kept is None
-    assert off.breadth == 0.0
+    assert off.breadth == 0.5
 
 
 def test_halves_of_the_same_batches_agree_wholly() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from studies.kept import kept_tables
-from studies.where_it_pays.table import ablations, comparison, correlations, put_in, rates_table, tables_of
+from studies.where_it_pays.table import BY_GAIN, ablations, comparison, correlations, put_in, rates_table, tables_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +32,12 @@ def test_comparison_pairs_each_arm_at_its_better_rate() -> None:
     assert lines[3].startswith("| all-linear | 9 | 0.01 (end of the grid) | 3.000 | 1.000 | 3 |")
 
 
+def test_what_an_arm_was_given_otherwise_tells_it_from_the_plain_one() -> None:
+    changed = [{**each, "variant": "less", "test_loss": each["test_loss"] + 0.5} for each in RUNS[:3]]
+    lines = comparison([*RUNS, *changed], metric="test_loss").splitlines()
+    assert lines[4].startswith("| all-linear, less | 9 | 0.01 (the only one) | 3.500 | 1.000 | 3 | +0.500 [")
+
+
 def test_rates_are_all_shown_with_their_number_of_runs() -> None:
     table = rates_table(RUNS, metric="test_loss", by=["budget"])
     assert "| 10 | layer | 0.100 (1) | 2.500 (3) |" in table
@@ -46,13 +52,16 @@ def test_correlations_are_of_the_fall_of_the_loss() -> None:
     assert "| grad_norm | 0 | -0.20 | 1.00 | 1.2 |" in correlations(runs)
 
 
-def test_ablations_are_paired_with_the_plan_as_it_is() -> None:
+def test_ablations_are_paired_with_the_plan_by_gain_alone() -> None:
     about = {"predicted_gain": 0.5, "kept": 0.9}
-    plain = [{**run("joint-linear", 0.03, s, 2.0 + s), "ranks": {"a": 1, "b": 1}, "about": about} for s in range(2)]
+    made = {"ranks": {"a": 1, "b": 1}, "about": about, "variant": BY_GAIN}
+    plain = [{**run("joint-linear", 0.03, s, 2.0 + s), **made} for s in range(2)]
     changed = [{**row, "test_loss": row["test_loss"] + 0.1, "ranks": {"a": 1}, "variant": "less"} for row in plain]
-    ((title, table),) = ablations([{"arm": "base", "test_loss": 5.0}, *changed], plain).items()
+    ((title, table),) = ablations(
+        [{"arm": "base", "test_loss": 5.0}, *changed], [*plain, {**plain[0], "variant": "", "test_loss": 9.0}]
+    ).items()
     assert title == "joint-linear, WikiText-2, 10 parameters, rate 0.03"
-    assert table.splitlines()[2].startswith("| as it is | 9 | 2.500 | 2 |  |  | 0.500 | 0.90 |")
+    assert table.splitlines()[2].startswith("| breadth=0 | 9 | 2.500 | 2 |  |  | 0.500 | 0.90 |")
     assert "| less | 9 | 2.600 | 2 | +0.100 [+0.100, +0.100] | 0.50 | 0.500 | 0.90 |" in table
 
 
