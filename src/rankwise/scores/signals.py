@@ -17,11 +17,11 @@ from rankwise.paths.path_set import PathSet
 from rankwise.rules.joint import Vector
 from rankwise.scores.components import Directions, component_statistic, directions_of, gradients_of
 from rankwise.scores.curvature import Batch, DrawBatch, curvature_pass, gradient_pass
+from rankwise.scores.likelihood import SAME_LOSS
 from rankwise.scores.probe import ComputeLoss
 from rankwise.scores.recorder import Sums
 
 REDUCTIONS = ("auto", "mean", "sum")
-SAME_LOSS = 0.01  # relative; a model in bfloat16 repeats its loss to half of that
 
 
 @dataclass(frozen=True)
