@@ -14,6 +14,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers.integrations.peft import PeftAdapterMixin
 
 from rankwise.configs.path import PathConfig
@@ -144,13 +145,21 @@ def _checked_first(init: Any) -> Any:
 
 
 def check_bare(model: nn.Module, config: PeftConfig) -> None:
-    """Refuse to wrap a model that has an adapter already, where one of the two is of this library.
+    """Refuse to wrap a model that has an adapter already, where one of the two is of this library, or a wrapper.
 
-    PEFT would build the second adapter over the first one, of the same name, layer by layer.
+    PEFT would build the second adapter over the first one, of the same name, layer by layer. Inside a wrapper all
+    modules have other names, by which nothing that is saved or planned would fit the model again.
 
     Raises:
-        ValueError: Says how to take the first one off, or to put another beside it.
+        ValueError: Says how to take the first one off, or to put another beside it; or which model to give.
     """
+    compiled = "_orig_mod" in model._modules  # by torch.compile, whose class takes a second to import
+    if isinstance(config, PathConfig) and (compiled or isinstance(model, (DataParallel, DistributedDataParallel))):
+        inside = "_orig_mod" if compiled else "module"
+        raise ValueError(
+            f"this model is wrapped by {type(model).__name__}, which renames its modules: give the model inside "
+            f"(model.{inside}), and compile or wrap what get_peft_model returns"
+        )
     present = [adapter for holder in holders(model).values() for adapter in holder.rankwise_paths]
     if present:
         raise ValueError(
