@@ -20,7 +20,7 @@ from rankwise.method.first import first_allocation
 from rankwise.method.initial import seeded
 from rankwise.method.loading import completed, shared_downs
 from rankwise.method.oversized import check_ranks
-from rankwise.method.ranks import resolve_ranks
+from rankwise.method.ranks import lookalikes, resolve_ranks
 from rankwise.method.targets import (
     check_gated,
     check_gated_merge,
@@ -181,10 +181,11 @@ class PathModel(LoraModel):
         }
         check_gated(hosts)
         # Names are given as in the base model, whatever an earlier adapter has wrapped.
-        bare = (name.replace(".base_layer", "") for name, _ in model.named_modules() if ".lora_" not in name)
+        bare = [name.replace(".base_layer", "") for name, _ in model.named_modules() if ".lora_" not in name]
         names = path_names(hosts, bare)
         linear = [LowRankPath(names[module], "linear", module, host, adapter) for module, host in hosts.items()]
-        paths = PathSet(adapter, config, [*linear, *block_paths])
+        alike = [module for module in lookalikes(hosts, dict.fromkeys(bare)) if module not in hosts]
+        paths = PathSet(adapter, config, [*linear, *block_paths], alike)
         if "rankwise_paths" not in model.__dict__:
             model.rankwise_paths = PathSets(model.register_forward_pre_hook(before_forward))
         model.rankwise_paths.wiring = wiring or model.rankwise_paths.wiring

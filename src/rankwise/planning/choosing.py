@@ -93,6 +93,7 @@ def plan_paths(
     return RankPlan(
         ranks=ranks,
         modules={name: path.module for name, path in paths.paths.items() if path.kind == "linear"},
+        lookalikes=paths.lookalikes,
         costs=costs,
         picks=_named(picks, list(costs), signals["all"].owners),
         budget=budget,

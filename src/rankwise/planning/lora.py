@@ -101,17 +101,17 @@ def plan_lora(
         mode="off",  # nothing is trained, so no first allocation has to fit
         seed=seed,
     )
-    modules = _chosen_modules(model, batches, config, compute_loss)
+    modules, others = _chosen_modules(model, batches, config, compute_loss)
     if not modules:
         raise ValueError(f"budget={budget!r} leaves room for no path of r={r}: raise the budget or lower r")
     config.task_type = task_type
-    return plain_config(config, modules, r=r, lora_alpha=lora_alpha)
+    return plain_config(config, modules, others, r=r, lora_alpha=lora_alpha)
 
 
 def _chosen_modules(
     model: nn.Module, batches: Iterable[Batch], config: HeteroLoraConfig, compute_loss: ComputeLoss | None
-) -> list[str]:
-    """Score a base model's candidates and return the modules of those that the budget is spent on."""
+) -> tuple[list[str], list[str]]:
+    """Score a base model's candidates; return the modules of those that the budget is spent on, and other modules."""
     policy = config.switching()
     with on_base(model, config) as wrapped:
         paths = path_set(wrapped)
@@ -127,9 +127,10 @@ def _chosen_modules(
         chosen = policy.choose(values, costs, 0) or set()
         unspent = why_unspent(chosen, policy.prices(costs), policy.limit(costs))
         modules = [path.module for name, path in paths.paths.items() if name in chosen]
+        others = [*(path.module for path in paths.resident), *paths.lookalikes]
     if unspent:
         logger.info("plan_lora: %s", unspent)
-    return modules
+    return modules, others
 
 
 def _count_of(fraction: float, model: nn.Module, target_modules: Any, r: int) -> int:

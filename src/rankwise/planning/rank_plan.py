@@ -87,6 +87,7 @@ class RankPlan:
         passes: Forward and backward passes made, over all batches.
         warnings: What to know before trusting the plan.
         time: What a step takes, where that was limited.
+        lookalikes: Modules that are no candidates and whose names end in one's: PEFT would take them for it.
     """
 
     ranks: dict[str, int]
@@ -106,6 +107,7 @@ class RankPlan:
     passes: int = 0
     warnings: tuple[str, ...] = field(default=())
     time: Time | None = None
+    lookalikes: tuple[str, ...] = ()
 
     @property
     def spent(self) -> int:
@@ -208,7 +210,8 @@ class RankPlan:
     def _linear_fields(self, use_rslora: bool) -> dict[str, Any]:
         """Return targets, ranks and alphas of the linear paths."""
         ranks = {self.modules[name]: rank for name, rank in self.chosen.items() if name in self.modules}
-        return rank_fields(ranks, self.scale, use_rslora=use_rslora)
+        others = [*self.modules.values(), *self.lookalikes]
+        return rank_fields(ranks, self.scale, use_rslora=use_rslora, others=others)
 
     def plot(self, path: str | Path, *, title: str | None = None) -> Path:
         """Write the ranks by block, beside the curve of predicted gain, as a picture; return its path.
@@ -247,4 +250,5 @@ class RankPlan:
         if time is not None:
             depths = tuple(Depth(**depth) for depth in time.get("depths", ()))  # the first plans with a time had none
             time = Time(**{**time, "step": StepTime.from_dict(time["step"]), "depths": depths})
-        return cls(**{**saved, "picks": picks, "warnings": tuple(saved["warnings"]), "time": time})
+        tuples = {name: tuple(saved.get(name, ())) for name in ("warnings", "lookalikes")}
+        return cls(**{**saved, **tuples, "picks": picks, "time": time})
