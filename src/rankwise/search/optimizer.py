@@ -64,6 +64,8 @@ class OptimizerDriver:
         if self._depth > 1:  # a step that calls super().step() comes here twice
             return
         for paths in list(self._listening):
+            if paths.session.before_any_step is not None:
+                paths.session.before_any_step(optimizer)
             if paths.session.listener is not None and paths.session.listener.owns(optimizer):
                 paths.session.listener.before_step(optimizer)
 
