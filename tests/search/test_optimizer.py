@@ -113,6 +113,25 @@ def test_other_optimizers_and_nested_steps_do_not_count() -> None:
     assert searched_at(model) == [2, 4]
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_step_that_raised_is_not_counted_and_those_after_it_are(error: type[BaseException]) -> None:
+    """In a notebook a step is interrupted and the same loop is run again."""
+    model = searching()
+    optimizer = torch.optim.SGD(trainable(model), 1e-2, momentum=0.9)
+
+    def broken() -> float:
+        raise error
+
+    steps(model, optimizer, 1)
+    model(**class_batches(1)[0]).loss.backward()
+    with pytest.raises(error):
+        optimizer.step(broken)
+    optimizer.zero_grad()
+    steps(model, optimizer, 6)
+    assert listener_of(model).step == 7
+    assert searched_at(model) == [2, 4, 6]
+
+
 def test_two_models_are_searched_apart() -> None:
     first, second = searching(), searching(search_every=3)
     a, b = (torch.optim.AdamW(trainable(model), 1e-2) for model in (first, second))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import sys
 import weakref
 from typing import Any
 
@@ -25,7 +26,6 @@ class OptimizerDriver:
     def __init__(self) -> None:
         self._listening: weakref.WeakSet[PathSet] = weakref.WeakSet()
         self._handles: list[Any] = []
-        self._depth = 0
         self._stepped: weakref.WeakSet[PathSet] = weakref.WeakSet()
 
     def listen(self, paths: PathSet) -> None:
@@ -36,7 +36,6 @@ class OptimizerDriver:
                 register_optimizer_step_post_hook(self._after),
             ]
         self._listening.add(paths)
-        self._depth = 0  # a step that raised left its mark
 
     def wake(self, model: nn.Module, paths: PathSet) -> None:
         """Begin a path set's search, making its allocator if it has none."""
@@ -60,8 +59,7 @@ class OptimizerDriver:
         self._stepped.discard(paths)
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._depth += 1
-        if self._depth > 1:  # a step that calls super().step() comes here twice
+        if _inside_a_step():
             return
         for paths in list(self._listening):
             if paths.session.before_any_step is not None:
@@ -70,10 +68,8 @@ class OptimizerDriver:
                 paths.session.listener.before_step(optimizer)
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._depth -= 1
-        if self._depth > 0:
+        if _inside_a_step():
             return
-        self._depth = 0
         for paths in list(self._listening):
             if paths.session.listener is not None and paths.session.listener.owns(optimizer):
                 self._stepped.add(paths)
@@ -83,6 +79,18 @@ class OptimizerDriver:
         """Warn of every model that was trained, asked for a search, and never got one."""
         for paths in list(self._listening):
             warn_if_idle(paths)
+
+
+def _inside_a_step() -> bool:
+    """Tell whether the step whose hook this was called by is part of another, as one that calls ``super().step()``.
+
+    The call stack says so; a count of its own would be off for good after a step that raised, or was interrupted.
+    """
+    step = sys._getframe(2)  # what torch puts around every optimizer's step
+    above = step.f_back
+    while above is not None and above.f_code is not step.f_code:
+        above = above.f_back
+    return above is not None
 
 
 DRIVER = OptimizerDriver()
