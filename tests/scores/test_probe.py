@@ -160,3 +160,24 @@ def test_a_model_told_to_return_tuples(tmp_path: Path) -> None:
     scores = rankwise.score_paths(model, proxy="synflow")
     config.return_dict = True
     assert scores == rankwise.score_paths(model, proxy="synflow")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"input_ids": [[1, 2], [3, 4]], "labels": [0, 1]}, "its input_ids is a list"),
+        ({"input_ids": torch.arange(4), "labels": torch.tensor(1)}, "its input_ids have one dimension"),
+        ({"input_ids": torch.ones(1, 4).long(), "labels": 1}, "its labels is a int"),
+    ],
+)
+def test_a_row_of_a_dataset_is_told_from_a_batch(model: Any, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=f"{words}, as of a row of a dataset: give batches"):
+        rankwise.score_paths(model, [given])
+
+
+def test_a_model_without_weights_is_told() -> None:
+    with torch.device("meta"):
+        base = BertForSequenceClassification(BertConfig(vocab_size=50, hidden_size=16, num_attention_heads=2))
+    hollow = get_peft_model(base, rankwise.HeteroLoraConfig(target_modules=["query"]), low_cpu_mem_usage=True)
+    with pytest.raises(ValueError, match="is on the meta device, so it has no weights to compute with"):
+        rankwise.score_paths(hollow, [batch()])

@@ -64,8 +64,7 @@ def plan_paths(
     """
     began = time.perf_counter()
     device = next(model.parameters()).device
-    costs = {name: cost // paths.paths[name].r for name, cost in paths.costs().items()}
-    _check_budget(budget, costs)
+    _check_budget(budget, costs := {name: cost // paths.paths[name].r for name, cost in paths.costs().items()})
     limit = _time_limit(model, paths, batches[0], loss_of, choice, uniform_ranks(costs, budget))
     counts = count_parts(batches, choice.parts, device, rows=rows)
     signals, loss = collect_signals(

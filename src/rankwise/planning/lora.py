@@ -11,6 +11,7 @@ from torch import nn
 
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.errors import called, check_choice
+from rankwise.fields import plain
 from rankwise.method.export import plain_config
 from rankwise.paths.path_set import has_adapter, path_set
 from rankwise.planning.candidates import on_base, with_candidates
@@ -67,6 +68,7 @@ def plan_lora(
         ValueError: A value is outside what is allowed, there are no batches where they are needed, or nothing fits
             into the budget.
     """
+    budget, r = plain(budget), plain(r)
     by_path = (proxy or "newton", score_on, budget_unit) != ("newton", "weight", "parameters")
     granularity = granularity or ("path" if by_path else "rank")
     check_choice("granularity", granularity, ("path", "rank"))

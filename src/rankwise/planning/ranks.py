@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from rankwise.configs.path import LARGEST
+from rankwise.fields import plain
 from rankwise.passes import work
 from rankwise.paths.path_set import path_set
 from rankwise.planning.candidates import with_candidates
@@ -22,7 +23,17 @@ from rankwise.planning.rank_plan import RankPlan
 from rankwise.planning.step_time import StepTime
 from rankwise.scores.curvature import drawn_loss
 from rankwise.scores.likelihood import DrawLosses
-from rankwise.scores.probe import Autocast, Batch, ComputeLoss, loss_in, model_loss, same_draws, to_device, untouched
+from rankwise.scores.probe import (
+    Autocast,
+    Batch,
+    ComputeLoss,
+    check_weights,
+    loss_in,
+    model_loss,
+    same_draws,
+    to_device,
+    untouched,
+)
 
 
 def rank_plan(
@@ -115,7 +126,9 @@ def rank_plan(
         step_time=step_time,
         seed=seed,
     )
+    budget = plain(budget)  # of numpy, as sums are
     _check_numbers(budget, scale)
+    check_weights(model)
     given = _taken(batches, model)
     fewest = choice.check_batches(given, next(model.parameters()).device)
     loss_of = loss_in(compute_loss or model_loss, autocast)
