@@ -15,6 +15,7 @@ from peft.utils import register_peft_method
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import PreTrainedModel
 from transformers.integrations.peft import PeftAdapterMixin
 
 from rankwise.configs.path import PathConfig
@@ -106,15 +107,16 @@ def wrap_peft_model(before_saving: Any, after_saving: Any, after_loading: Any) -
         wrapper.__init__ = _checked_first(wrapper.__init__)  # type: ignore[method-assign]
 
 
-def wrap_transformers_loading(after_loading: Any) -> None:
-    """Let transformers' own ``model.load_adapter`` read what lies beside an adapter's tensors, too, once.
+def wrap_transformers(after_saving: Any, after_loading: Any) -> None:
+    """Let transformers' own saving and ``model.load_adapter`` know what lies beside an adapter's tensors, too, once.
 
-    It reads config and tensors by itself; without the history a static adapter would search again when trained on.
+    They know config and tensors; without the history a static adapter would search again when trained on.
 
     Args:
+        after_saving: Called with (model, folder) when transformers has written its files.
         after_loading: As in ``wrap_peft_model``.
     """
-    load = PeftAdapterMixin.load_adapter
+    load, save = PeftAdapterMixin.load_adapter, PreTrainedModel.save_pretrained
     if "rankwise" in load.__dict__:
         return
 
@@ -131,8 +133,14 @@ def wrap_transformers_loading(after_loading: Any) -> None:
             after_loading(self, folder, adapter_name or "default", vouched)
         return result
 
+    @functools.wraps(save)
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        save(self, save_directory, *args, **kwargs)
+        after_saving(self, save_directory)
+
     load_adapter.__dict__["rankwise"] = True
     PeftAdapterMixin.load_adapter = load_adapter  # type: ignore[method-assign]
+    PreTrainedModel.save_pretrained = save_pretrained  # type: ignore[method-assign]
 
 
 def _checked_first(init: Any) -> Any:
