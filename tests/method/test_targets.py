@@ -11,8 +11,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
 from tests.families import FAMILIES
 from tests.method.test_surface import ours
-from tests.models import adapted, keep_only_, tiny_bert, tiny_llama
+from tests.models import VOCABULARY, adapted, build, keep_only_, text_batches, tiny_bert, tiny_llama
 from torch import nn
+from transformers import MambaConfig, MambaForCausalLM
 
 import rankwise
 from rankwise.method.targets import (
@@ -195,3 +196,16 @@ def test_projections_that_have_pefts_lora_already_are_said_to() -> None:
     get_peft_model(base, LoraConfig(target_modules=["query"]))
     with pytest.raises(ValueError, match=r"attention\.self\.query' has LoRA of PEFT's own already: take it off first"):
         inject_adapter_in_model(rankwise.HeteroLoraConfig(target_modules=["query"]), base)
+
+
+def test_what_peft_puts_no_lora_on_is_no_candidate_and_is_refused_by_name() -> None:
+    """Mamba's kernel takes the weight of ``out_proj`` itself, so a path beside it would be passed over."""
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)
+    model: Any = build(MambaForCausalLM, config)
+    names = [name.rpartition(".")[2] for name in all_linear(model)]
+    assert names == ["dt_proj", "in_proj", "x_proj"]
+    with pytest.raises(ValueError, match="Module 'out_proj' is incompatible with Mamba-based models"):
+        adapted(model, target_modules=["in_proj", "out_proj"])
+    plan = rankwise.rank_plan(model, text_batches(4, 4), budget=200, components=2)
+    assert plan.chosen
+    assert get_peft_model(model, plan.to_lora_config()) is not None

@@ -81,7 +81,8 @@ def rank_plan(
         damping: ``lambda`` of the joint choice, in mean curvatures.
         directions: ``"adam"`` takes components as an Adam-like optimizer's first step on ``B`` moves, ``"sgd"`` as
             singular vectors.
-        target_modules: The linear candidates, as in ``LoraConfig``; all projections but the head if left out.
+        target_modules: The linear candidates, as in ``LoraConfig``; all projections but a head called ``score``,
+            ``classifier`` or ``qa_outputs`` and what PEFT refuses (Mamba's ``out_proj``) if left out.
         components: How many directions each path offers; twice the uniform rank of the budget if left out (under a time
             limit, of the paths that have room together), at least 8, at most 64.
         halves: Repeat the choice on each half of the batches, and report how much of their cost the two share
