@@ -248,6 +248,10 @@ def test_a_budget_that_numpy_summed_is_a_number() -> None:
             "2 examples in a half of the batches can't tell 8 components of a path apart",
         ),
         (lambda: plan_of(scale=0), "scale=0 must be positive"),
+        (lambda: plan_of(scale="2"), "scale='2' must be positive"),
+        (lambda: plan_of(breadth="some"), "breadth='some' must be a float"),
+        (lambda: plan_of("gpt2"), "model='gpt2' is a str and no torch module"),
+        (lambda: rankwise.rank_plan(tiny_llama(), 3, budget=500), "batches=3 must be training batches"),  # type: ignore[arg-type]
         (lambda: plan_of(hollow()), "LlamaForCausalLM is on the meta device, so it has no weights to compute with"),
         (lambda: plan_of(batches=masked(0, 1, 2, 3)), "no label counts in the batches: each is -100"),
         (lambda: plan_of(batches=masked(1, 3)), "no label counts in one half of the batches"),

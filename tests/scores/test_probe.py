@@ -181,3 +181,19 @@ def test_a_model_without_weights_is_told() -> None:
     hollow = get_peft_model(base, rankwise.HeteroLoraConfig(target_modules=["query"]), low_cpu_mem_usage=True)
     with pytest.raises(ValueError, match="is on the meta device, so it has no weights to compute with"):
         rankwise.score_paths(hollow, [batch()])
+
+
+@pytest.mark.parametrize("proxy", ["grad_norm", "snip", "synflow", "newton"])
+def test_an_adapter_that_no_forward_pass_runs_through_is_told(model: Any, proxy: str) -> None:
+    options: dict[str, Any] = {"task_type": "SEQ_CLS", "r": 2, "target_modules": ["query", "value"], "mode": "off"}
+    model.add_adapter("other", rankwise.HeteroLoraConfig(**options))
+    given: dict[str, Any] = {"batches": [batch(), batch()], "proxy": proxy}
+    with pytest.raises(ValueError, match=r"'other' is not the active one: call model\.set_adapter\('other'\) before"):
+        rankwise.score_paths(model, adapter="other", **given)
+    with pytest.raises(ValueError, match="'default' is disabled: score its paths outside"), model.disable_adapter():
+        rankwise.score_paths(model, **given)
+    model.merge_adapter()
+    with pytest.raises(ValueError, match=r"'default' is merged into the base: call model\.unmerge_adapter"):
+        rankwise.score_paths(model, **given)
+    model.unmerge_adapter()
+    assert rankwise.score_paths(model, **given)

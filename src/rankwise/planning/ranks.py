@@ -127,7 +127,7 @@ def rank_plan(
         step_time=step_time,
         seed=seed,
     )
-    budget = plain(budget)  # of numpy, as sums are
+    budget, scale = plain(budget), plain(scale)  # of numpy, as sums are
     _check_numbers(budget, scale)
     check_weights(model)
     given = _taken(batches, model)
@@ -157,14 +157,16 @@ def _plan(wrapped: nn.Module, *given: Any, **options: Any) -> RankPlan:
 
 def _taken(batches: Iterable[Batch], model: nn.Module) -> list[Batch]:
     """Return the batches; a loader that shuffles draws, and so may a collator."""
+    if not isinstance(batches, Iterable):
+        raise ValueError(f"batches={batches!r:.80} must be training batches: a list of them, or a DataLoader")
     with same_draws(model):
         return list(batches)
 
 
-def _check_numbers(budget: Any, scale: float) -> None:
+def _check_numbers(budget: Any, scale: Any) -> None:
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise ValueError(f"budget={budget!r} must be a number of parameters, a whole number of at least 1")
-    if not 0 < scale <= LARGEST:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale <= LARGEST:
         raise ValueError(
             f"scale={scale!r:.60} must be positive and at most {LARGEST:.3g}, the largest of float32: it is alpha / r "
             "of every path"

@@ -31,6 +31,7 @@ Batch = Any
 ComputeLoss = Callable[[nn.Module, Batch], Tensor]
 Autocast = Callable[[], AbstractContextManager[Any]]
 FLOW_TOKENS = 8
+NONE_LEFT = "; an iterator has none left after it was gone through once: give a list, or a DataLoader"
 INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values", "labels")
 
 
@@ -81,16 +82,34 @@ def to_device(batch: Batch, model: nn.Module) -> Batch:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Refuse a model whose weights are not there.
+    """Refuse what is no model, and a model whose weights are not there.
 
     Raises:
-        ValueError: It is on the meta device.
+        ValueError: It is none, or on the meta device.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model={model!r:.80} is a {type(model).__name__} and no torch module: load the model first")
     if next(model.parameters()).is_meta:
         raise ValueError(
             f"this {type(model).__name__} is on the meta device, so it has no weights to compute with: load them, onto "
             "one device, not offloaded (rankwise.plan(config, lora_config) says what a search would cost without any)"
         )
+
+
+def check_runs(paths: PathSet) -> None:
+    """Refuse an adapter that a forward pass does not run through as it is now, so that no loss depends on it.
+
+    Raises:
+        ValueError: It is not active, disabled, or an adapter is merged into the base.
+    """
+    host, adapter = paths.host, paths.adapter
+    if adapter not in host.active_adapters:
+        raise ValueError(f"adapter {adapter!r} is not the active one: call model.set_adapter({adapter!r}) before")
+    if host.disable_adapters:
+        raise ValueError(f"adapter {adapter!r} is disabled: score its paths outside of disable_adapter()")
+    merged = [path.host.merged_adapters for path in paths.resident if path.host.merged_adapters]
+    if merged:
+        raise ValueError(f"adapter {merged[0][0]!r} is merged into the base: call model.unmerge_adapter() before")
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -207,8 +226,10 @@ def score_paths(
     check_choice("mode", mode, CHOICES["probe_mode"])
     if isinstance(sketch, int) and sketch < 1:
         raise ValueError(f"sketch={sketch!r} must be a number of columns >= 1, 'auto' or None (exact)")
-    paths = path_set(model, adapter)
     check_weights(model)
+    paths = path_set(model, adapter)
+    if PROXIES[proxy].needs != "nothing":
+        check_runs(paths)
     with work(f"scoring {len(paths.paths)} paths by {proxy}", PASSES[PROXIES[proxy].needs] * size_of(batches)):
         return probe(
             model,
@@ -268,7 +289,7 @@ def probe(
             collect(recorder, loss)
             passed()
         if not recorder.steps:
-            raise ValueError(f"proxy={proxy!r} needs training batches, got none")
+            raise ValueError(f"proxy={proxy!r} needs training batches, got none{NONE_LEFT}")
         return score_from_means(proxy, candidates, recorder.means())
 
 
@@ -288,7 +309,7 @@ def _probe_curvature(
     """Score by ``newton``: a pass for ``G``, one for the curvature along its rank-r truncation."""
     candidates = paths.paths
     if not batches:
-        raise ValueError("proxy='newton' needs training batches, got none")
+        raise ValueError(f"proxy='newton' needs training batches, got none{NONE_LEFT}")
     largest = max(path.r for path in candidates.values())
     statistic = component_statistic(candidates.values(), largest, parts=1, seed=seed)
     means, _ = gradient_pass(model, paths, batches, statistic, loss_of)

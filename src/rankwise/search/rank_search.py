@@ -26,7 +26,17 @@ from rankwise.rules.budget import fraction_of
 from rankwise.rules.records import HISTORY_FILE, SearchRecord, from_lines, searches
 from rankwise.scores.curvature import drawn_loss
 from rankwise.scores.likelihood import DrawLosses
-from rankwise.scores.probe import Autocast, Batch, ComputeLoss, loss_in, model_loss, same_draws, to_device, untouched
+from rankwise.scores.probe import (
+    Autocast,
+    Batch,
+    ComputeLoss,
+    check_runs,
+    loss_in,
+    model_loss,
+    same_draws,
+    to_device,
+    untouched,
+)
 
 logger = logging.getLogger("rankwise")
 
@@ -70,6 +80,7 @@ def choose_ranks_(
             f"time_limit={choice.time_limit!r} times steps of a PeftModel, and this is a {type(model).__name__}: "
             "make it with peft.get_peft_model, or leave time_limit out"
         )
+    check_runs(paths)
     with same_draws(model):  # a collator may draw
         given = [batch for _, batch in zip(range(config.score_batches), batches, strict=False)]
     loss_of = loss_in(compute_loss or model_loss, autocast)
