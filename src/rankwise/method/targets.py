@@ -28,6 +28,7 @@ from rankwise.paths.low_rank_path import LowRankPath
 GATED_LAYERS = ("PathLinear", "Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "HqqLoraLinear", "TorchaoLoraLinear")
 UNGATED_MERGE = ("GPTQLoraLinear", "TorchaoLoraLinear")
 HEADS = (*SEQ_CLS_HEAD_NAMES, "qa_outputs")
+HEAD_TASKS = ("TOKEN_CLS", "QUESTION_ANS")  # whose head PEFT trains as a whole and "all-linear" names all the same
 NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 

@@ -22,6 +22,8 @@ from rankwise.method.loading import completed, shared_downs
 from rankwise.method.oversized import check_ranks
 from rankwise.method.ranks import lookalikes, resolve_ranks
 from rankwise.method.targets import (
+    HEAD_TASKS,
+    all_linear,
     check_gated,
     check_gated_merge,
     check_layers,
@@ -79,6 +81,8 @@ class PathModel(LoraModel):
         wiring = _wiring_for(model, config)
         modules = module_names(model)
         with _linear_targets(config, wiring):
+            if config.target_modules == "all-linear" and config.task_type in HEAD_TASKS:
+                config.target_modules = all_linear(model)  # PEFT would put LoRA on the head, and then not save it
             # PEFT's order: names of the family first, so that the checks see what PEFT will look for; then the checks,
             # as long as nothing is built; then PEFT builds.
             self._prepare_adapter_config(config, self.get_model_config(model))
