@@ -164,6 +164,19 @@ def test_where_the_loss_is_goes_by_the_loss_and_not_by_the_name_of_the_class(
     assert torch.all(found.losses <= (each.amax(-1) * asked).sum(1))
 
 
+def test_a_model_of_ones_own_shifts_if_its_loss_does() -> None:
+    class Next(Fixed):
+        def forward(self, **batch: Any) -> dict[str, Tensor]:
+            loss = nn.functional.cross_entropy(self.logits[:, :-1].reshape(-1, 3), batch["labels"][:, 1:].reshape(-1))
+            return {"loss": loss, "logits": self.logits}
+
+    model = Next(torch.arange(30, dtype=torch.float64).sin().reshape(2, 5, 3))
+    labels = torch.arange(10).reshape(2, 5) % 3
+    found = draw(model, {"x": rows(2), "labels": labels}, 0)
+    assert found.terms == 2 * 4
+    assert found.mean == pytest.approx(float(model(labels=labels)["loss"].detach()))
+
+
 def test_labels_of_tokens_are_not_shifted() -> None:
     config = tiny_bert(1, **QUIET).config
     with torch.random.fork_rng(devices=[]):

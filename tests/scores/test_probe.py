@@ -20,6 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import rankwise
 from rankwise.paths.path_set import path_set
+from rankwise.scores.probe import to_device
 
 
 @pytest.fixture
@@ -173,6 +174,12 @@ def test_a_model_told_to_return_tuples(tmp_path: Path) -> None:
 def test_a_row_of_a_dataset_is_told_from_a_batch(model: Any, given: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=f"{words}, as of a row of a dataset: give batches"):
         rankwise.score_paths(model, [given])
+
+
+def test_a_batch_may_hold_lists_of_what_is_no_number(model: Any) -> None:
+    """As models that find objects take their labels."""
+    boxes = [{"boxes": torch.ones(2, 4)}, {"boxes": torch.ones(1, 4)}]
+    assert to_device({**batch(), "labels": boxes}, model)["labels"][0]["boxes"].shape == (2, 4)
 
 
 def test_a_model_without_weights_is_told() -> None:

@@ -36,6 +36,8 @@ class PathSet:
         session: What is under way.
     """
 
+    lookalikes: tuple[str, ...] = ()  # of one that an earlier version has pickled
+
     def __init__(
         self, adapter: str, config: PathConfig, resident: Iterable[LowRankPath], lookalikes: Sequence[str] = ()
     ) -> None:

@@ -188,7 +188,8 @@ def _shifts(output: Any, logits: Tensor, labels: Tensor, *, guess: bool) -> bool
 
     Classes that end in ``ForCausalLM`` and compute the loss themselves (BART's) don't shift, whatever their name says.
     """
-    own = output[0] if isinstance(output, tuple) else getattr(output, "loss", None)
+    found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    own = output[0] if isinstance(output, tuple) else found
     if not isinstance(own, Tensor) or own.numel() != 1:
         return guess
     loss = float(own.detach())

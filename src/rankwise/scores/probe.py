@@ -69,7 +69,7 @@ def to_device(batch: Batch, model: nn.Module) -> Batch:
             f"a training batch must be a mapping that the model takes as keyword arguments, got {type(batch).__name__}"
             "; for others pass compute_loss=lambda model, batch: ..."
         )
-    lists = [name for name in INPUTS if isinstance(batch.get(name), (list, int))]
+    lists = [name for name in INPUTS if _plain_numbers(batch.get(name))]
     ids = batch.get("input_ids")
     if lists or (isinstance(ids, Tensor) and ids.ndim < 2):
         what = f"{lists[0]} is a {type(batch[lists[0]]).__name__}" if lists else "input_ids have one dimension"
@@ -79,6 +79,13 @@ def to_device(batch: Batch, model: nn.Module) -> Batch:
         )
     device = next(model.parameters()).device
     return {key: _moved(value, device) for key, value in batch.items()}
+
+
+def _plain_numbers(value: Any) -> bool:
+    """Tell whether a value is a number or a nest of lists of some; models of objects take lists of other things."""
+    while isinstance(value, list) and value:
+        value = value[0]
+    return isinstance(value, (int, float))
 
 
 def check_weights(model: nn.Module) -> None:
