@@ -166,3 +166,8 @@ def test_the_edits_between_two_allocations() -> None:
 def test_a_model_without_paths_is_named() -> None:
     with pytest.raises(ValueError, match="BertForSequenceClassification has no rankwise paths; make some"):
         rankwise.apply_(tiny_bert(), [rankwise.Disable(NAME)])
+
+
+def test_one_edit_is_no_list_of_edits() -> None:
+    with pytest.raises(ValueError, match=r"is one edit, and a list of them is needed: \[Disable\("):
+        rankwise.apply_(make(), rankwise.Disable(NAME))  # type: ignore[arg-type]

@@ -8,7 +8,9 @@ What importing it does, each once, and how to undo it:
   allocation beside the tensors; ``PeftModel.from_pretrained``, which leaves nothing behind where it refuses; and
   ``PeftModel.__init__`` and ``PeftMixedModel.__init__``, which refuse to build over paths. For other adapters they do
   what they did. The originals are their ``__wrapped__``.
-- It wraps transformers' own ``model.load_adapter``, which reads the history, too (again ``__wrapped__``).
+- It wraps transformers' own ``model.load_adapter``, which reads the history, too, and ``PreTrainedModel``'s
+  ``save_pretrained``, which writes it beside an adapter that was put on without a ``PeftModel`` (again
+  ``__wrapped__``).
 - It wraps ``transformers.Trainer.train`` (again ``__wrapped__``), which notes for as long as it lasts which Trainer
   trains: callbacks are not told, and a probe has to know whose loss it is.
 - It adds a callback to the defaults of transformers' Trainer, which leaves models without paths alone:
@@ -25,7 +27,7 @@ from rankwise.method.registration import (
     extend_peft_type,
     register_with_peft,
     wrap_peft_model,
-    wrap_transformers_loading,
+    wrap_transformers,
 )
 
 extend_peft_type("HETEROLORA", "LOR2C")  # before the config, whose class needs the new member
@@ -48,14 +50,14 @@ from rankwise.scores.spectrum import sfs  # noqa: E402
 from rankwise.search.allocator import Allocator  # noqa: E402
 from rankwise.search.callback import AllocationCallback, register_with_trainer  # noqa: E402
 from rankwise.search.editor import Editor  # noqa: E402
-from rankwise.search.history import after_loading, after_saving, before_saving, history  # noqa: E402
+from rankwise.search.history import after_loading, after_saving, after_saving_alone, before_saving, history  # noqa: E402
 from rankwise.search.optimizer import detach  # noqa: E402
 from rankwise.wiring.anatomy import Anatomy, register_anatomy  # noqa: E402
 
 register_with_peft("HETEROLORA", HeteroLoraConfig, HeteroLoraModel)
 register_with_peft("LOR2C", Lor2cConfig, Lor2cModel)
 wrap_peft_model(before_saving, after_saving, after_loading)
-wrap_transformers_loading(after_loading)
+wrap_transformers(after_saving_alone, after_loading)
 register_with_trainer()
 
 __all__ = [

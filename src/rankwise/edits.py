@@ -29,9 +29,11 @@ def apply_(
         adapter: The adapter to edit; the active one if left out.
 
     Raises:
-        ValueError: An edit names a path that the model does not have or does not fit it, the adapter is merged into
-            the base, or the optimizer does not own the parameters of a path that is on.
+        ValueError: The edits are no list, one names a path that the model does not have or does not fit it, the
+            adapter is merged into the base, or the optimizer does not own the parameters of a path that is on.
     """
+    if isinstance(edits, Edit):
+        raise ValueError(f"edits={edits!r} is one edit, and a list of them is needed: [{edits!r}]")
     apply_to_paths_(path_set(model, adapter), list(edits), optimizer)
 
 

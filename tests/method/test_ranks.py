@@ -1,15 +1,18 @@
-"""Ranks computed from a number of parameters: Table 3 of arXiv 2406.14956, on a model without memory."""
+"""Ranks computed from a number of parameters (Table 3 of arXiv 2406.14956, without memory), and whose they are."""
 
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from tests.families import FAMILIES
-from tests.models import adapted, tiny_bert, tiny_llama
+from tests.models import adapted, fill_, tiny_bert, tiny_llama
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, OPTConfig
 
 import rankwise
@@ -158,3 +161,82 @@ def test_just_enough_parameters(fields: dict[str, Any]) -> None:
 def test_a_mistake_is_named(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         config(**{"rank_budget": SMALL, **fields})
+
+
+class Taught(nn.Module):
+    """A student and its teacher: the full names of the student's modules are the ends of the teacher's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.student = nn.ModuleDict({"down": nn.Linear(6, 8), "up": nn.Linear(8, 6)})
+            self.teacher = nn.ModuleDict({"student": nn.ModuleDict({"down": nn.Linear(6, 8), "up": nn.Linear(8, 6)})})
+            self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        inner: Any = self.teacher["student"]
+        for part, share in ((self.student, 1.0), (inner, 0.01)):  # so little that its paths are not worth a rank
+            x = x + share * part["up"](torch.tanh(part["down"](x)))
+        found = {"logits": self.out(x)}
+        return found if labels is None else {**found, "loss": nn.functional.cross_entropy(found["logits"], labels)}
+
+
+STUDENT = r"student\..*"
+
+
+def taught_batches() -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [{"x": torch.randn(8, 6, generator=generator), "labels": torch.arange(8) % 3} for _ in range(4)]
+
+
+def lora_of(model: nn.Module) -> dict[str, int]:
+    """The rank of every module that has LoRA."""
+    ends = ".lora_A.default.weight"
+    found = {name: parameter.shape[0] for name, parameter in model.named_parameters() if name.endswith(ends)}
+    return {name.removeprefix("base_model.model.").removesuffix(ends): rank for name, rank in found.items()}
+
+
+@pytest.mark.parametrize("targets", [STUDENT, ["down", "up"]], ids=["expression", "list"])
+def test_a_plan_is_for_the_modules_it_names_and_for_none_whose_names_end_so(targets: Any) -> None:
+    plan = rankwise.rank_plan(Taught(), taught_batches(), budget=42, target_modules=targets, components=2)
+    assert not any(plan.ranks.get(name) for name in ("teacher.student.down", "teacher.student.up"))
+    assert plan.chosen
+    plan = rankwise.RankPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    model: Any = get_peft_model(Taught(), plan.to_lora_config())
+    assert lora_of(model) == {plan.modules[name]: rank for name, rank in plan.chosen.items()}
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == plan.spent <= 42
+
+
+@pytest.mark.parametrize("targets", [STUDENT, ["down", "up"]], ids=["expression", "list"])
+def test_ranks_chosen_before_training_are_loaded_where_they_were(targets: Any, tmp_path: Path) -> None:
+    model = adapted(Taught(), target_modules=targets, mode="static", granularity="rank", budget=42, score_batches=4)
+    rankwise.Allocator(model, batches=taught_batches(), plan={"components": 2})
+    chosen = lora_of(model)
+    assert chosen
+    assert all(name.startswith("student") for name in chosen)
+    model.save_pretrained(str(tmp_path))
+    assert lora_of(PeftModel.from_pretrained(Taught(), tmp_path)) == chosen
+
+
+@pytest.mark.parametrize("by_pattern", [False, True])
+def test_an_export_is_for_the_modules_it_names(by_pattern: bool, tmp_path: Path) -> None:
+    sizes = {"^student.down": 1, "teacher.student.down": 3}
+    model = adapted(Taught(), target_modules=["down", "up"], rank_pattern=sizes)
+    fill_(model)
+    off = "student.up" if by_pattern else "teacher.student.up"
+    rankwise.apply_(model, [rankwise.Disable(off)])
+    live = {path.module: path.r for path in rankwise.named_paths(model).values() if path.contributing}
+    rankwise.export_lora(model, tmp_path, rank_pattern=by_pattern)
+    loaded = PeftModel.from_pretrained(Taught(), tmp_path).eval()
+    assert lora_of(loaded) == (live if by_pattern else dict.fromkeys(live, 3))
+    (batch, *_) = taught_batches()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(batch["x"])["logits"], model(batch["x"])["logits"])
+
+
+def test_a_choice_of_whole_paths_is_for_the_modules_it_names() -> None:
+    config = rankwise.plan_lora(
+        Taught(), taught_batches(), budget=2, budget_unit="paths", target_modules=STUDENT, granularity="path", r=2
+    )
+    assert lora_of(get_peft_model(Taught(), config)) == {"student.down": 2, "student.up": 2}

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
 from tests.families import FAMILIES
 from tests.method.test_surface import ours
-from tests.models import adapted, keep_only_, tiny_bert, tiny_llama
+from tests.models import VOCABULARY, adapted, bert_config, build, keep_only_, text_batches, tiny_bert, tiny_llama
 from torch import nn
+from transformers import (
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 import rankwise
 from rankwise.method.targets import (
@@ -195,3 +203,38 @@ def test_projections_that_have_pefts_lora_already_are_said_to() -> None:
     get_peft_model(base, LoraConfig(target_modules=["query"]))
     with pytest.raises(ValueError, match=r"attention\.self\.query' has LoRA of PEFT's own already: take it off first"):
         inject_adapter_in_model(rankwise.HeteroLoraConfig(target_modules=["query"]), base)
+
+
+def test_what_peft_puts_no_lora_on_is_no_candidate_and_is_refused_by_name() -> None:
+    """Mamba's kernel takes the weight of ``out_proj`` itself, so a path beside it would be passed over."""
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)
+    model: Any = build(MambaForCausalLM, config)
+    names = [name.rpartition(".")[2] for name in all_linear(model)]
+    assert names == ["dt_proj", "in_proj", "x_proj"]
+    with pytest.raises(ValueError, match="Module 'out_proj' is incompatible with Mamba-based models"):
+        adapted(model, target_modules=["in_proj", "out_proj"])
+    plan = rankwise.rank_plan(model, text_batches(4, 4), budget=200, components=2)
+    assert plan.chosen
+    assert get_peft_model(model, plan.to_lora_config()) is not None
+
+
+@pytest.mark.parametrize(
+    ("task", "make", "head"),
+    [
+        ("TOKEN_CLS", BertForTokenClassification, "classifier"),
+        ("QUESTION_ANS", BertForQuestionAnswering, "qa_outputs"),
+        ("SEQ_CLS", BertForSequenceClassification, "classifier"),
+    ],
+)
+def test_all_linear_leaves_the_head_of_a_task_to_be_trained_as_a_whole(
+    task: str, make: Any, head: str, tmp_path: Path
+) -> None:
+    model = adapted(build(make, bert_config(1)), task_type=task, target_modules="all-linear")
+    linear = {name for name, module in build(make, bert_config(1)).named_modules() if isinstance(module, nn.Linear)}
+    assert {path.module for path in rankwise.named_paths(model).values()} == linear - {head}
+    assert {n for n, p in model.named_parameters() if p.requires_grad and ".lora_" not in n} == {
+        f"base_model.model.{head}.modules_to_save.default.{factor}" for factor in ("weight", "bias")
+    }
+    model.save_pretrained(str(tmp_path))
+    loaded = PeftModel.from_pretrained(build(make, bert_config(1)), tmp_path)
+    assert list(rankwise.named_paths(loaded)) == list(rankwise.named_paths(model))

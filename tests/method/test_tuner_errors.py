@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load, load_file, save_file
-from tests.models import adapted, fill_, keep_only_, logits, tiny_bert, tiny_llama
+from tests.models import adapted, fill_, keep_only_, logits, text_batches, tiny_bert, tiny_llama
+from tests.traces import assert_same, snapshot
 from torch import nn
 
 import rankwise
@@ -113,6 +115,25 @@ def test_a_head_of_another_size_is_refused(tmp_path: Path) -> None:
         ValueError, match=r"classifier.* is \(2,\) but this model's is \(3,\).* another number of labels"
     ):
         PeftModel.from_pretrained(tiny_bert(num_labels=3), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "inside"),
+    [(lambda base: torch.compile(base, backend="eager"), "_orig_mod"), (nn.DataParallel, "module")],
+    ids=["compiled", "parallel"],
+)
+def test_a_wrapped_base_is_refused_and_left_as_it_was(wrap: Callable[[nn.Module], Any], inside: str) -> None:
+    base = tiny_llama()
+    wrapped, before = wrap(base), snapshot(base)
+    words = rf"which renames its modules: give the model inside \(model\.{inside}\)"
+    with pytest.raises(ValueError, match=words):
+        get_peft_model(wrapped, rankwise.HeteroLoraConfig(target_modules=["q_proj"], mode="off"))
+    with pytest.raises(ValueError, match=words):
+        rankwise.rank_plan(wrapped, text_batches(2, 8), budget=500)
+    with pytest.raises(ValueError, match=words):
+        rankwise.plan_lora(wrapped, text_batches(2, 8), granularity="path", target_modules=["q_proj"])
+    assert_same(snapshot(base), before)
+    assert get_peft_model(wrapped, LoraConfig(target_modules=["q_proj"])) is not None  # PEFT's own is PEFT's to refuse
 
 
 def test_adapters_are_not_summed_by_weights() -> None:

@@ -13,10 +13,11 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from tests.families import FAMILIES
-from tests.models import Batch, class_batches, logits, text_batches, tiny_bert, tiny_llama, tiny_opt
+from tests.models import Batch, class_batches, llama_config, logits, text_batches, tiny_bert, tiny_llama, tiny_opt
 from tests.processes import in_two_processes
 from tests.traces import Broken, assert_same, losses_of_a_user, snapshot
 from torch import Tensor, nn
+from transformers import LlamaForCausalLM
 
 import rankwise
 from rankwise.planning.step_time import StepTime
@@ -210,6 +211,29 @@ def test_opt_whose_tokens_are_flattened_inside_is_planned() -> None:
     assert any("fc1" in name for name in plan.ranks)
 
 
+def hollow() -> Any:
+    with torch.device("meta"):
+        return LlamaForCausalLM(llama_config())
+
+
+def masked(*places: int) -> list[Batch]:
+    """Four batches, of which no label counts in some."""
+    batches = text_batches(4, 4)
+    for place in places:
+        batches[place]["labels"] = torch.full_like(batches[place]["labels"], -100)
+    return batches
+
+
+def test_a_batch_in_which_no_label_counts_is_passed_over() -> None:
+    plan = plan_of(batches=masked(1), components=4)
+    assert plan.loss == pytest.approx(plan_of(batches=[b for i, b in enumerate(masked()) if i != 1], components=4).loss)
+    assert all(math.isfinite(pick.gain) for pick in plan.picks)
+
+
+def test_a_budget_that_numpy_summed_is_a_number() -> None:
+    assert plan_of(budget=np.int64(500)).ranks == plan_of(budget=500).ranks
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -224,6 +248,13 @@ def test_opt_whose_tokens_are_flattened_inside_is_planned() -> None:
             "2 examples in a half of the batches can't tell 8 components of a path apart",
         ),
         (lambda: plan_of(scale=0), "scale=0 must be positive"),
+        (lambda: plan_of(scale="2"), "scale='2' must be positive"),
+        (lambda: plan_of(breadth="some"), "breadth='some' must be a float"),
+        (lambda: plan_of("gpt2"), "model='gpt2' is a str and no torch module"),
+        (lambda: rankwise.rank_plan(tiny_llama(), 3, budget=500), "batches=3 must be training batches"),  # type: ignore[arg-type]
+        (lambda: plan_of(hollow()), "LlamaForCausalLM is on the meta device, so it has no weights to compute with"),
+        (lambda: plan_of(batches=masked(0, 1, 2, 3)), "no label counts in the batches: each is -100"),
+        (lambda: plan_of(batches=masked(1, 3)), "no label counts in one half of the batches"),
     ],
 )
 def test_bad_input_gets_an_error_that_says_what_to_change(call: Callable[[], Any], message: str) -> None:

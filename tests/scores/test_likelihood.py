@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from tests.models import class_batches, text_batches, tiny_bert, tiny_llama, tokens
+from tests.families import gpt2_config
+from tests.models import VOCABULARY, bert_config, build, class_batches, text_batches, tiny_bert, tiny_llama, tokens
 from tests.scores.test_curvature import QUIET, choices, scalars, several
 from torch import Tensor, nn
-from transformers import BertForTokenClassification, PreTrainedModel
+from transformers import (
+    BartConfig,
+    BartForCausalLM,
+    BertForTokenClassification,
+    BertLMHeadModel,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
 
 from rankwise.scores.likelihood import Drawn, draw, sequences_of
 
@@ -124,6 +133,48 @@ def test_one_token_asked_for_has_the_loss_of_one_token() -> None:
     found = draw(model, {**batch, "labels": labels}, 0)
     each = -model(input_ids=batch["input_ids"]).logits[0, 3].detach().log_softmax(-1)  # predicts place 4
     assert float((each - found.losses.detach()).abs().min()) < 1e-12
+
+
+def bart_decoder() -> Any:
+    size: dict[str, Any] = {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 24}
+    ids: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "forced_eos_token_id": 2}
+    return build(BartForCausalLM, BartConfig(vocab_size=VOCABULARY, max_position_embeddings=16, **size, **ids))
+
+
+@pytest.mark.parametrize(
+    ("make", "shift"),
+    [
+        (lambda: build(GPT2LMHeadModel, gpt2_config(1)), 1),  # its name says no task
+        (lambda: build(BertLMHeadModel, bert_config(1, is_decoder=True, **QUIET)), 1),
+        (bart_decoder, 0),  # its name says one that shifts
+    ],
+)
+def test_where_the_loss_is_goes_by_the_loss_and_not_by_the_name_of_the_class(
+    make: Callable[[], Any], shift: int
+) -> None:
+    model = make().double()
+    labels = tokens(3, seed=1)
+    labels[1, :4] = -100
+    found = draw(model, {"input_ids": tokens(3), "labels": labels}, 0)
+    asked = labels[:, shift:] != -100
+    assert found.terms == int(asked.sum())
+    assert found.mean == pytest.approx(float(model(input_ids=tokens(3), labels=labels).loss.detach()), rel=1e-6)
+    each = -model(input_ids=tokens(3)).logits.detach().log_softmax(-1)[:, : 6 - shift]
+    assert torch.all((each.amin(-1) * asked).sum(1) <= found.losses)
+    assert torch.all(found.losses <= (each.amax(-1) * asked).sum(1))
+
+
+def test_a_model_of_ones_own_shifts_if_its_loss_does() -> None:
+    class Next(Fixed):
+        def forward(self, **batch: Any) -> dict[str, Tensor]:
+            loss = nn.functional.cross_entropy(self.logits[:, :-1].reshape(-1, 3), batch["labels"][:, 1:].reshape(-1))
+            return {"loss": loss, "logits": self.logits}
+
+    model = Next(torch.arange(30, dtype=torch.float64).sin().reshape(2, 5, 3))
+    labels = torch.arange(10).reshape(2, 5) % 3
+    found = draw(model, {"x": rows(2), "labels": labels}, 0)
+    assert found.terms == 2 * 4
+    assert found.mean == pytest.approx(float(model(labels=labels)["loss"].detach()))
 
 
 def test_labels_of_tokens_are_not_shifted() -> None:

@@ -20,6 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import rankwise
 from rankwise.paths.path_set import path_set
+from rankwise.scores.probe import to_device
 
 
 @pytest.fixture
@@ -160,3 +161,46 @@ def test_a_model_told_to_return_tuples(tmp_path: Path) -> None:
     scores = rankwise.score_paths(model, proxy="synflow")
     config.return_dict = True
     assert scores == rankwise.score_paths(model, proxy="synflow")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"input_ids": [[1, 2], [3, 4]], "labels": [0, 1]}, "its input_ids is a list"),
+        ({"input_ids": torch.arange(4), "labels": torch.tensor(1)}, "its input_ids have one dimension"),
+        ({"input_ids": torch.ones(1, 4).long(), "labels": 1}, "its labels is a int"),
+    ],
+)
+def test_a_row_of_a_dataset_is_told_from_a_batch(model: Any, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=f"{words}, as of a row of a dataset: give batches"):
+        rankwise.score_paths(model, [given])
+
+
+def test_a_batch_may_hold_lists_of_what_is_no_number(model: Any) -> None:
+    """As models that find objects take their labels."""
+    boxes = [{"boxes": torch.ones(2, 4)}, {"boxes": torch.ones(1, 4)}]
+    assert to_device({**batch(), "labels": boxes}, model)["labels"][0]["boxes"].shape == (2, 4)
+
+
+def test_a_model_without_weights_is_told() -> None:
+    with torch.device("meta"):
+        base = BertForSequenceClassification(BertConfig(vocab_size=50, hidden_size=16, num_attention_heads=2))
+    hollow = get_peft_model(base, rankwise.HeteroLoraConfig(target_modules=["query"]), low_cpu_mem_usage=True)
+    with pytest.raises(ValueError, match="is on the meta device, so it has no weights to compute with"):
+        rankwise.score_paths(hollow, [batch()])
+
+
+@pytest.mark.parametrize("proxy", ["grad_norm", "snip", "synflow", "newton"])
+def test_an_adapter_that_no_forward_pass_runs_through_is_told(model: Any, proxy: str) -> None:
+    options: dict[str, Any] = {"task_type": "SEQ_CLS", "r": 2, "target_modules": ["query", "value"], "mode": "off"}
+    model.add_adapter("other", rankwise.HeteroLoraConfig(**options))
+    given: dict[str, Any] = {"batches": [batch(), batch()], "proxy": proxy}
+    with pytest.raises(ValueError, match=r"'other' is not the active one: call model\.set_adapter\('other'\) before"):
+        rankwise.score_paths(model, adapter="other", **given)
+    with pytest.raises(ValueError, match="'default' is disabled: score its paths outside"), model.disable_adapter():
+        rankwise.score_paths(model, **given)
+    model.merge_adapter()
+    with pytest.raises(ValueError, match=r"'default' is merged into the base: call model\.unmerge_adapter"):
+        rankwise.score_paths(model, **given)
+    model.unmerge_adapter()
+    assert rankwise.score_paths(model, **given)

@@ -198,3 +198,8 @@ def test_a_compiled_model_may_change_as_often_as_is_planned() -> None:
         assert config.recompile_limit == 28
         _allow_recompiling(0)
         assert config.recompile_limit == 28
+
+
+def test_batches_in_the_place_of_the_optimizer_are_told() -> None:
+    with pytest.raises(ValueError, match=r"optimizer is a list, which has no param_groups: .* batches="):
+        rankwise.Allocator(searching(), class_batches(2))  # type: ignore[arg-type]

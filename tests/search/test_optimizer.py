@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from tests.models import adapted, class_batches, fill_, keep_only_, tiny_bert
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import rankwise
 from rankwise.paths.path_set import path_set
@@ -111,6 +113,46 @@ def test_other_optimizers_and_nested_steps_do_not_count() -> None:
         optimizer.zero_grad()
     assert listener_of(model).step == 4
     assert searched_at(model) == [2, 4]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_step_that_raised_is_not_counted_and_those_after_it_are(error: type[BaseException]) -> None:
+    """In a notebook a step is interrupted and the same loop is run again."""
+    model = searching()
+    optimizer = torch.optim.SGD(trainable(model), 1e-2, momentum=0.9)
+
+    def broken() -> float:
+        raise error
+
+    steps(model, optimizer, 1)
+    model(**class_batches(1)[0]).loss.backward()
+    with pytest.raises(error):
+        optimizer.step(broken)
+    optimizer.zero_grad()
+    steps(model, optimizer, 6)
+    assert listener_of(model).step == 7
+    assert searched_at(model) == [2, 4, 6]
+
+
+def test_an_adapter_that_is_gone_ends_its_search_beside_the_hooks_of_others() -> None:
+    """Torch walks through its hooks while ours finds out, and can't have one taken out under its feet."""
+    model = tiny_bert()
+    config = rankwise.HeteroLoraConfig(r=2, target_modules=["query", "value"], search_every=2, score_batches=2)
+    model.add_adapter(config, "mine")
+    model.train()
+    steps(model, torch.optim.SGD(trainable(model), 1e-2), 2)
+    seen: list[str] = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda *_: seen.append("before")),
+        register_optimizer_step_post_hook(lambda *_: seen.append("after")),
+    ]
+    model.delete_adapter("mine")
+    with contextlib.ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+        for _ in range(2):
+            torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]).step()
+    assert seen == ["before", "after"] * 2
 
 
 def test_two_models_are_searched_apart() -> None:

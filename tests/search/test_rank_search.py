@@ -177,6 +177,28 @@ def test_an_optimizer_made_before_is_refused() -> None:
     assert path_set(model).config.undecided
 
 
+def test_an_optimizer_made_before_that_nobody_told_of_is_refused_at_its_first_step() -> None:
+    """It would go on with the candidates, which are gone, and with a head, if there is one."""
+    model = undecided()
+    stale = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    rankwise.Allocator(model, batches=class_batches(6, size=8))
+    model.train()
+    model(**class_batches(1)[0]).loss.backward()
+    with pytest.raises(ValueError, match="the optimizer was made before"):
+        stale.step()
+    torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05).step()
+    assert any(path.lora_B.any() for path in rankwise.named_paths(model).values())
+
+
+def test_a_trainer_that_goes_on_refuses_an_optimizer_made_before(tmp_path: Path) -> None:
+    trainer_of(undecided(), tmp_path, StopAt(4)).train()
+    model = undecided()
+    trainer = trainer_of(model, tmp_path)
+    trainer.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    with pytest.raises(ValueError, match="the optimizer was made before"):
+        trainer.train(resume_from_checkpoint=True)
+
+
 def test_a_fraction_is_one_of_the_candidates_at_their_rank() -> None:
     model = undecided(budget=0.25, shortcuts=[])
     rankwise.Allocator(model, batches=class_batches(6, size=8))

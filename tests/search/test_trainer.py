@@ -74,9 +74,10 @@ def streamed(run: Trainer) -> None:
         (own_method, {}, "Weighted computes the loss itself"),
         (own_function, {}, "compute_loss_func computes the loss"),
         (None, {"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 changes the loss"),
+        (lambda run: vars(run.args).update(loss_type="dft"), {}, "loss_type='dft' changes the loss"),  # SFTConfig's
         (streamed, {}, "can be iterated only"),
     ],
-    ids=["method", "function", "smoothing", "iterable"],
+    ids=["method", "function", "smoothing", "type", "iterable"],
 )
 def test_what_a_probe_would_not_see_is_searched_online(
     prepare: Any, arguments: dict[str, Any], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

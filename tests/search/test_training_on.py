@@ -75,6 +75,26 @@ def test_nor_when_transformers_itself_has_loaded_it(tmp_path: Path) -> None:
     assert (searched_at(alone), on(alone)) == (searched_at(model), on(model))
 
 
+def test_nor_when_transformers_itself_has_saved_it(tmp_path: Path) -> None:
+    config = rankwise.HeteroLoraConfig(r=2, target_modules=["query", "value"], mode="static", score_batches=2)
+    model = tiny_bert()
+    model.add_adapter(config, "mine")
+    in_a_bare_loop(model, 4)
+    assert len(searched_at(model)) == 1
+    model.save_pretrained(str(tmp_path))
+    alone = tiny_bert()
+    alone.load_adapter(str(tmp_path), "mine", is_trainable=True)
+    assert rankwise.history(alone) == rankwise.history(model)
+    in_a_bare_loop(alone, 4)
+    assert (searched_at(alone), on(alone)) == (searched_at(model), on(model))
+    assert rankwise.history(PeftModel.from_pretrained(tiny_bert(), tmp_path)) == rankwise.history(model)
+
+
+def test_a_base_is_saved_as_ever(tmp_path: Path) -> None:
+    tiny_bert().save_pretrained(str(tmp_path))
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+
+
 def test_a_damaged_folder_leaves_transformers_model_as_it_was(tmp_path: Path) -> None:
     adapted(tiny_bert(), task_type="SEQ_CLS", target_modules=["query"]).save_pretrained(str(tmp_path))
     (tmp_path / "search_history.jsonl").write_text("not a record\n")

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rankwise.files import write_atomic, write_text_atomic
+from rankwise.method.ranks import lookalikes, pattern_of, targets_of
 from rankwise.paths.low_rank_path import LowRankPath
-from rankwise.paths.path_set import check_mergeable, path_set
+from rankwise.paths.path_set import PathSet, check_mergeable, path_set
 
 PREFIX = "base_model.model."
 
@@ -52,7 +53,7 @@ def export_lora(
             b = F.pad(b, (0, rank - path.r)) * (1.0 if path.scaling == scaling else path.scaling / scaling)
         tensors[f"{PREFIX}{path.module}.lora_A.weight"] = a
         tensors[f"{PREFIX}{path.module}.lora_B.weight"] = b
-    write_adapter(folder, _config(paths.config, live, rank, scaling, rank_pattern), tensors)
+    write_adapter(folder, _config(paths, live, rank, scaling, rank_pattern), tensors)
 
 
 def write_adapter(folder: str | Path, config: LoraConfig, tensors: dict[str, Tensor]) -> None:
@@ -72,8 +73,8 @@ def _other_tensors(model: PeftModel, adapter: str) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if ".lora_" not in key}
 
 
-def plain_config(config: LoraConfig, modules: Iterable[str], **fields: Any) -> LoraConfig:
-    """Return a plain LoRA config on exactly the given modules that shares what is not about searching."""
+def plain_config(config: LoraConfig, modules: Iterable[str], others: Iterable[str], **fields: Any) -> LoraConfig:
+    """Return a plain LoRA config on the given modules and no others that shares what is not about searching."""
     return LoraConfig(
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,
@@ -81,17 +82,22 @@ def plain_config(config: LoraConfig, modules: Iterable[str], **fields: Any) -> L
         modules_to_save=list(dict.fromkeys(config.modules_to_save or ())) or None,  # PEFT adds a head's when loading
         trainable_token_indices=config.trainable_token_indices,
         fan_in_fan_out=config.fan_in_fan_out,
-        target_modules=list(modules),
+        target_modules=targets_of(modules, others),
         **fields,
     )
 
 
-def _config(config: LoraConfig, live: list[LowRankPath], rank: int, scaling: float, rank_pattern: bool) -> LoraConfig:
-    ranks = {path.module: path.r for path in live if path.r != rank}
-    alphas = {path.module: _whole(path.scaling * path.r) for path in live if path.scaling * path.r != scaling * rank}
+def _config(paths: PathSet, live: list[LowRankPath], rank: int, scaling: float, rank_pattern: bool) -> LoraConfig:
+    modules = [path.module for path in live]
+    # Bare names where they are enough: not every tool reads expressions.
+    name = pattern_of if lookalikes(modules, modules) else str
+    alpha = {path: path.scaling * path.r for path in live}
+    ranks = {name(path.module): path.r for path in live if path.r != rank}
+    alphas = {name(path.module): _whole(alpha[path]) for path in live if alpha[path] != scaling * rank}
     exported = plain_config(
-        config,
-        [path.module for path in live],
+        paths.config,
+        modules,
+        [*(path.module for path in paths.resident), *paths.lookalikes],
         r=rank,
         lora_alpha=_whole(scaling * rank),
         rank_pattern=ranks if rank_pattern else {},

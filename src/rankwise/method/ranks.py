@@ -49,27 +49,59 @@ def resolve_ranks(config: PathConfig, projections: Callable[[], Iterable[Any]], 
     config.shortcut_r = rank if shortcuts else None
 
 
-def rank_fields(ranks: Mapping[str, int], scale: float, *, use_rslora: bool = False) -> dict[str, Any]:
+def rank_fields(
+    ranks: Mapping[str, int], scale: float, *, use_rslora: bool = False, others: Iterable[str] = ()
+) -> dict[str, Any]:
     """Return the fields of a LoRA config that gives modules these ranks at one scale; most have the default rank.
 
     Args:
         ranks: The rank of each module, by its full name.
         scale: ``alpha / r`` of all, or ``alpha / sqrt(r)`` with ``use_rslora``.
         use_rslora: Whether PEFT shall scale by ``alpha / sqrt(r)``.
+        others: Modules that get no rank.
     """
     if not ranks:
         return {"target_modules": [], "r": 1, "lora_alpha": _whole(scale)}
     alphas = {rank: _whole(scale * (rank**0.5 if use_rslora else rank)) for rank in ranks.values()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
-    # PEFT matches a pattern anywhere behind a dot, as a regular expression.
-    others = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != usual}
+    unusual = {pattern_of(module): rank for module, rank in ranks.items() if rank != usual}
     return {
-        "target_modules": list(ranks),
+        "target_modules": targets_of(ranks, others),
         "r": usual,
         "lora_alpha": alphas[usual],
-        "rank_pattern": others,
-        "alpha_pattern": {key: alphas[rank] for key, rank in others.items()},
+        "rank_pattern": unusual,
+        "alpha_pattern": {key: alphas[rank] for key, rank in unusual.items()},
     }
+
+
+def pattern_of(module: str) -> str:
+    """Return the key of ``rank_pattern`` for one module: PEFT matches it as an expression, anywhere behind a dot."""
+    return f"^{re.escape(module)}"
+
+
+def targets_of(modules: Iterable[str], others: Iterable[str]) -> list[str] | str:
+    """Return ``target_modules`` that PEFT finds exactly these modules by.
+
+    A full name in a list also finds what ends in it: ``encoder.fc`` finds ``teacher.encoder.fc``. Where there is such
+    a module, an expression says which are meant.
+
+    Args:
+        modules: The modules' full names.
+        others: Other modules of the model.
+    """
+    wanted = list(modules)
+    clear = set(lookalikes(wanted, others)) <= set(wanted)
+    return wanted if clear else "|".join(map(re.escape, wanted))
+
+
+def lookalikes(modules: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Return which of some modules PEFT would find by the full names of others, in which theirs end."""
+    wanted = set(modules)
+    return [
+        other
+        for other in others
+        if any(other[place + 1 :] in wanted for place, sign in enumerate(other) if sign == ".")
+    ]
 
 
 def _whole(value: float) -> Any:

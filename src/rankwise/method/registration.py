@@ -14,6 +14,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import PreTrainedModel
 from transformers.integrations.peft import PeftAdapterMixin
 
 from rankwise.configs.path import PathConfig
@@ -105,15 +107,16 @@ def wrap_peft_model(before_saving: Any, after_saving: Any, after_loading: Any) -
         wrapper.__init__ = _checked_first(wrapper.__init__)  # type: ignore[method-assign]
 
 
-def wrap_transformers_loading(after_loading: Any) -> None:
-    """Let transformers' own ``model.load_adapter`` read what lies beside an adapter's tensors, too, once.
+def wrap_transformers(after_saving: Any, after_loading: Any) -> None:
+    """Let transformers' own saving and ``model.load_adapter`` know what lies beside an adapter's tensors, too, once.
 
-    It reads config and tensors by itself; without the history a static adapter would search again when trained on.
+    They know config and tensors; without the history a static adapter would search again when trained on.
 
     Args:
+        after_saving: Called with (model, folder) when transformers has written its files.
         after_loading: As in ``wrap_peft_model``.
     """
-    load = PeftAdapterMixin.load_adapter
+    load, save = PeftAdapterMixin.load_adapter, PreTrainedModel.save_pretrained
     if "rankwise" in load.__dict__:
         return
 
@@ -130,8 +133,14 @@ def wrap_transformers_loading(after_loading: Any) -> None:
             after_loading(self, folder, adapter_name or "default", vouched)
         return result
 
+    @functools.wraps(save)
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        save(self, save_directory, *args, **kwargs)
+        after_saving(self, save_directory)
+
     load_adapter.__dict__["rankwise"] = True
     PeftAdapterMixin.load_adapter = load_adapter  # type: ignore[method-assign]
+    PreTrainedModel.save_pretrained = save_pretrained  # type: ignore[method-assign]
 
 
 def _checked_first(init: Any) -> Any:
@@ -144,13 +153,21 @@ def _checked_first(init: Any) -> Any:
 
 
 def check_bare(model: nn.Module, config: PeftConfig) -> None:
-    """Refuse to wrap a model that has an adapter already, where one of the two is of this library.
+    """Refuse to wrap a model that has an adapter already, where one of the two is of this library, or a wrapper.
 
-    PEFT would build the second adapter over the first one, of the same name, layer by layer.
+    PEFT would build the second adapter over the first one, of the same name, layer by layer. Inside a wrapper all
+    modules have other names, by which nothing that is saved or planned would fit the model again.
 
     Raises:
-        ValueError: Says how to take the first one off, or to put another beside it.
+        ValueError: Says how to take the first one off, or to put another beside it; or which model to give.
     """
+    compiled = "_orig_mod" in model._modules  # by torch.compile, whose class takes a second to import
+    if isinstance(config, PathConfig) and (compiled or isinstance(model, (DataParallel, DistributedDataParallel))):
+        inside = "_orig_mod" if compiled else "module"
+        raise ValueError(
+            f"this model is wrapped by {type(model).__name__}, which renames its modules: give the model inside "
+            f"(model.{inside}), and compile or wrap what get_peft_model returns"
+        )
     present = [adapter for holder in holders(model).values() for adapter in holder.rankwise_paths]
     if present:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankwise.configs.heterolora import HeteroLoraConfig
@@ -29,19 +29,22 @@ def resize_(paths: PathSet, ranks: Mapping[str, int]) -> None:
     for path in paths.resident:
         if not ranks[path.name]:
             _take_out(path)
-    _describe_(paths.config, {path: ranks[path.name] for path in kept}, scales)
+    others = [*(path.module for path in paths.resident), *paths.lookalikes]
+    _describe_(paths.config, {path: ranks[path.name] for path in kept}, scales, others)
     for path in kept:
         _make_anew(path, paths.config, ranks[path.name])
         path.set_(enabled=True, contributing=True)
     paths.resident[:] = kept
 
 
-def _describe_(config: HeteroLoraConfig, ranks: Mapping[LowRankPath, int], scales: Mapping[bool, float]) -> None:
+def _describe_(
+    config: HeteroLoraConfig, ranks: Mapping[LowRankPath, int], scales: Mapping[bool, float], others: Sequence[str]
+) -> None:
     """Let a config name exactly these paths with these ranks; the scale of linear and of block paths stays."""
     linear = {path.module: rank for path, rank in ranks.items() if path.kind == "linear"}
-    for name, value in rank_fields(linear, scales.get(True, 1.0), use_rslora=config.use_rslora).items():
+    fields = rank_fields(linear, scales.get(True, 1.0), use_rslora=config.use_rslora, others=others)
+    for name, value in fields.items():
         setattr(config, name, value)
-    config.target_modules = list(linear)
     config.shortcut_ranks = {path.own_name: rank for path, rank in ranks.items() if path.kind != "linear"}
     config.shortcuts = [kind for kind in BLOCK_KINDS if any(path.kind == kind for path in ranks)]
     config.shortcut_r, config.shortcut_alpha = 1, scales.get(False, 1.0)

@@ -9,7 +9,11 @@ from typing import Any
 
 from peft import LoraConfig
 from peft.tuners.lora import Linear
-from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import (
+    BaseTunerLayer,
+    _check_lora_target_modules_mamba,
+    _maybe_include_all_linear_layers,
+)
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
@@ -24,6 +28,7 @@ from rankwise.paths.low_rank_path import LowRankPath
 GATED_LAYERS = ("PathLinear", "Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "HqqLoraLinear", "TorchaoLoraLinear")
 UNGATED_MERGE = ("GPTQLoraLinear", "TorchaoLoraLinear")
 HEADS = (*SEQ_CLS_HEAD_NAMES, "qa_outputs")
+HEAD_TASKS = ("TOKEN_CLS", "QUESTION_ANS")  # whose head PEFT trains as a whole and "all-linear" names all the same
 NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 
@@ -128,6 +133,18 @@ def check_linear(model: nn.Module, targeted: Callable[[str], object]) -> None:
                 f"target_modules matches {name!r}, a {type(base).__name__}; a path runs along a linear "
                 "projection: target linear layers only"
             )
+        refusal = refused_by_peft(model, name)
+        if refusal and targeted(name):
+            raise ValueError(refusal)
+
+
+def refused_by_peft(model: nn.Module, name: str) -> str:
+    """Return why PEFT puts no LoRA on a projection, "" where it does: Mamba's kernels read some weights directly."""
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, name.rpartition(".")[2])
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def check_gated(hosts: Mapping[str, object]) -> None:
@@ -161,9 +178,12 @@ def head_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def all_linear(model: nn.Module) -> list[str]:
-    """Return the projections that PEFT's ``"all-linear"`` means, without anything inside a head."""
+    """Return the projections that PEFT's ``"all-linear"`` means, without a head and what PEFT refuses.
+
+    A head is one under a usual name: ``score``, ``classifier``, ``qa_outputs``.
+    """
     config = LoraConfig(target_modules="all-linear")
     _maybe_include_all_linear_layers(config, model)
     heads = head_of(model)
     names: Any = config.target_modules
-    return sorted(name for name in names if name.partition(".")[0] not in heads)
+    return sorted(name for name in names if name.partition(".")[0] not in heads and not refused_by_peft(model, name))

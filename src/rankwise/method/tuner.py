@@ -20,8 +20,10 @@ from rankwise.method.first import first_allocation
 from rankwise.method.initial import seeded
 from rankwise.method.loading import completed, shared_downs
 from rankwise.method.oversized import check_ranks
-from rankwise.method.ranks import resolve_ranks
+from rankwise.method.ranks import lookalikes, resolve_ranks
 from rankwise.method.targets import (
+    HEAD_TASKS,
+    all_linear,
     check_gated,
     check_gated_merge,
     check_layers,
@@ -79,6 +81,8 @@ class PathModel(LoraModel):
         wiring = _wiring_for(model, config)
         modules = module_names(model)
         with _linear_targets(config, wiring):
+            if config.target_modules == "all-linear" and config.task_type in HEAD_TASKS:
+                config.target_modules = all_linear(model)  # PEFT would put LoRA on the head, and then not save it
             # PEFT's order: names of the family first, so that the checks see what PEFT will look for; then the checks,
             # as long as nothing is built; then PEFT builds.
             self._prepare_adapter_config(config, self.get_model_config(model))
@@ -181,10 +185,11 @@ class PathModel(LoraModel):
         }
         check_gated(hosts)
         # Names are given as in the base model, whatever an earlier adapter has wrapped.
-        bare = (name.replace(".base_layer", "") for name, _ in model.named_modules() if ".lora_" not in name)
+        bare = [name.replace(".base_layer", "") for name, _ in model.named_modules() if ".lora_" not in name]
         names = path_names(hosts, bare)
         linear = [LowRankPath(names[module], "linear", module, host, adapter) for module, host in hosts.items()]
-        paths = PathSet(adapter, config, [*linear, *block_paths])
+        alike = [module for module in lookalikes(hosts, dict.fromkeys(bare)) if module not in hosts]
+        paths = PathSet(adapter, config, [*linear, *block_paths], alike)
         if "rankwise_paths" not in model.__dict__:
             model.rankwise_paths = PathSets(model.register_forward_pre_hook(before_forward))
         model.rankwise_paths.wiring = wiring or model.rankwise_paths.wiring

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -27,6 +27,8 @@ class PathSet:
         adapter: Name of the PEFT adapter.
         config: Its config.
         resident: All its paths, also those that an edit may bring in or has taken out for good.
+        lookalikes: Modules without a path whose names end in the name of one that has: a config that names modules has
+            to tell them apart.
 
     Attributes:
         norm: Where ``in`` and ``cut`` paths are added, ``"inside"`` or ``"reapply"``.
@@ -34,11 +36,16 @@ class PathSet:
         session: What is under way.
     """
 
-    def __init__(self, adapter: str, config: PathConfig, resident: Iterable[LowRankPath]) -> None:
+    lookalikes: tuple[str, ...] = ()  # of one that an earlier version has pickled
+
+    def __init__(
+        self, adapter: str, config: PathConfig, resident: Iterable[LowRankPath], lookalikes: Sequence[str] = ()
+    ) -> None:
         self.adapter = adapter
         self.config: Any = config
         self.norm = config.block_paths().norm
         self.resident = list(resident)
+        self.lookalikes = tuple(lookalikes)
         self.history: list[Record] = []
         self.session = Session()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -93,6 +94,7 @@ class Session:
         detached: Whether they were ended by hand.
         unheard: Whether a forward pass with gradients came in evaluation mode, where nothing listens.
         folder: Where the adapter was last saved to or loaded from.
+        before_any_step: Called with every optimizer before it steps, whose paths it may own or not.
     """
 
     recorder: Recorder | None = None
@@ -102,3 +104,4 @@ class Session:
     detached: bool = False
     unheard: bool = False
     folder: Path | None = None
+    before_any_step: Callable[[Optimizer], None] | None = None

@@ -64,8 +64,7 @@ def plan_paths(
     """
     began = time.perf_counter()
     device = next(model.parameters()).device
-    costs = {name: cost // paths.paths[name].r for name, cost in paths.costs().items()}
-    _check_budget(budget, costs)
+    _check_budget(budget, costs := {name: cost // paths.paths[name].r for name, cost in paths.costs().items()})
     limit = _time_limit(model, paths, batches[0], loss_of, choice, uniform_ranks(costs, budget))
     counts = count_parts(batches, choice.parts, device, rows=rows)
     signals, loss = collect_signals(
@@ -93,6 +92,7 @@ def plan_paths(
     return RankPlan(
         ranks=ranks,
         modules={name: path.module for name, path in paths.paths.items() if path.kind == "linear"},
+        lookalikes=paths.lookalikes,
         costs=costs,
         picks=_named(picks, list(costs), signals["all"].owners),
         budget=budget,

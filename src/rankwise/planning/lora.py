@@ -11,6 +11,7 @@ from torch import nn
 
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.errors import called, check_choice
+from rankwise.fields import plain
 from rankwise.method.export import plain_config
 from rankwise.paths.path_set import has_adapter, path_set
 from rankwise.planning.candidates import on_base, with_candidates
@@ -67,6 +68,7 @@ def plan_lora(
         ValueError: A value is outside what is allowed, there are no batches where they are needed, or nothing fits
             into the budget.
     """
+    budget, r = plain(budget), plain(r)
     by_path = (proxy or "newton", score_on, budget_unit) != ("newton", "weight", "parameters")
     granularity = granularity or ("path" if by_path else "rank")
     check_choice("granularity", granularity, ("path", "rank"))
@@ -101,17 +103,17 @@ def plan_lora(
         mode="off",  # nothing is trained, so no first allocation has to fit
         seed=seed,
     )
-    modules = _chosen_modules(model, batches, config, compute_loss)
+    modules, others = _chosen_modules(model, batches, config, compute_loss)
     if not modules:
         raise ValueError(f"budget={budget!r} leaves room for no path of r={r}: raise the budget or lower r")
     config.task_type = task_type
-    return plain_config(config, modules, r=r, lora_alpha=lora_alpha)
+    return plain_config(config, modules, others, r=r, lora_alpha=lora_alpha)
 
 
 def _chosen_modules(
     model: nn.Module, batches: Iterable[Batch], config: HeteroLoraConfig, compute_loss: ComputeLoss | None
-) -> list[str]:
-    """Score a base model's candidates and return the modules of those that the budget is spent on."""
+) -> tuple[list[str], list[str]]:
+    """Score a base model's candidates; return the modules of those that the budget is spent on, and other modules."""
     policy = config.switching()
     with on_base(model, config) as wrapped:
         paths = path_set(wrapped)
@@ -127,9 +129,10 @@ def _chosen_modules(
         chosen = policy.choose(values, costs, 0) or set()
         unspent = why_unspent(chosen, policy.prices(costs), policy.limit(costs))
         modules = [path.module for name, path in paths.paths.items() if name in chosen]
+        others = [*(path.module for path in paths.resident), *paths.lookalikes]
     if unspent:
         logger.info("plan_lora: %s", unspent)
-    return modules
+    return modules, others
 
 
 def _count_of(fraction: float, model: nn.Module, target_modules: Any, r: int) -> int:

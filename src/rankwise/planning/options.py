@@ -69,15 +69,18 @@ class Choice:
 
     def __post_init__(self) -> None:
         """Check every value, before any pass is made."""
-        check_damping(self.damping)
-        check_breadth(self.breadth)
-        check_choice("directions", self.directions, DIRECTIONS)
-        check_choice("reduction", self.reduction, REDUCTIONS)
         components: Any = self.components
         if components is not None and (
             isinstance(components, bool) or not isinstance(components, int) or components < 1
         ):
             raise ValueError(f"components={components!r} must be a whole number of at least 1, or None")
+        wrong = wrong_field(Choice, vars(self))
+        if wrong is not None:
+            raise ValueError(wrong)
+        check_damping(self.damping)
+        check_breadth(self.breadth)
+        check_choice("directions", self.directions, DIRECTIONS)
+        check_choice("reduction", self.reduction, REDUCTIONS)
         if not 0.0 <= self.least_overlap <= 1.0:
             raise ValueError(f"least_overlap={self.least_overlap!r} must lie in [0, 1]; 0 never falls back")
         if self.time_limit is not None and not 0 < self.time_limit < math.inf:

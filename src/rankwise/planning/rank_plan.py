@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from peft import LoraConfig
 
 from rankwise.configs.heterolora import HeteroLoraConfig
+from rankwise.fields import wrong_field
 from rankwise.method.ranks import rank_fields
 from rankwise.planning.step_time import StepTime
 from rankwise.rules.kinds import BLOCK_KINDS, kind_of
+
+BY_TARGETS = "plan for other modules with rankwise.rank_plan(..., target_modules=...)"
+BY_SPACE = "plan for other paths with rankwise.rank_plan(..., space=...)"
+SET_BY_PLAN = {
+    **dict.fromkeys(("r", "lora_alpha"), "the scale alpha / r is rankwise.rank_plan(..., scale=...)"),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), "its ranks and its scale are in them"),
+    **dict.fromkeys(("target_modules", "layers_to_transform", "layers_pattern"), BY_TARGETS),
+    **dict.fromkeys(("mode", "shortcuts", "shortcut_ranks", "shortcut_r", "shortcut_alpha"), BY_SPACE),
+}
 
 
 class Pick(NamedTuple):
@@ -87,6 +97,7 @@ class RankPlan:
         passes: Forward and backward passes made, over all batches.
         warnings: What to know before trusting the plan.
         time: What a step takes, where that was limited.
+        lookalikes: Modules that are no candidates and whose names end in one's: PEFT would take them for it.
     """
 
     ranks: dict[str, int]
@@ -106,6 +117,7 @@ class RankPlan:
     passes: int = 0
     warnings: tuple[str, ...] = field(default=())
     time: Time | None = None
+    lookalikes: tuple[str, ...] = ()
 
     @property
     def spent(self) -> int:
@@ -174,8 +186,10 @@ class RankPlan:
             **fields: Other fields of ``LoraConfig``, such as ``task_type`` and ``lora_dropout``.
 
         Raises:
-            ValueError: Block paths have a rank, which plain LoRA can't have: ``to_config`` builds them.
+            ValueError: Block paths have a rank, which plain LoRA can't have: ``to_config`` builds them. Or a field is
+                one that the plan sets.
         """
+        _check_fields(fields)
         blocks = [name for name in self.chosen if kind_of(name) in BLOCK_KINDS]
         if blocks:
             raise ValueError(
@@ -190,7 +204,11 @@ class RankPlan:
         Args:
             use_rslora: Whether PEFT shall scale by ``alpha / sqrt(r)``.
             **fields: Other fields of the config, such as ``task_type`` and ``lora_dropout``.
+
+        Raises:
+            ValueError: A field is one that the plan sets.
         """
+        _check_fields(fields)
         blocks = {name: rank for name, rank in self.chosen.items() if kind_of(name) in BLOCK_KINDS}
         if not blocks:
             return self.to_lora_config(use_rslora=use_rslora, **fields)
@@ -208,7 +226,8 @@ class RankPlan:
     def _linear_fields(self, use_rslora: bool) -> dict[str, Any]:
         """Return targets, ranks and alphas of the linear paths."""
         ranks = {self.modules[name]: rank for name, rank in self.chosen.items() if name in self.modules}
-        return rank_fields(ranks, self.scale, use_rslora=use_rslora)
+        others = [*self.modules.values(), *self.lookalikes]
+        return rank_fields(ranks, self.scale, use_rslora=use_rslora, others=others)
 
     def plot(self, path: str | Path, *, title: str | None = None) -> Path:
         """Write the ranks by block, beside the curve of predicted gain, as a picture; return its path.
@@ -241,10 +260,36 @@ class RankPlan:
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> RankPlan:
-        """Return the plan that ``to_dict`` gave."""
+        """Return the plan that ``to_dict`` gave.
+
+        Raises:
+            ValueError: It is none; says what is missing, unknown or of another type.
+        """
+        _check_saved(cls, saved)
         picks = tuple(Pick(**pick) for pick in saved["picks"])
         time = saved.get("time")  # plans of earlier versions have none
         if time is not None:
             depths = tuple(Depth(**depth) for depth in time.get("depths", ()))  # the first plans with a time had none
             time = Time(**{**time, "step": StepTime.from_dict(time["step"]), "depths": depths})
-        return cls(**{**saved, "picks": picks, "warnings": tuple(saved["warnings"]), "time": time})
+        tuples = {name: tuple(saved.get(name, ())) for name in ("warnings", "lookalikes")}
+        return cls(**{**saved, **tuples, "picks": picks, "time": time})
+
+
+def _check_saved(cls: type[RankPlan], saved: Mapping[str, Any]) -> None:
+    needed = {field.name for field in fields(cls) if field.default is MISSING and field.default_factory is MISSING}
+    missing = sorted(needed - set(saved))
+    unknown = sorted(set(saved) - {field.name for field in fields(cls)})
+    wrong = wrong_field(cls, saved, time=Any)
+    if missing:
+        wrong = f"it lacks {', '.join(missing)}"
+    elif unknown:
+        wrong = f"it has {', '.join(unknown)}, which no plan of this version has: a newer one may have written it"
+    if wrong is not None:
+        raise ValueError(f"this is no plan as RankPlan.to_dict() gives it: {wrong}")
+
+
+def _check_fields(given: Mapping[str, Any]) -> None:
+    """Refuse fields that the plan sets, and those that PEFT passes over where modules are named in full."""
+    for name, value in given.items():
+        if name in SET_BY_PLAN:
+            raise ValueError(f"{name}={value!r:.80} can't be given, the plan says it: {SET_BY_PLAN[name]}")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from rankwise.configs.path import LARGEST
+from rankwise.fields import plain
 from rankwise.passes import work
 from rankwise.paths.path_set import path_set
 from rankwise.planning.candidates import with_candidates
@@ -22,7 +23,17 @@ from rankwise.planning.rank_plan import RankPlan
 from rankwise.planning.step_time import StepTime
 from rankwise.scores.curvature import drawn_loss
 from rankwise.scores.likelihood import DrawLosses
-from rankwise.scores.probe import Autocast, Batch, ComputeLoss, loss_in, model_loss, same_draws, to_device, untouched
+from rankwise.scores.probe import (
+    Autocast,
+    Batch,
+    ComputeLoss,
+    check_weights,
+    loss_in,
+    model_loss,
+    same_draws,
+    to_device,
+    untouched,
+)
 
 
 def rank_plan(
@@ -70,7 +81,8 @@ def rank_plan(
         damping: ``lambda`` of the joint choice, in mean curvatures.
         directions: ``"adam"`` takes components as an Adam-like optimizer's first step on ``B`` moves, ``"sgd"`` as
             singular vectors.
-        target_modules: The linear candidates, as in ``LoraConfig``; all projections but the head if left out.
+        target_modules: The linear candidates, as in ``LoraConfig``; all projections but a head called ``score``,
+            ``classifier`` or ``qa_outputs`` and what PEFT refuses (Mamba's ``out_proj``) if left out.
         components: How many directions each path offers; twice the uniform rank of the budget if left out (under a time
             limit, of the paths that have room together), at least 8, at most 64.
         halves: Repeat the choice on each half of the batches, and report how much of their cost the two share
@@ -117,7 +129,9 @@ def rank_plan(
         step_time=step_time,
         seed=seed,
     )
+    budget, scale = plain(budget), plain(scale)  # of numpy, as sums are
     _check_numbers(budget, scale)
+    check_weights(model)
     given = _taken(batches, model)
     fewest = choice.check_batches(given, next(model.parameters()).device)
     loss_of = loss_in(compute_loss or model_loss, autocast)
@@ -145,14 +159,16 @@ def _plan(wrapped: nn.Module, *given: Any, **options: Any) -> RankPlan:
 
 def _taken(batches: Iterable[Batch], model: nn.Module) -> list[Batch]:
     """Return the batches; a loader that shuffles draws, and so may a collator."""
+    if not isinstance(batches, Iterable):
+        raise ValueError(f"batches={batches!r:.80} must be training batches: a list of them, or a DataLoader")
     with same_draws(model):
         return list(batches)
 
 
-def _check_numbers(budget: Any, scale: float) -> None:
+def _check_numbers(budget: Any, scale: Any) -> None:
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise ValueError(f"budget={budget!r} must be a number of parameters, a whole number of at least 1")
-    if not 0 < scale <= LARGEST:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale <= LARGEST:
         raise ValueError(
             f"scale={scale!r:.60} must be positive and at most {LARGEST:.3g}, the largest of float32: it is alpha / r "
             "of every path"

@@ -170,7 +170,8 @@ def snippets_of(plan: RankPlan, folder: Path | None, task_type: str, loads: Load
         loads: How the base model is loaded, see ``loading``.
     """
     config = plan.to_config()
-    names = [from_blocks(module) for module in sorted(config.target_modules or ())]
+    planned = sorted(plan.modules[name] for name in plan.chosen if name in plan.modules)
+    names = [from_blocks(module) for module in planned]
     made = _config_lines(config, names, task_type)
     used = ["get_peft_model", *loads.used]
     ours = "from rankwise import HeteroLoraConfig\n" if plan.has_block_paths else ""

@@ -17,13 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.loss.loss_utils import LOSS_MAPPING
 
 from rankwise.errors import argument
 from rankwise.seeds import stable_seed
 
 IGNORED = -100
+TINY = 1e-30
+TOLD_APART = 1e-4  # relative: a class that computes as its name says repeats its loss closer than that
 DRAW_LOSSES = "draw_losses=lambda model, batch, generator: ..."  # as an error names it
 SHIFTED = ("ForCausalLM", "ForConditionalGeneration")
+SAME_LOSS = 0.01  # relative; a model in bfloat16 repeats its loss to half of that
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ def draw(model: nn.Module, batch: Mapping[str, Any], seed: int) -> Drawn:
         )
     sequences, apart = _choices(batch, labels)
     # With labels a model that scores sequences would compute the loss of a regression, which this is not.
-    logits = _logits(model(**(without_labels(batch) if apart else batch)))
+    output = model(**(without_labels(batch) if apart else batch))
+    logits = _logits(output)
     wide = logits if logits.dtype == torch.float64 else logits.float()
     keys = _keys(batch, labels, sequences)
     generators = [torch.Generator().manual_seed(stable_seed(seed, key)) for key in keys]
@@ -86,7 +91,7 @@ def draw(model: nn.Module, batch: Mapping[str, Any], seed: int) -> Drawn:
         return _normal(wide, labels, generators)
     if kind == "multi_label_classification":
         return _bernoulli(wide, labels, generators)
-    if kind == "shifted":
+    if kind in ("shifted", "tokens") and _shifts(output, wide, labels, guess=kind == "shifted"):
         wide, labels = wide[:, :-1], labels[:, 1:]
     return replace(_categorical(wide, labels, generators), sequences=sequences)
 
@@ -161,8 +166,10 @@ def _kind(model: nn.Module, logits: Tensor, labels: Tensor) -> str:
     base: Any = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     config: Any = None if base is None else base.config
     if logits.ndim == 3 and labels.shape == logits.shape[:2] and not labels.is_floating_point():
-        shifts = base is not None and base.loss_type in SHIFTED and not config.is_encoder_decoder
-        return "shifted" if shifts else "tokens"
+        if base is None or config.is_encoder_decoder:
+            return "tokens"
+        # A class whose name says no task, such as GPT2LMHeadModel, has the loss that transformers falls back to.
+        return "shifted" if base.loss_type in SHIFTED or base.loss_type not in LOSS_MAPPING else "tokens"
     if logits.ndim == 2 and len(labels) == len(logits):
         if config is not None and config.problem_type is not None:
             return str(config.problem_type)
@@ -174,6 +181,29 @@ def _kind(model: nn.Module, logits: Tensor, labels: Tensor) -> str:
         f"regression or language modelling that is known here: pass {argument(DRAW_LOSSES)} that returns each "
         "example's summed loss under labels drawn from the prediction, and the number of loss terms"
     )
+
+
+def _shifts(output: Any, logits: Tensor, labels: Tensor, *, guess: bool) -> bool:
+    """Tell whether a token's logits are for the next label: by the loss the model returned, else as guessed.
+
+    Classes that end in ``ForCausalLM`` and compute the loss themselves (BART's) don't shift, whatever their name says.
+    """
+    found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    own = output[0] if isinstance(output, tuple) else found
+    if not isinstance(own, Tensor) or own.numel() != 1:
+        return guess
+    loss = float(own.detach())
+
+    @torch.no_grad()
+    def gap(shift: bool) -> float:
+        rows, asked = (logits[:, :-1], labels[:, 1:]) if shift else (logits, labels)
+        mean = float(F.cross_entropy(rows.movedim(-1, 1), asked.to(rows.device), ignore_index=IGNORED))
+        return abs(mean - loss) / max(abs(mean), abs(loss), TINY)
+
+    as_guessed = gap(guess)
+    # A small term of the loss's own is no reason to doubt the class; a loss that only the other reading gives is.
+    doubted = as_guessed > TOLD_APART and gap(not guess) <= min(SAME_LOSS, as_guessed / 10)
+    return not guess if doubted else guess
 
 
 def _categorical(logits: Tensor, labels: Tensor, generators: list[torch.Generator]) -> Drawn:

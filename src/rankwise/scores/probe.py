@@ -10,19 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedConfig
 
 from rankwise.configs.heterolora import CHOICES
 from rankwise.errors import check_choice
 from rankwise.passes import passed, work
-from rankwise.paths.low_rank_path import dequantised_weight
 from rankwise.paths.path_set import PathSet, path_set
 from rankwise.rules.proxies import PASSES, PROXIES
 from rankwise.scores.components import component_statistic, gradients_of, truncation_of
 from rankwise.scores.curvature import curvature_pass, drawn_loss, gradient_pass, newton_scores
+from rankwise.scores.flow import absolute_float64, plain_experts, token_embeddings, widened
 from rankwise.scores.likelihood import DrawLosses
 from rankwise.scores.proxies import Scores, checked_scores, score_from_means, score_without_data
 from rankwise.scores.recorder import StatisticRecorder
@@ -33,6 +31,8 @@ Batch = Any
 ComputeLoss = Callable[[nn.Module, Batch], Tensor]
 Autocast = Callable[[], AbstractContextManager[Any]]
 FLOW_TOKENS = 8
+NONE_LEFT = "; an iterator has none left after it was gone through once: give a list, or a DataLoader"
+INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values", "labels")
 
 
 def model_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -62,15 +62,61 @@ def to_device(batch: Batch, model: nn.Module) -> Batch:
     """Return the batch with its tensors, nested ones too, on the device of the model's first parameter.
 
     Raises:
-        ValueError: The batch is no mapping.
+        ValueError: The batch is no mapping, or a row of a dataset.
     """
     if not isinstance(batch, Mapping):
         raise ValueError(
             f"a training batch must be a mapping that the model takes as keyword arguments, got {type(batch).__name__}"
             "; for others pass compute_loss=lambda model, batch: ..."
         )
+    lists = [name for name in INPUTS if _plain_numbers(batch.get(name))]
+    ids = batch.get("input_ids")
+    if lists or (isinstance(ids, Tensor) and ids.ndim < 2):
+        what = f"{lists[0]} is a {type(batch[lists[0]]).__name__}" if lists else "input_ids have one dimension"
+        raise ValueError(
+            f"a training batch holds tensors of several examples, and its {what}, as of a row of a dataset: give "
+            "batches, such as torch.utils.data.DataLoader(dataset, batch_size=16, collate_fn=...) makes"
+        )
     device = next(model.parameters()).device
     return {key: _moved(value, device) for key, value in batch.items()}
+
+
+def _plain_numbers(value: Any) -> bool:
+    """Tell whether a value is a number or a nest of lists of some; models of objects take lists of other things."""
+    while isinstance(value, list) and value:
+        value = value[0]
+    return isinstance(value, (int, float))
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse what is no model, and a model whose weights are not there.
+
+    Raises:
+        ValueError: It is none, or on the meta device.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model={model!r:.80} is a {type(model).__name__} and no torch module: load the model first")
+    if next(model.parameters()).is_meta:
+        raise ValueError(
+            f"this {type(model).__name__} is on the meta device, so it has no weights to compute with: load them, onto "
+            "one device, not offloaded (rankwise.plan(config, lora_config) says what a search would cost without any)"
+        )
+
+
+def check_runs(paths: PathSet) -> None:
+    """Refuse an adapter that a forward pass does not run through as it is now, so that no loss depends on it.
+
+    Raises:
+        ValueError: It is not active, disabled, or an adapter is merged into the base.
+    """
+    host, adapter = paths.host, paths.adapter
+    if adapter not in host.active_adapters:
+        raise ValueError(f"adapter {adapter!r} is not the active one: call model.set_adapter({adapter!r}) before")
+    if host.disable_adapters:
+        raise ValueError(f"adapter {adapter!r} is disabled: score its paths outside of disable_adapter()")
+    merged = [path.host.merged_adapters for path in paths.resident if path.host.merged_adapters]
+    if merged:
+        raise ValueError(f"adapter {merged[0][0]!r} is merged into the base: call model.unmerge_adapter() before")
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -187,7 +233,10 @@ def score_paths(
     check_choice("mode", mode, CHOICES["probe_mode"])
     if isinstance(sketch, int) and sketch < 1:
         raise ValueError(f"sketch={sketch!r} must be a number of columns >= 1, 'auto' or None (exact)")
+    check_weights(model)
     paths = path_set(model, adapter)
+    if PROXIES[proxy].needs != "nothing":
+        check_runs(paths)
     with work(f"scoring {len(paths.paths)} paths by {proxy}", PASSES[PROXIES[proxy].needs] * size_of(batches)):
         return probe(
             model,
@@ -247,7 +296,7 @@ def probe(
             collect(recorder, loss)
             passed()
         if not recorder.steps:
-            raise ValueError(f"proxy={proxy!r} needs training batches, got none")
+            raise ValueError(f"proxy={proxy!r} needs training batches, got none{NONE_LEFT}")
         return score_from_means(proxy, candidates, recorder.means())
 
 
@@ -267,7 +316,7 @@ def _probe_curvature(
     """Score by ``newton``: a pass for ``G``, one for the curvature along its rank-r truncation."""
     candidates = paths.paths
     if not batches:
-        raise ValueError("proxy='newton' needs training batches, got none")
+        raise ValueError(f"proxy='newton' needs training batches, got none{NONE_LEFT}")
     largest = max(path.r for path in candidates.values())
     statistic = component_statistic(candidates.values(), largest, parts=1, seed=seed)
     means, _ = gradient_pass(model, paths, batches, statistic, loss_of)
@@ -295,71 +344,15 @@ def _probe_flow(
         if synflow_loss == "loss" and batch is None:
             raise ValueError("synflow_loss='loss' needs a training batch, got none")
         stack.enter_context(absolute_float64(model))
-        stack.enter_context(_plain_experts(model))
+        stack.enter_context(plain_experts(model))
         model.eval()
         if batch is not None:
-            loss = compute_loss(model, batch)
+            loss = compute_loss(model, widened(batch))
         else:
-            embedding = model.get_input_embeddings()  # type: ignore[operator]
-            if not isinstance(embedding, nn.Embedding):
-                raise ValueError(
-                    f"synflow_loss='logits' pushes ones through the model in the place of token embeddings, and "
-                    f"{type(model).__name__} has no token embeddings: use synflow_loss='loss', or another proxy"
-                )
+            embedding = token_embeddings(model)
             size = 1, FLOW_TOKENS, embedding.weight.shape[1]
             ones = torch.ones(size, dtype=torch.float64, device=embedding.weight.device)
             decoder = {"decoder_inputs_embeds": ones} if model.config.is_encoder_decoder else {}  # type: ignore[union-attr]
             loss = part_of(model(inputs_embeds=ones, **decoder), "logits").sum()
         collect(recorder, loss)
         return score_from_means("synflow", paths.paths, recorder.means())
-
-
-@contextmanager
-def _plain_experts(model: nn.Module) -> Iterator[None]:
-    """Run experts one by one: the fast kernel that transformers takes by default has no float64."""
-    config: Any = getattr(model, "config", None)
-    if not isinstance(config, PreTrainedConfig):
-        yield
-        return
-    before = config._experts_implementation
-    config._experts_implementation = "eager"
-    try:
-        yield
-    finally:
-        config._experts_implementation = before
-
-
-@contextmanager
-def absolute_float64(model: nn.Module) -> Iterator[None]:
-    """Replace every floating parameter by its absolute value in float64, and floating buffers by float64.
-
-    A quantised linear layer computes with its dequantised absolute weight, one layer at a time.
-    """
-    quantised = [m for m in model.modules() if isinstance(m, nn.Linear) and not m.weight.is_floating_point()]
-    forwards = [module.__dict__.get("forward") for module in quantised]
-    parameters = [(p, p.data, p.grad) for p in model.parameters() if p.is_floating_point()]
-    buffers = [(b, b.data) for b in model.buffers() if b.is_floating_point()]
-    try:
-        for parameter, data, _ in parameters:
-            parameter.grad = None
-            parameter.data = data.abs().double()
-        for buffer, data in buffers:
-            buffer.data = data.double()
-        for module in quantised:
-            module.forward = partial(_absolute_linear, module)  # type: ignore[method-assign]
-        yield
-    finally:
-        for module, forward in zip(quantised, forwards, strict=True):
-            module.__dict__.pop("forward", None)
-            if forward is not None:
-                module.__dict__["forward"] = forward
-        for parameter, data, grad in parameters:
-            parameter.data = data
-            parameter.grad = grad
-        for buffer, data in buffers:
-            buffer.data = data
-
-
-def _absolute_linear(module: nn.Linear, x: Tensor) -> Tensor:
-    weight = dequantised_weight(module).abs().to(x.dtype)
-    return F.linear(x, weight, module.bias)

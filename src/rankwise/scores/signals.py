@@ -17,11 +17,11 @@ from rankwise.paths.path_set import PathSet
 from rankwise.rules.joint import Vector
 from rankwise.scores.components import Directions, component_statistic, directions_of, gradients_of
 from rankwise.scores.curvature import Batch, DrawBatch, curvature_pass, gradient_pass
+from rankwise.scores.likelihood import IGNORED, SAME_LOSS
 from rankwise.scores.probe import ComputeLoss
 from rankwise.scores.recorder import Sums
 
 REDUCTIONS = ("auto", "mean", "sum")
-SAME_LOSS = 0.01  # relative; a model in bfloat16 repeats its loss to half of that
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,7 @@ def collect_signals(
         for position, choice in enumerate(wanted):
             columns = [seen.values[name].tensor_split(len(wanted), dim=1)[position] for name in owners]
             found[choice].append(torch.cat(columns, dim=1).numpy(force=True))
+    _check_terms(list(terms.values()))
     counted = sum(counts.batches[part] for part in terms)
     factor = counted / sum(terms.values()) if reduction == "sum" else 1.0
     signals = {}
@@ -158,8 +159,7 @@ def collect_signals(
             owners=[owners[name] for name in owners for _ in range(along[choice][name].left.shape[1])],
         )
     _check_examples(min(len(signal.examples) for signal in signals.values()), components, parts)
-    total = sum(each for (each,) in of_every_process([math.fsum(losses)], device))
-    return signals, total / sum(counts.batches) * factor
+    return signals, _mean_loss(losses, device) * factor
 
 
 def _reached(paths: PathSet, gradients: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -215,6 +215,23 @@ def _mean(means: Sequence[Sums], weights: Sequence[int]) -> Sums:
 def _beside(directions: Sequence[Directions]) -> Directions:
     """Return several choices' directions of one path as one set; each has as many."""
     return Directions(torch.cat([d.left for d in directions], 1), torch.cat([d.right for d in directions], 1))
+
+
+def _check_terms(terms: Sequence[int]) -> None:
+    """Refuse batches without a label that counts; the numbers are those of all processes."""
+    if not all(terms):
+        raise ValueError(
+            f"no label counts in {'one half of ' if any(terms) else ''}the batches: each is {IGNORED}. Mask less of "
+            "the labels (a prompt longer than the batch leaves none), or give other batches"
+        )
+
+
+def _mean_loss(losses: Sequence[float], device: torch.device) -> float:
+    """Return the mean over all processes' batches that have a loss; one in which no label counts has none."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    sums = of_every_process([math.fsum(finite), len(finite)], device)
+    count = sum(number for _, number in sums)
+    return sum(total for total, _ in sums) / count if count else math.nan
 
 
 def _check_mean(own: float, own_mean: float | None, terms: float, device: torch.device) -> None:

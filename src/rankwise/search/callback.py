@@ -25,7 +25,7 @@ from rankwise.search.checkpoint import STATE, load_search, save_search
 from rankwise.search.listener import Training, warn_if_idle
 from rankwise.search.listeners import make_listener
 from rankwise.search.logged import draw_at_the_end, figures
-from rankwise.search.rank_search import check_plan, choose_ranks_, restore_ranks_, undecided_error
+from rankwise.search.rank_search import check_not_owned, check_plan, choose_ranks_, restore_ranks_, undecided_error
 from rankwise.search.trainer import bar_of_passes, current_run, obstacle, probe_batches, wrap_trainer
 
 CLAIMS: weakref.WeakKeyDictionary[PathSet, AllocationCallback] = weakref.WeakKeyDictionary()
@@ -242,6 +242,8 @@ def choose_ranks_before_training(trainer: Trainer, resume: str | bool | None) ->
     for paths in [paths for paths in folders if paths.config.undecided and paths.trains]:
         if resume:
             folder = get_last_checkpoint(trainer.args.output_dir) if resume is True else resume
+            if trainer.optimizer is not None:
+                check_not_owned(paths, trainer.optimizer)
             restore_ranks_(paths, Path(str(folder)) / folders[paths])
             continue
         each = [c for c in trainer.callback_handler.callbacks if isinstance(c, AllocationCallback)]

@@ -119,16 +119,34 @@ def after_saving(model: PeftModel, folder: str | Path, selected: Iterable[str] |
         if paths.session.listener is not None and not paths.session.listener.knows_epochs:
             warn_if_idle(paths)
         warn_if_unheard(paths)
-        if rank() != 0 or not place.is_dir():
-            continue
-        if paths.history:
-            write_text_atomic(place / HISTORY_FILE, to_lines(paths.history))
-        else:  # another run's, left in a folder that is used again
-            (place / HISTORY_FILE).unlink(missing_ok=True)
-        listed = {**_listed(paths), "parameters": paths.counts(), **_structure(paths)}
-        write_json_atomic(place / ALLOCATION, {**listed, DIGESTS: digests(place)})
+        _write_beside(paths, place)
     if _own(model) and rank() == 0 and (Path(folder) / CARD).is_file():
         write_card(Path(folder), _own(model), getattr(getattr(model, "config", None), "num_labels", None))
+
+
+def after_saving_alone(model: Any, folder: str | Path) -> None:
+    """Write the history and the allocation of the adapter that transformers itself has saved, without a ``PeftModel``.
+
+    Args:
+        model: A model of transformers.
+        folder: Where it was saved.
+    """
+    sets = _own(model) if model.__dict__.get("_hf_peft_config_loaded") else {}
+    for adapter in model.active_adapters() if sets else []:  # transformers saves one, and raises where there are more
+        if adapter in sets:
+            warn_if_unheard(sets[adapter])
+            _write_beside(sets[adapter], Path(folder))
+
+
+def _write_beside(paths: PathSet, place: Path) -> None:
+    if rank() != 0 or not place.is_dir():
+        return
+    if paths.history:
+        write_text_atomic(place / HISTORY_FILE, to_lines(paths.history))
+    else:  # another run's, left in a folder that is used again
+        (place / HISTORY_FILE).unlink(missing_ok=True)
+    listed = {**_listed(paths), "parameters": paths.counts(), **_structure(paths)}
+    write_json_atomic(place / ALLOCATION, {**listed, DIGESTS: digests(place)})
 
 
 def warn_if_unheard(paths: PathSet) -> None:

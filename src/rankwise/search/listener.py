@@ -71,6 +71,12 @@ class Listener:
     automatic = False
 
     def __init__(self, model: nn.Module, optimizer: Optimizer | None = None, *, adapter: str | None = None) -> None:
+        given: Any = optimizer
+        if given is not None and not isinstance(getattr(given, "param_groups", None), list):
+            raise ValueError(
+                f"optimizer is a {type(given).__name__}, which has no param_groups: training batches are given by "
+                "name, batches=..."
+            )
         self.paths: PathSet = path_set(model, adapter)
         # Weak: the model holds this through its session, and a cycle would keep both in memory after a run.
         self._model = weakref.ref(model)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import sys
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -25,7 +28,7 @@ class OptimizerDriver:
     def __init__(self) -> None:
         self._listening: weakref.WeakSet[PathSet] = weakref.WeakSet()
         self._handles: list[Any] = []
-        self._depth = 0
+        self._running = False
         self._stepped: weakref.WeakSet[PathSet] = weakref.WeakSet()
 
     def listen(self, paths: PathSet) -> None:
@@ -36,7 +39,6 @@ class OptimizerDriver:
                 register_optimizer_step_post_hook(self._after),
             ]
         self._listening.add(paths)
-        self._depth = 0  # a step that raised left its mark
 
     def wake(self, model: nn.Module, paths: PathSet) -> None:
         """Begin a path set's search, making its allocator if it has none."""
@@ -47,7 +49,8 @@ class OptimizerDriver:
     def forget(self, paths: PathSet) -> None:
         """Stop listening for a path set; the last one takes the hooks along."""
         self._listening.discard(paths)
-        if not self._listening:
+        # Torch walks through its hooks while one of ours runs; then they stay, idle, for the next who listens.
+        if not self._listening and not self._running:
             for handle in self._handles:
                 handle.remove()
             self._handles = []
@@ -60,27 +63,49 @@ class OptimizerDriver:
         self._stepped.discard(paths)
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._depth += 1
-        if self._depth > 1:  # a step that calls super().step() comes here twice
+        if _inside_a_step():
             return
-        for paths in list(self._listening):
-            if paths.session.listener is not None and paths.session.listener.owns(optimizer):
-                paths.session.listener.before_step(optimizer)
+        with self._walking() as listening:
+            for paths in listening:
+                if paths.session.before_any_step is not None:
+                    paths.session.before_any_step(optimizer)
+                if paths.session.listener is not None and paths.session.listener.owns(optimizer):
+                    paths.session.listener.before_step(optimizer)
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._depth -= 1
-        if self._depth > 0:
+        if _inside_a_step():
             return
-        self._depth = 0
-        for paths in list(self._listening):
-            if paths.session.listener is not None and paths.session.listener.owns(optimizer):
-                self._stepped.add(paths)
-                paths.session.listener.after_step()
+        with self._walking() as listening:
+            for paths in listening:
+                if paths.session.listener is not None and paths.session.listener.owns(optimizer):
+                    self._stepped.add(paths)
+                    paths.session.listener.after_step()
+
+    @contextmanager
+    def _walking(self) -> Iterator[list[PathSet]]:
+        """Give the path sets that are listened for, and keep the hooks where they are inside."""
+        self._running = True
+        try:
+            yield list(self._listening)
+        finally:
+            self._running = False
 
     def warn_of_idle_searches(self) -> None:
         """Warn of every model that was trained, asked for a search, and never got one."""
         for paths in list(self._listening):
             warn_if_idle(paths)
+
+
+def _inside_a_step() -> bool:
+    """Tell whether the step whose hook this was called by is part of another, as one that calls ``super().step()``.
+
+    The call stack says so; a count of its own would be off for good after a step that raised, or was interrupted.
+    """
+    step = sys._getframe(2)  # what torch puts around every optimizer's step
+    above = step.f_back
+    while above is not None and above.f_code is not step.f_code:
+        above = above.f_back
+    return above is not None
 
 
 DRIVER = OptimizerDriver()

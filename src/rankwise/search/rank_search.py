@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -25,7 +26,17 @@ from rankwise.rules.budget import fraction_of
 from rankwise.rules.records import HISTORY_FILE, SearchRecord, from_lines, searches
 from rankwise.scores.curvature import drawn_loss
 from rankwise.scores.likelihood import DrawLosses
-from rankwise.scores.probe import Autocast, Batch, ComputeLoss, loss_in, model_loss, same_draws, to_device, untouched
+from rankwise.scores.probe import (
+    Autocast,
+    Batch,
+    ComputeLoss,
+    check_runs,
+    loss_in,
+    model_loss,
+    same_draws,
+    to_device,
+    untouched,
+)
 
 logger = logging.getLogger("rankwise")
 
@@ -69,6 +80,7 @@ def choose_ranks_(
             f"time_limit={choice.time_limit!r} times steps of a PeftModel, and this is a {type(model).__name__}: "
             "make it with peft.get_peft_model, or leave time_limit out"
         )
+    check_runs(paths)
     with same_draws(model):  # a collator may draw
         given = [batch for _, batch in zip(range(config.score_batches), batches, strict=False)]
     loss_of = loss_in(compute_loss or model_loss, autocast)
@@ -109,7 +121,7 @@ def adopt_(model: nn.Module, paths: PathSet, plan: RankPlan, seconds: float) -> 
     for pick in plan.picks:
         gains[pick.path] += pick.gain
     # Before the record: its counts are of what is left in memory.
-    resize_(paths, plan.ranks)
+    _replace_(paths, plan.ranks)
     record = SearchRecord(
         step=0,
         search=0,
@@ -149,7 +161,24 @@ def check_not_owned(paths: PathSet, optimizer: Optimizer) -> None:
     Raises:
         ValueError: It owns candidates, which the choice replaces.
     """
-    own = {id(parameter) for path in paths.resident for parameter in path.parameters}
+    _refuse_owner(optimizer, [parameter for path in paths.resident for parameter in path.parameters])
+
+
+def _replace_(paths: PathSet, ranks: Mapping[str, int]) -> None:
+    """Give the paths their ranks, and refuse the steps of an optimizer that owns the candidates they replace."""
+    replaced = [weakref.ref(parameter) for path in paths.resident for parameter in path.parameters]
+    resize_(paths, ranks)
+
+    def check(optimizer: Optimizer) -> None:
+        # Nobody told a plain loop's optimizer, and it would train the head, or nothing, without a word.
+        replaced[:] = [reference for reference in replaced if reference() is not None]
+        _refuse_owner(optimizer, [parameter for reference in replaced if (parameter := reference()) is not None])
+
+    paths.session.before_any_step = check
+
+
+def _refuse_owner(optimizer: Optimizer, candidates: Iterable[nn.Parameter]) -> None:
+    own = {id(parameter) for parameter in candidates}
     if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
         raise ValueError(
             "granularity='rank' makes the paths anew when their ranks are chosen, and the optimizer was made before: "
@@ -208,4 +237,4 @@ def restore_ranks_(paths: PathSet, folder: str | Path) -> None:
         raise ValueError(
             f"{file} gives a rank to {unknown[0]!r}, and this model has no such candidate: same base, same targets?"
         )
-    resize_(paths, {name: chosen[-1].ranks.get(name, 0) for name in paths.paths})
+    _replace_(paths, {name: chosen[-1].ranks.get(name, 0) for name in paths.paths})

@@ -171,6 +171,9 @@ def _foreign_loss(trainer: Any) -> str | None:
         return "compute_loss_func computes the loss"
     if trainer.label_smoother is not None:
         return f"label_smoothing_factor={trainer.args.label_smoothing_factor} changes the loss"
+    kind = vars(trainer.args).get("loss_type", "nll")  # of TRL's SFTConfig
+    if kind != "nll":
+        return f"loss_type={kind!r} changes the loss"
     return None
 
 

@@ -114,7 +114,7 @@ def _sized(recipe: Recipe, options: Options, budget: int, most: int) -> Options:
 
 def _planned(config: Any) -> Options:
     patterns = {name: dict(value) for name in ("rank_pattern", "alpha_pattern") if (value := getattr(config, name))}
-    targets = sorted(config.target_modules)
+    targets = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)
     return {"name": "lora", "r": config.r, "lora_alpha": config.lora_alpha, "target_modules": targets, **patterns}
 
 
