@@ -7,7 +7,7 @@ All arms train LoRA on all projections at ``alpha / r = 2``, built at one large 
 column of ``B``) that is not open has no gradient and ``B = 0``, so it is not there. Policies:
 
 ``once``
-    ``rankwise.rank_plan`` for the whole budget at the start: the control.
+    ``rankwise.rank_plan`` by gain alone for the whole budget at the start: the control.
 ``grow``
     a plan for half of the budget at the start, and a quarter each at 15 % and 30 % of training, planned on the network
     as it is then. Nothing is taken away.
@@ -43,6 +43,7 @@ from torch.optim import AdamW
 from transformers import get_linear_schedule_with_warmup
 
 ARMS = ("once", "grow", "squeeze", "freeze")
+BY_GAIN = {"breadth": 0.0}  # as plans were when this ran
 STEPS = {"wikitext2": 150, "trec": 200, "mrpc": 200}
 RANK, PROBE, WIDER = 24, 24, 3
 GROW, CUT = {0.0: 0.5, 0.15: 0.25, 0.3: 0.25}, 0.4
@@ -316,7 +317,7 @@ def run_arm(task: Language | Classification, key: dict[str, Any]) -> dict[str, A
     def plan(model: Any, budget: int) -> Layout:
         for parameter in model.parameters():
             parameter.requires_grad = True
-        found = planned(model, probe, candidates, budget=budget, seed=seed, space="linear", options={})
+        found = planned(model, probe, candidates, budget=budget, seed=seed, space="linear", options=BY_GAIN)
         return found.layout
 
     torch.manual_seed(seed)
