@@ -183,8 +183,8 @@ class RankPlan:
 
         Args:
             use_rslora: Whether PEFT shall scale by ``alpha / sqrt(r)``.
-            **fields: Other fields of ``LoraConfig``, such as ``task_type`` and ``lora_dropout``. What they train besides
-                (``use_dora``'s magnitudes, ``bias``, ``modules_to_save``) is not in the plan's budget.
+            **fields: Other fields of ``LoraConfig``, such as ``task_type`` and ``lora_dropout``. What they train
+                besides, such as the magnitudes of ``use_dora``, is not in the plan's budget.
 
         Raises:
             ValueError: Block paths have a rank, which plain LoRA can't have: ``to_config`` builds them. Or a field is
