@@ -64,7 +64,7 @@ def plan_paths(
     """
     began = time.perf_counter()
     device = next(model.parameters()).device
-    _check_budget(budget, costs := {name: cost // paths.paths[name].r for name, cost in paths.costs().items()})
+    costs = _rank_costs(paths, budget)
     limit = _time_limit(model, paths, batches[0], loss_of, choice, uniform_ranks(costs, budget))
     counts = count_parts(batches, choice.parts, device, rows=rows)
     signals, loss = collect_signals(
@@ -326,10 +326,13 @@ def _unspent(picks: Picks, costs: Mapping[str, int], owners: Sequence[int]) -> s
     return f"one more rank costs at least {least} parameters"
 
 
-def _check_budget(budget: int, costs: Mapping[str, int]) -> None:
+def _rank_costs(paths: PathSet, budget: int) -> dict[str, int]:
+    """Return what one rank of each path costs, and refuse a budget below the cheapest."""
+    costs = {name: cost // paths.paths[name].r for name, cost in paths.costs().items()}
     cheapest = min(costs, key=lambda name: costs[name])
     if budget < costs[cheapest]:
         raise ValueError(
             f"budget={budget} is below the cheapest component: one rank of {cheapest} costs {costs[cheapest]} "
             f"parameters, one rank of everything {sum(costs.values())}"
         )
+    return costs
