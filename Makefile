@@ -13,7 +13,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: tables help install demo test slow quantised loops browser docs lint format bench lock clean
+.PHONY: tables help install demo test slow quantised loops gpu browser docs lint format bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -46,6 +46,9 @@ loops: install  ## Lightning, Ray Train, a study on a Ray cluster, W&B and MLflo
 		wandb==0.31.0 mlflow-skinny==3.17.2
 	$(PYTEST) -n 0 tests/search/test_logged.py -k "wandb or mlflow"
 	$(PYTEST) -n 0 -m "slow and not gpu" tests/test_training_examples.py tests/study/test_on_ray.py -k "lightning or ray"
+
+gpu: install  ## What only a machine with an NVIDIA GPU can show; skipped where there is none
+	$(PYTEST) -n 1 -m gpu $(ARGS)
 
 browser: install  ## The report in a headless Chromium (Debian: chromium chromium-driver); skipped where there is none
 	$(PYTEST) -n 0 -m browser $(ARGS)

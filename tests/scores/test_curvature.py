@@ -24,7 +24,7 @@ from rankwise.scores.components import (
 )
 from rankwise.scores.curvature import Examples, curvature_pass, drawn_loss, gradient_pass
 from rankwise.scores.likelihood import draw, without_labels
-from rankwise.scores.probe import model_loss, to_device, untouched
+from rankwise.scores.probe import model_loss, untouched
 
 QUIET: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -81,7 +81,7 @@ def prepared(name: str) -> tuple[Any, dict[str, Directions]]:
 
 def pass_over(model: Any, data: list[Batch], directions: dict[str, Directions], seed: int = 0) -> Examples:
     with untouched(model), torch.enable_grad():
-        draw_of = drawn_loss(None, torch.enable_grad, to_device, seed)
+        draw_of = drawn_loss(None, torch.enable_grad, seed)
         return curvature_pass(model, path_set(model), list(enumerate(data)), directions, draw_of)
 
 

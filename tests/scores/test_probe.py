@@ -20,7 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import rankwise
 from rankwise.paths.path_set import path_set
-from rankwise.scores.probe import to_device
+from rankwise.scores.batches import to_device
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import rankwise
 from rankwise.paths.path_set import path_set
 from rankwise.scores.curvature import drawn_loss
 from rankwise.scores.likelihood import Drawn, draw
-from rankwise.scores.probe import model_loss, to_device, untouched
+from rankwise.scores.probe import model_loss, untouched
 from rankwise.scores.signals import Signal, collect_signals, count_parts
 
 K = 2
@@ -44,7 +44,7 @@ def collect(
     }
     parts = 2 if options["halves"] or options["cross_validate"] else 1
     options = {"counts": count_parts(batches, parts, CPU), **options}
-    draws = draw_of or drawn_loss(None, torch.enable_grad, to_device, 0)
+    draws = draw_of or drawn_loss(None, torch.enable_grad, 0)
     with untouched(model), torch.enable_grad():
         return collect_signals(model.eval(), path_set(model), batches, loss_of, draws, **options)
 

@@ -18,7 +18,7 @@ from transformers import BertForSequenceClassification, Trainer, TrainingArgumen
 
 import rankwise
 from rankwise.paths.path_set import path_set
-from rankwise.scores.probe import to_device
+from rankwise.scores.batches import to_device
 from rankwise.search.trainer import probe_batches
 
 FIELDS: dict[str, Any] = {

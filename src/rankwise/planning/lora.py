@@ -61,7 +61,8 @@ def plan_lora(
         lora_alpha: Alpha of each path.
         lora_dropout: Dropout of each path.
         task_type: PEFT's task type, for the returned config.
-        compute_loss: Called with (model, batch), for losses that the model does not compute itself.
+        compute_loss: Called with (model, batch), for losses that the model does not compute itself; the batch is on
+            the model's device.
         seed: Seeds the draws and initial values.
 
     Raises:

@@ -31,7 +31,6 @@ from rankwise.scores.probe import (
     loss_in,
     model_loss,
     same_draws,
-    to_device,
     untouched,
 )
 
@@ -105,7 +104,8 @@ def rank_plan(
         prefix_cache: Whether training will keep the frozen prefix (``rankwise.prefix.cache.prefix_cache``), so that
             blocks below the lowest path cost nothing.
         step_time: The parts of a step from another plan for the same model and space, ``plan.time.step``.
-        compute_loss: Called with (model, batch), for losses that the model does not compute itself.
+        compute_loss: Called with (model, batch), for losses that the model does not compute itself; the batch is on
+            the model's device.
         draw_losses: For such losses; called with (model, batch, generator), returns each example's summed loss under
             labels drawn from the prediction, and the number of loss terms.
         autocast: Makes the context of each forward pass, for training in mixed precision.
@@ -135,7 +135,7 @@ def rank_plan(
     given = _taken(batches, model)
     fewest = choice.check_batches(given, next(model.parameters()).device)
     loss_of = loss_in(compute_loss or model_loss, autocast)
-    draw_of = drawn_loss(draw_losses, autocast, to_device, seed)
+    draw_of = drawn_loss(draw_losses, autocast, seed)
     rows = draw_losses is None  # else what counts as an example is the user's
     steps = head_steps(model, given[:fewest], head_warmup)
     began = time.perf_counter()

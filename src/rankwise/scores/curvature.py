@@ -28,6 +28,7 @@ from rankwise.passes import passed
 from rankwise.paths.autograd import Tap
 from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.path_set import PathSet
+from rankwise.scores.batches import beside, to_device
 from rankwise.scores.components import Directions, Gradients
 from rankwise.scores.likelihood import DrawLosses, Drawn, draw, sequences_of
 from rankwise.scores.recorder import StatisticRecorder, Sums
@@ -224,22 +225,21 @@ def _beside(found: Mapping[str, Tensor], directions: Mapping[str, Directions], e
     return torch.cat(columns, dim=1)
 
 
-def drawn_loss(draw_losses: DrawLosses | None, autocast: Any, move: Any, seed: int) -> DrawBatch:
+def drawn_loss(draw_losses: DrawLosses | None, autocast: Any, seed: int) -> DrawBatch:
     """Return what draws labels for a batch: the user's function, or what the model's own loss asks for.
 
     Args:
         draw_losses: The user's, if any.
         autocast: Makes the context of the forward pass.
-        move: Called with (batch, model): the batch on the model's device, checked to be a mapping.
         seed: Seeds the draws.
     """
 
     def run(model: nn.Module, batch: Batch, number: int) -> Drawn:
         with autocast():
             if draw_losses is None:
-                return draw(model, move(batch, model), seed)
+                return draw(model, to_device(batch, model), seed)
             generator = torch.Generator().manual_seed(stable_seed(seed, "labels", rank(), number))
-            losses, terms = draw_losses(model, batch, generator)
+            losses, terms = draw_losses(model, beside(batch, model), generator)
         if losses.ndim != 1:
             raise ValueError(
                 f"draw_losses returned losses of shape {tuple(losses.shape)}: it must return one summed loss per "

@@ -18,6 +18,7 @@ from rankwise.errors import check_choice
 from rankwise.passes import passed, work
 from rankwise.paths.path_set import PathSet, path_set
 from rankwise.rules.proxies import PASSES, PROXIES
+from rankwise.scores.batches import beside, to_device
 from rankwise.scores.components import component_statistic, gradients_of, truncation_of
 from rankwise.scores.curvature import curvature_pass, drawn_loss, gradient_pass, newton_scores
 from rankwise.scores.flow import absolute_float64, plain_experts, token_embeddings, widened
@@ -32,7 +33,6 @@ ComputeLoss = Callable[[nn.Module, Batch], Tensor]
 Autocast = Callable[[], AbstractContextManager[Any]]
 FLOW_TOKENS = 8
 NONE_LEFT = "; an iterator has none left after it was gone through once: give a list, or a DataLoader"
-INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values", "labels")
 
 
 def model_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -56,36 +56,6 @@ def part_of(output: Any, name: str) -> Any:
     if isinstance(output, Mapping):
         return output.get(name)
     return output[0] if isinstance(output, tuple) else getattr(output, name, None)
-
-
-def to_device(batch: Batch, model: nn.Module) -> Batch:
-    """Return the batch with its tensors, nested ones too, on the device of the model's first parameter.
-
-    Raises:
-        ValueError: The batch is no mapping, or a row of a dataset.
-    """
-    if not isinstance(batch, Mapping):
-        raise ValueError(
-            f"a training batch must be a mapping that the model takes as keyword arguments, got {type(batch).__name__}"
-            "; for others pass compute_loss=lambda model, batch: ..."
-        )
-    lists = [name for name in INPUTS if _plain_numbers(batch.get(name))]
-    ids = batch.get("input_ids")
-    if lists or (isinstance(ids, Tensor) and ids.ndim < 2):
-        what = f"{lists[0]} is a {type(batch[lists[0]]).__name__}" if lists else "input_ids have one dimension"
-        raise ValueError(
-            f"a training batch holds tensors of several examples, and its {what}, as of a row of a dataset: give "
-            "batches, such as torch.utils.data.DataLoader(dataset, batch_size=16, collate_fn=...) makes"
-        )
-    device = next(model.parameters()).device
-    return {key: _moved(value, device) for key, value in batch.items()}
-
-
-def _plain_numbers(value: Any) -> bool:
-    """Tell whether a value is a number or a nest of lists of some; models of objects take lists of other things."""
-    while isinstance(value, list) and value:
-        value = value[0]
-    return isinstance(value, (int, float))
 
 
 def check_weights(model: nn.Module) -> None:
@@ -117,14 +87,6 @@ def check_runs(paths: PathSet) -> None:
     merged = [path.host.merged_adapters for path in paths.resident if path.host.merged_adapters]
     if merged:
         raise ValueError(f"adapter {merged[0][0]!r} is merged into the base: call model.unmerge_adapter() before")
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _moved(each, device) for key, each in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_moved(each, device) for each in value)
-    return value.to(device) if isinstance(value, Tensor) else value
 
 
 @contextmanager
@@ -214,7 +176,8 @@ def score_paths(
         batches: Training batches; each a mapping that the model takes as keyword arguments, with labels.
         proxy: ``"constant"``, ``"random"``, ``"grad_norm"``, ``"snip"``, ``"synflow"`` or ``"newton"``.
         score_on: ``"weight"`` or ``"factors"`` (not ``newton``).
-        compute_loss: Called with (model, batch), for losses that the model does not compute itself.
+        compute_loss: Called with (model, batch), for losses that the model does not compute itself; the batch is on
+            the model's device.
         autocast: Makes the context of each forward pass, for training in mixed precision.
         mode: ``"eval"`` scores without dropout, ``"train"`` with it.
         sketch: Columns of the random sketch for ``grad_norm`` on the weight; None for exact.
@@ -281,19 +244,18 @@ def probe(
     if needs == "nothing":
         return score_without_data(proxy, list(candidates), seed)
     if needs == "flow":
-        return _probe_flow(model, paths, batches, score_on, synflow_loss, compute_loss)
+        return _probe_flow(model, paths, batches, score_on, synflow_loss, loss_in(compute_loss, nullcontext))
+    loss_of = loss_in(compute_loss, autocast)
     if needs == "curvature":
         with untouched(model), torch.enable_grad():
             model.train(mode == "train")
-            draw_of = drawn_loss(draw_losses, autocast, to_device, seed)
-            return _probe_curvature(model, paths, list(batches), loss_in(compute_loss, autocast), draw_of, seed)
+            draw_of = drawn_loss(draw_losses, autocast, seed)
+            return _probe_curvature(model, paths, list(batches), loss_of, draw_of, seed)
     statistic = gradient_statistic(proxy, score_on, candidates.values(), sketch=sketch, seed=seed)
     with untouched(model), recording(paths, statistic, probing=True) as recorder, torch.enable_grad():
         model.train(mode == "train")
         for batch in batches:
-            with autocast():
-                loss = compute_loss(model, batch)
-            collect(recorder, loss)
+            collect(recorder, loss_of(model, batch))
             passed()
         if not recorder.steps:
             raise ValueError(f"proxy={proxy!r} needs training batches, got none{NONE_LEFT}")
@@ -301,11 +263,11 @@ def probe(
 
 
 def loss_in(compute_loss: ComputeLoss, autocast: Autocast) -> ComputeLoss:
-    """Return what computes the loss of a batch in the context of training in mixed precision."""
+    """Return what computes the loss of a batch, brought to the model's device, in the context of mixed precision."""
 
     def run(model: nn.Module, batch: Batch) -> Tensor:
         with autocast():
-            return compute_loss(model, batch)
+            return compute_loss(model, beside(batch, model))
 
     return run
 

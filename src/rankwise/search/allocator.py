@@ -62,7 +62,8 @@ class Allocator(Listener):
             number. Without them the first search waits until ``score_batches`` steps have been seen.
         steps_per_epoch: Optimizer steps in an epoch, for ``searches_per_epoch``.
         total_steps: Optimizer steps of the whole training, for ``stop_searching_at``.
-        compute_loss: Called with (model, batch), for losses that the model does not compute itself.
+        compute_loss: Called with (model, batch), for losses that the model does not compute itself; the batch is on
+            the model's device.
         draw_losses: For such losses with ``proxy="newton"`` or ``granularity="rank"``, see ``rankwise.rank_plan``.
         plan: Options of ``rankwise.rank_plan`` for ``granularity="rank"``: ``{"halves": False}``.
         autocast: Makes the context of a probe's forward pass, for training in mixed precision.

@@ -38,7 +38,8 @@ class AllocationCallback(TrainerCallback):
     for what it can't guess.
 
     Args:
-        compute_loss: Called with (model, batch), for losses that the model does not compute itself.
+        compute_loss: Called with (model, batch), for losses that the model does not compute itself; the batch is on
+            the model's device.
         resume_from: The checkpoint folder whose search to continue, where it is not the one that the adapter's weights
             were loaded from.
         measure: Called with the model before and after each scheduled edit of LoR2C; what it returns goes into the

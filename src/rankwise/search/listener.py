@@ -33,7 +33,8 @@ class Training:
         total_steps: Optimizer steps of the whole training.
         batches: Returns the probe batches of a search of this config, by the search's number; None without batches.
         obstacle: Why there are none, and what would help.
-        compute_loss: Called with (model, batch), for losses that the model does not compute itself.
+        compute_loss: Called with (model, batch), for losses that the model does not compute itself; the batch is on
+            the model's device.
         draw_losses: For such losses, see ``rankwise.score_paths``.
         autocast: Makes the context of a probe's forward pass.
         loss_scale: Returns the factor that losses are scaled by.

@@ -34,7 +34,6 @@ from rankwise.scores.probe import (
     loss_in,
     model_loss,
     same_draws,
-    to_device,
     untouched,
 )
 
@@ -61,7 +60,8 @@ def choose_ranks_(
         paths: An adapter's paths whose ranks are still to be chosen.
         batches: Training batches with labels; the config's ``score_batches`` first ones are used.
         optimizer: An optimizer that exists already, to be refused where it owns the candidates.
-        compute_loss: Called with (model, batch), for losses that the model does not compute itself.
+        compute_loss: Called with (model, batch), for losses that the model does not compute itself; the batch is on
+            the model's device.
         draw_losses: For such losses, see ``rankwise.rank_plan``.
         autocast: Makes the context of each forward pass.
         plan: Options of ``rankwise.rank_plan``; its defaults if left out. A head that is trained before is put back.
@@ -102,7 +102,7 @@ def choose_ranks_(
                 paths,
                 given,
                 loss_of,
-                drawn_loss(draw_losses, autocast, to_device, config.seed),
+                drawn_loss(draw_losses, autocast, config.seed),
                 budget=budget_of(paths),
                 scale=config.lora_alpha / config.r,
                 choice=choice,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -19,15 +20,22 @@ class BlockHost(nn.Module, LoraLayer):
 
     Args:
         width: The hidden size d.
+        like: Returns a weight of the block, whose device and precision its paths take.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, like: Callable[[], Tensor]) -> None:
         nn.Module.__init__(self)
-        self.width = width
+        self.width, self.like = width, like
         LoraLayer.__init__(self, nn.Identity())
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
         return self.width, self.width
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Move an adapter's path to where its block is; PEFT reads a file's tensors onto the accelerator, if any."""
+        if device is None and not (like := self.like()).is_meta:
+            device = like.device
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device=device)
 
     def add(self, adapter: str, config: PathConfig, name: str, like: Tensor) -> None:
         """Make ``A`` (r x d) and ``B`` (d x r) of an adapter's path, on the device and in the precision of ``like``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -74,6 +75,16 @@ class LayerTaps:
                     if source is not None or not host.needs_source([adapter]):  # the span's first block was dropped
                         result = host(source, result, [adapter])
         return None if result is before else with_output_tensor(output, result)
+
+
+def _settle(hooks: dict[int, Any]) -> None:
+    """Let the order of hooks be that of the dictionary itself, by which torch.compile counts them (seen in 2.11).
+
+    ``prepend`` moves a hook in an ``OrderedDict``'s own order alone.
+    """
+    ordered = list(hooks.items())
+    hooks.clear()
+    hooks.update(ordered)
 
 
 class Wiring:
@@ -164,6 +175,7 @@ class Wiring:
         for taps, block in zip(self.taps, self.blocks.values(), strict=True):
             self.handles += LayerTaps(taps.index, self.layer_hosts, self.sources).attach(block)
             self.handles += taps.attach()  # its hook on the block's output comes before the one above
+            _settle(block._forward_hooks)
         self.handles.append(model.register_forward_hook(self._forget, always_call=True))
 
     def _forget(self, model: nn.Module, args: Any, output: Any) -> None:
@@ -177,7 +189,7 @@ class Wiring:
         """Return the module of a block's paths of a kind, made at the first call."""
         hosts = self.taps[block].hosts
         if kind not in hosts:
-            hosts[kind] = host = BlockHost(self.width)
+            hosts[kind] = host = BlockHost(self.width, partial(self.like, block))
             host.train(self.taps[block].block.training)
             if kind == "layer":
                 self.layer_hosts[block] = host
@@ -189,8 +201,9 @@ class Wiring:
         return hosts[kind]
 
     def like(self, block: int) -> Tensor:
-        """Return a weight whose device and precision a path in the block takes."""
-        return next(p for p in self.taps[block].block.parameters() if p.is_floating_point())
+        """Return a weight of the base whose device and precision a path in the block takes."""
+        weights = self.taps[block].block.named_parameters()
+        return next(weight for name, weight in weights if weight.is_floating_point() and ".lora_" not in name)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave activations behind when copied."""

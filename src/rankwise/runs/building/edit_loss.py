@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from rankwise.runs.recipes.recipe import Training
-from rankwise.scores.probe import to_device
+from rankwise.scores.batches import to_device
 from rankwise.tasks import IGNORED, LABELS, TaskData
 
 ROWS = 512
