@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_CASTABLE = (torch.float32, torch.float16, torch.bfloat16)  # what autocast casts
+
 
 class _Switch:
     on = True
@@ -43,6 +45,11 @@ def flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in a precision; a ``to`` that changes nothing takes five times as long."""
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
+
+
 class LowRankSum(torch.autograd.Function):
     """``y = base + s x A^T B^T``, where ``base`` is a tensor that is there already, or ``x W^T + bias``.
 
@@ -64,43 +71,49 @@ class LowRankSum(torch.autograd.Function):
         bias: Tensor | None,
     ) -> Tensor:
         """Return ``y`` (.., o), computed in ``dtype``; either ``base`` (.., o) or ``weight`` is given."""
-        tokens, down, up = flat(x.to(dtype)), a.to(dtype), b.to(dtype)
-        h = down @ tokens.T
+        source, down, up = cast(x, dtype), cast(a, dtype), cast(b, dtype)
+        h = torch.mm(down, flat(source).t())
         if weight is None:
             assert base is not None
-            y = torch.addmm(flat(base), h.T, up.T, alpha=scaling)
+            y = base.new_empty(base.shape)
+            torch.addmm(flat(base), h.t(), up.t(), alpha=scaling, out=y.view(-1, y.shape[-1]))
         else:
-            y = F.linear(tokens, weight.to(dtype), bias if bias is None else bias.to(dtype))
-            y.addmm_(h.T, up.T, alpha=scaling)
+            y = F.linear(source, cast(weight, dtype), bias if bias is None else cast(bias, dtype))
+            y.view(-1, y.shape[-1]).addmm_(h.t(), up.t(), alpha=scaling)
         ctx.scaling, ctx.dtype, ctx.shape = scaling, dtype, (x.shape, x.dtype)
-        kept = (x, h) if any(ctx.needs_input_grad[1:3]) else (None, None)  # a frozen path's gradient needs neither
+        _, wants_a, wants_b, *_ = ctx.needs_input_grad
+        kept = (x, h) if wants_a or wants_b else (None, None)  # a frozen path's gradient needs neither
         ctx.save_for_backward(*kept, a, b, weight)
-        return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[-1]))  # no view: it may be changed in place
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``x``, ``A``, ``B`` and ``base``."""
-        with torch.autocast(grads[0].device.type, enabled=False):  # all precisions are said here
-            return LowRankSum._gradients(ctx, grads[0])
+        (gradient,) = grads
+        if not torch.is_autocast_enabled(gradient.device.type):
+            return LowRankSum._gradients(ctx, gradient)
+        with torch.autocast(gradient.device.type, enabled=False):  # all precisions are said here
+            return LowRankSum._gradients(ctx, gradient)
 
     @staticmethod
     def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, h, a, b, weight = ctx.saved_tensors
-        wants_x, wants_a, wants_b = ctx.needs_input_grad[:3]
-        g, down = flat(gradient).to(ctx.dtype), a.to(ctx.dtype)
-        k = (b.to(ctx.dtype).T * ctx.scaling).contiguous() @ g.T
+        wants_x, wants_a, wants_b, _, _, wants_base, *_ = ctx.needs_input_grad
+        dtype = ctx.dtype
+        g, down = cast(flat(gradient), dtype), cast(a, dtype)
+        k = torch.mm((cast(b, dtype).t() * ctx.scaling).contiguous(), g.t())
         gx = ga = gb = None
         if wants_x:
-            shape, dtype = ctx.shape
-            gx = k.T @ down if weight is None else (g @ weight.to(ctx.dtype)).addmm_(k.T, down)
-            gx = gx.view(shape).to(dtype)
+            shape, own = ctx.shape
+            gx = torch.mm(k.t(), down) if weight is None else torch.mm(g, cast(weight, dtype)).addmm_(k.t(), down)
+            gx = cast(gx.view(shape), own)
         if wants_a:
-            ga = (k @ flat(x.to(ctx.dtype))).to(a.dtype)
+            ga = cast(torch.mm(k, flat(cast(x, dtype))), a.dtype)
         if wants_b:
             if torch.is_grad_enabled():  # a gradient of the gradient is wanted: it goes through h
-                h = down @ flat(x.to(ctx.dtype)).T
-            gb = ((h @ g) * ctx.scaling).T.to(b.dtype)
-        return gx, ga, gb, None, None, gradient if ctx.needs_input_grad[5] else None, None, None
+                h = torch.mm(down, flat(cast(x, dtype)).t())
+            gb = cast((torch.mm(h, g) * ctx.scaling).t(), b.dtype)
+        return gx, ga, gb, None, None, gradient if wants_base else None, None, None
 
 
 def common_dtype(x: Tensor, *others: Tensor | None) -> torch.dtype | None:
@@ -108,14 +121,19 @@ def common_dtype(x: Tensor, *others: Tensor | None) -> torch.dtype | None:
 
     Under autocast that is autocast's for what enters a product; ``x`` may have any it casts.
     """
-    tensors = [tensor for tensor in (x, *others) if tensor is not None]
-    if x.is_meta or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):  # quantised, sharded, traced
+    if x.is_meta:
         return None
-    dtypes = {tensor.dtype for tensor in tensors}
-    if torch.is_autocast_enabled(x.device.type):
-        cast = torch.get_autocast_dtype(x.device.type)
-        return cast if dtypes <= {torch.float32, torch.float16, torch.bfloat16} else None
-    return x.dtype if len(dtypes) == 1 and x.is_floating_point() else None
+    device, first, same, castable = x.device.type, x.dtype, True, True
+    for tensor in (x, *others):
+        if tensor is None:
+            continue
+        if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:  # quantised, sharded, traced
+            return None
+        dtype = tensor.dtype
+        same, castable = same and dtype is first, castable and dtype in _CASTABLE
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device) if castable else None
+    return first if same and first.is_floating_point else None
 
 
 def fuses(host: nn.Module, *layers: nn.Module) -> bool:
@@ -129,17 +147,18 @@ def fuses(host: nn.Module, *layers: nn.Module) -> bool:
         or not host.training
         or torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
+        or nn.modules.module._has_any_global_hook()
         or _transformed()
     ):
         return False
-    return all(_bare(layer) for layer in layers)
+    return all(map(_bare, layers))
 
 
 def _bare(layer: nn.Module) -> bool:
     """Tell whether a layer is ``nn.Linear`` and nobody listens to it or has put another forward in its place."""
-    heard = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    heard = heard or nn.modules.module._has_any_global_hook()
-    return type(layer) is nn.Linear and not heard and "forward" not in layer.__dict__
+    own = layer.__dict__  # asked for all the time; a module's own attribute lookup takes five times as long
+    heard = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+    return type(layer) is nn.Linear and not heard and "forward" not in own
 
 
 def _transformed() -> bool:

@@ -32,21 +32,22 @@ class PathLinear(Linear):
 
     def _only_gate(self) -> Gate | None:
         """Return the one switch that the forward pass has to ask; None where there are several, or none."""
-        if self.disable_adapters or self.merged:
+        if self.disable_adapters or self.merged_adapters:
             return None
-        gates = [self.lora_variant.get(name) for name in self.active_adapters if name in self.lora_A]
+        built: Any = self._modules["lora_A"]  # asked for all the time, see ``LowRankPath.state``
+        gates = [self.lora_variant.get(name) for name in self.active_adapters if name in built._modules]
         return gates[0] if len(gates) == 1 and isinstance(gates[0], Gate) else None
 
     def _fused(self, gate: Gate, x: Tensor) -> Tensor | None:
         """Return ``y`` where it can be computed in one go, else None."""
-        base: Any = self.base_layer
-        adapter, factors = gate.path.adapter, gate.factors()
-        if factors is None or not fuses(self, base, self.lora_A[adapter], self.lora_B[adapter]):
+        parts: Any = self._modules
+        base, adapter, factors = parts["base_layer"], gate.path.adapter, gate.factors()
+        down, up, dropout = (parts[part]._modules[adapter] for part in ("lora_A", "lora_B", "lora_dropout"))
+        if factors is None or not fuses(self, base, down, up):
             return None
-        frozen = [base.weight] if base.bias is None else [base.weight, base.bias]
-        dropout = self.lora_dropout[adapter]
-        drops = gate.trains() and dropout.training and not isinstance(dropout, nn.Identity)
-        dtype = common_dtype(x, *factors, *frozen)
-        if dtype is None or drops or any(tensor.requires_grad for tensor in frozen):
+        weight, bias = base.weight, base.bias
+        drops = dropout.training and not isinstance(dropout, nn.Identity) and gate.trains()
+        dtype = common_dtype(x, *factors, weight, bias)
+        if dtype is None or drops or weight.requires_grad or (bias is not None and bias.requires_grad):
             return None
-        return LowRankSum.apply(x, *factors, gate.path.scaling, dtype, None, base.weight, base.bias)
+        return LowRankSum.apply(x, *factors, self.scaling[adapter], dtype, None, weight, bias)
