@@ -32,6 +32,7 @@ from rankwise.wiring.block_hooks import first_tensor, output_tensor, with_first_
 OUTSIDE = -1  # what runs before and after the blocks
 STEPS, REPEATS = 4, 8
 WIDER = 8  # the rank at which a path is timed once more
+TOGETHER = 4  # and as how many paths of rank 1
 
 Size = tuple[int, int]
 
@@ -41,7 +42,8 @@ class StepTime:
     """The parts of a training step, in seconds.
 
     Args:
-        outside: Forward and backward passes outside the blocks.
+        outside: Forward and backward passes outside the blocks, and what an optimizer's step takes however many paths
+            it has.
         still: Each block's forward pass where no backward pass follows.
         forward: Each block's forward pass where one does, for which it keeps what it made.
         backward: Each block's backward pass, its weights frozen.
@@ -150,10 +152,10 @@ def measure_step(
     own = [_path_time(x.reshape(-1, x.shape[-1]), size) for size in kinds]
     found = iter(from_first_process([*chain(*passes), *chain(*own)], x.device))
     still, forward, backward = ([next(found) for _ in seconds] for seconds in passes)
-    times = {size: (next(found), next(found)) for size in kinds}
+    times = {size: (next(found), next(found), next(found)) for size in kinds}
     places = _places(base, paths, list(found_blocks))
     return StepTime(
-        outside=forward[OUTSIDE] + backward[OUTSIDE],
+        outside=forward[OUTSIDE] + backward[OUTSIDE] + min((once for *_, once in times.values()), default=0.0),
         still=tuple(still[:OUTSIDE]),
         forward=tuple(forward[:OUTSIDE]),
         backward=tuple(backward[:OUTSIDE]),
@@ -180,8 +182,8 @@ def _depth(path: LowRankPath, place: int) -> int:
     return place + ends_behind
 
 
-def _path_time(x: Tensor, size: Size) -> tuple[float, float]:
-    """Return what the first rank of a path of that size adds to a step, and each further rank.
+def _path_time(x: Tensor, size: Size) -> tuple[float, float, float]:
+    """Return what the first rank of a path of that size adds to a step, each further rank, and all paths together once.
 
     Args:
         x: Tokens x features; their number, precision and device count.
@@ -190,21 +192,23 @@ def _path_time(x: Tensor, size: Size) -> tuple[float, float]:
     tokens, gradient = (torch.ones(len(x), width, dtype=x.dtype, device=x.device) for width in size)
     base = torch.ones_like(gradient)
 
-    def took(rank: int) -> float:
-        a = torch.ones(rank, size[0], dtype=x.dtype, device=x.device, requires_grad=True)
-        b = torch.ones(size[1], rank, dtype=x.dtype, device=x.device, requires_grad=True)
-        optimizer = torch.optim.AdamW([a, b])
+    def took(rank: int, count: int) -> float:
+        made: dict[str, Any] = {"dtype": x.dtype, "device": x.device, "requires_grad": True}
+        paths = [(torch.ones(rank, size[0], **made), torch.ones(size[1], rank, **made)) for _ in range(count)]
+        optimizer = torch.optim.AdamW([*chain(*paths)])
         source = tokens.requires_grad_()
 
         def step() -> None:
-            y = LowRankSum.apply(source, a, b, 1.0, x.dtype, base, None, None)
-            _, a.grad, b.grad = torch.autograd.grad(y, (source, a, b), gradient)
+            for a, b in paths:
+                y = LowRankSum.apply(source, a, b, 1.0, x.dtype, base, None, None)
+                _, a.grad, b.grad = torch.autograd.grad(y, (source, a, b), gradient)
             optimizer.step()
 
         return min(_seconds(step, x.device) for _ in range(REPEATS))
 
-    first, wider = took(1), took(WIDER)
-    return first, max(wider - first, 0.0) / (WIDER - 1)
+    alone, wider = took(1, 1), took(WIDER, 1)
+    first = min(max(took(1, TOGETHER) - alone, 0.0) / (TOGETHER - 1), alone)
+    return first, max(wider - alone, 0.0) / (WIDER - 1), alone - first
 
 
 def _now(device: torch.device) -> float:
