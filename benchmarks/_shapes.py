@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -123,7 +123,12 @@ SHAPES = {
 
 
 def shape_of(name: str) -> Shape:
-    """Return the shape of a name: one of ``SHAPES``, ``narrow-12`` with 12 blocks, or a folder with a causal model."""
+    """Return the shape of a name: one of ``SHAPES``, ``narrow-12`` with 12 blocks, or a folder with a causal model.
+
+    ``qwen2-0.5b@8x512`` is one with batches of its own: 8 rows of 512 tokens.
+    """
+    if match := re.fullmatch(r"(.+)@(\d+)x(\d+)", name):
+        return replace(shape_of(match[1]), rows=int(match[2]), length=int(match[3]))
     if name in SHAPES:
         return SHAPES[name]
     if match := re.fullmatch(r"narrow-(\d+)", name):
@@ -136,7 +141,7 @@ def shape_of(name: str) -> Shape:
 def title_of(name: str, threads: int) -> str:
     """Return what a table says of a model and its batch."""
     shape = shape_of(name)
-    return f"{Path(name).name}, {shape.rows} x {shape.length} tokens, {threads} thread(s)"
+    return f"{Path(name.partition('@')[0]).name}, {shape.rows} x {shape.length} tokens, {threads} thread(s)"
 
 
 def build(shape: Shape, device: str, dtype: torch.dtype = torch.float32) -> Any:

@@ -2,10 +2,11 @@
 
 Run: OMP_NUM_THREADS=1 python benchmarks/steps.py [--model minilm,opt-350m] [--rounds 12] [--device cpu]
 
---only takes a regular expression of names, --model names of shapes or folders with causal models. The floor is the
+--only takes a regular expression of names, --model names of shapes or folders with causal models, each with
+@ROWSxLENGTH behind it for another batch. The floor is the
 frozen model's forward pass, and its backward pass down to the outputs of the lowest block's projections and no
-further, without adapters and without an optimizer. MiniLM's batch is 16 x 64 tokens. Of the large shapes there are
-fewer variants in a quarter of the rounds.
+further, without adapters and without an optimizer. MiniLM's batch is 16 x 64 tokens. Without a GPU there are
+fewer variants of the large shapes, in a quarter of the rounds.
 """
 
 from __future__ import annotations
@@ -110,9 +111,10 @@ def variants(shape: Shape, device: str, only: str) -> dict[str, Step]:
 def measure(table: Table, name: str, given: Any) -> None:
     """Measure one model; its variants are gone before the next one's are made."""
     shape = shape_of(name)
-    steps = variants(shape, given.device, given.only or (FEW_VARIANTS if shape.large else ""))
+    slow = shape.large and not given.device.startswith("cuda")
+    steps = variants(shape, given.device, given.only or (FEW_VARIANTS if slow else ""))
     kept = {variant: kept_bytes(step) // 2**20 for variant, step in steps.items()}  # a step each, which warms up
-    rounds, warm = (max(1, given.rounds // 4), 0) if shape.large else (given.rounds, WARM)
+    rounds, warm = (max(1, given.rounds // 4), 0) if slow else (given.rounds, WARM)
     found = interleaved(steps, rounds, given.device, warm=warm)
     table.add(f"{title_of(name, given.threads)}: a training step", found, "floor", kept_MiB=kept)
 
