@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from peft import LoraConfig, PeftConfig, PeftModel
-from tests.models import adapted, in_a_clean_process, tiny_llama
+from tests.models import adapted, in_a_clean_process, tiny_bert, tiny_llama
 
 import rankwise
 from rankwise.configs.heterolora import CHOICES
@@ -79,7 +79,6 @@ def test_a_wrong_choice_is_corrected(field: str) -> None:
 @pytest.mark.parametrize(
     ("budget", "words"),
     [
-        (1, r"budget=1 is ambiguous: write 1\.0"),
         (True, "budget=True must be a fraction"),
         (False, "budget=False must be a fraction"),
         ("0.25", "budget='0.25' must be a fraction"),
@@ -95,6 +94,12 @@ def test_a_budget_that_means_nothing_is_refused(budget: Any, words: str) -> None
     for unit in ("parameters", "paths"):
         with pytest.raises(ValueError, match=words):
             config_of(budget=budget, budget_unit=unit)
+
+
+def test_one_is_a_number_of_paths_but_an_odd_number_of_parameters() -> None:
+    with pytest.raises(ValueError, match=r"budget=1 is ambiguous: write 1\.0"):
+        config_of(budget=1)
+    assert config_of(budget=1, budget_unit="paths").budget == 1
 
 
 @pytest.mark.parametrize("budget", [0, 0.0, 1.0, 2, 10**12, 1e-9])
@@ -185,3 +190,10 @@ def test_an_adapter_keeps_its_config_and_plain_peft_refuses_it(tmp_path: Path) -
         tmp_path,
     )
     assert refused.strip() == "KeyError 'HETEROLORA'"
+
+
+def test_one_path_is_a_budget() -> None:
+    model = adapted(tiny_bert(), task_type="SEQ_CLS", target_modules=["query"], mode="static", proxy="random", budget=1,
+                    budget_unit="paths")  # fmt: skip
+    rankwise.Allocator(model).search()
+    assert sum(path.enabled for path in rankwise.named_paths(model).values()) == 1

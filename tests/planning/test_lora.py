@@ -216,7 +216,8 @@ def test_a_plan_is_by_rank_unless_something_asks_for_whole_paths() -> None:
         ({"budget_unit": "paths"}, "needs budget_unit='parameters'"),
         ({"r": 0}, "r=0 must be a whole number of at least 1"),
         ({"r": 2.5}, r"r=2\.5 must be a whole number"),
-        ({"lora_alpha": 0}, r"scale=0\.0 must be positive"),
+        ({"lora_alpha": 0}, "lora_alpha=0 must be positive"),
+        ({"lora_alpha": "16"}, "lora_alpha='16' must be positive"),
     ],
 )
 def test_what_ranks_do_not_have_is_refused_before_any_pass(fields: dict[str, Any], words: str) -> None:

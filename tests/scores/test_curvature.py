@@ -13,7 +13,12 @@ from tests.models import Batch, adapted, bert_config, build, class_batches, text
 from tests.processes import in_two_processes
 from tests.shortcuts import CAUSAL, FIVE, kinds, made
 from torch import Tensor, nn
-from transformers import BertForMultipleChoice, BertForSequenceClassification
+from transformers import (
+    BertForMultipleChoice,
+    BertForSequenceClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+)
 
 import rankwise
 from rankwise.paths.path_set import path_set
@@ -373,3 +378,13 @@ def test_a_search_by_newton_without_batches_says_so() -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
     with pytest.raises(ValueError, match=r"needs training batches: .* batches=\.\.\.\)$"):
         rankwise.Allocator(model, optimizer)
+
+
+def test_a_family_that_keeps_tokens_first_is_refused_in_a_square_batch() -> None:
+    """XLNet's hidden states are tokens x examples x d: where there are as many of both, no shape tells."""
+    config = XLNetConfig(vocab_size=40, d_model=16, n_layer=2, n_head=2, d_inner=24)
+    model = build(XLNetForSequenceClassification, config)
+    batches = [{"input_ids": tokens(4, 4, seed), "labels": torch.arange(4) % 2} for seed in range(4)]
+    with pytest.raises(ValueError, match="keeps tokens before examples inside"):
+        rankwise.rank_plan(model, batches, budget=500)
+    rankwise.score_paths(adapted(model, target_modules=["layer_1"]), batches)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
-from tests.models import class_batches
+from tests.models import adapted, class_batches, tiny_bert
 from tests.search.test_callback import searched_at, searching, trainer
 from tests.search.test_trainer import FIELDS
 from tests.traces import assert_same, snapshot
@@ -204,3 +204,15 @@ def test_an_adapter_that_no_forward_pass_runs_through_is_told(model: Any, proxy:
         rankwise.score_paths(model, **given)
     model.unmerge_adapter()
     assert rankwise.score_paths(model, **given)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_inference_mode_is_named(inside: bool) -> None:
+    with torch.inference_mode():
+        made = tiny_bert()
+    model = tiny_bert() if inside else made
+    words = "called inside of it" if inside else "was made inside of it"
+    with torch.inference_mode(inside), pytest.raises(ValueError, match=rf"inference_mode\(\) .*{words}"):
+        rankwise.rank_plan(model, class_batches(6), budget=300)
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"inference_mode\(\)"):
+        rankwise.score_paths(adapted(tiny_bert(), task_type="SEQ_CLS"), class_batches())

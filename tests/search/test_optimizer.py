@@ -292,9 +292,11 @@ def test_what_a_bare_loop_cannot_know_is_an_error(fields: dict[str, Any], words:
         model(**class_batches(1)[0])
 
 
-def test_an_epoch_without_steps_is_refused() -> None:
-    with pytest.raises(ValueError, match="steps_per_epoch=0 must be at least 1"):
-        Allocator(searching(), steps_per_epoch=0)
+@pytest.mark.parametrize("length", [0, "3", True])
+@pytest.mark.parametrize("name", ["steps_per_epoch", "total_steps"])
+def test_a_length_that_is_no_number_of_steps_is_refused(name: str, length: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}={length!r} must be a number of at least 1"):
+        Allocator(searching(), **{name: length})
 
 
 def test_steps_of_frozen_and_reset_paths() -> None:

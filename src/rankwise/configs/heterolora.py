@@ -283,7 +283,7 @@ class HeteroLoraConfig(PathConfig):
         budget = self.budget
         if isinstance(budget, bool) or not isinstance(budget, (int, float)):
             raise ValueError(f"budget={budget!r} must be a fraction (float in [0, 1]) or a count (int)")
-        if isinstance(budget, int) and budget == 1:
+        if isinstance(budget, int) and budget == 1 and self.budget_unit == "parameters":
             raise ValueError("budget=1 is ambiguous: write 1.0 for all candidates, or the number of parameters")
         if isinstance(budget, float) and not 0.0 <= budget <= 1.0:
             raise ValueError(

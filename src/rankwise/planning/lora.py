@@ -10,6 +10,7 @@ from peft import LoraConfig
 from torch import nn
 
 from rankwise.configs.heterolora import HeteroLoraConfig
+from rankwise.configs.path import PathConfig
 from rankwise.errors import called, check_choice
 from rankwise.fields import plain
 from rankwise.method.export import plain_config
@@ -74,7 +75,7 @@ def plan_lora(
     granularity = granularity or ("path" if by_path else "rank")
     check_choice("granularity", granularity, ("path", "rank"))
     if granularity == "rank":
-        _check_by_rank(proxy, score_on, budget_unit, r)
+        _check_by_rank(proxy, score_on, budget_unit, r, lora_alpha)
         parameters: Any = _count_of(budget, model, target_modules, r) if isinstance(budget, float) else budget
         with called("rankwise.rank_plan"):  # which has the options that an error may ask for
             made = rank_plan(
@@ -147,10 +148,11 @@ def _count_of(fraction: float, model: nn.Module, target_modules: Any, r: int) ->
         return fraction_of(fraction, r * sum(path_set(wrapped).costs().values()))
 
 
-def _check_by_rank(proxy: str | None, score_on: str, budget_unit: str, r: int) -> None:
-    """Refuse what only whole paths have, and a rank that no scale can be taken from."""
+def _check_by_rank(proxy: str | None, score_on: str, budget_unit: str, r: int, lora_alpha: float) -> None:
+    """Refuse what only whole paths have, and what no scale can be taken from."""
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
         raise ValueError(f"r={r!r} must be a whole number of at least 1: lora_alpha / r is the scale of every path")
+    PathConfig.check_alpha("lora_alpha", lora_alpha)
     given = {"proxy": (proxy or "newton", "newton"), "score_on": (score_on, "weight")}
     given["budget_unit"] = (budget_unit, "parameters")
     for name, (value, needed) in given.items():

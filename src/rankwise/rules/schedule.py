@@ -4,8 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 FALLBACK_EVERY = 50
+
+
+def check_length(name: str, length: Any) -> None:
+    """Refuse a number of steps that is none.
+
+    Args:
+        name: What the user calls it.
+        length: The number, or None where it is unknown.
+
+    Raises:
+        ValueError: It is no number, or below 1.
+    """
+    if length is not None and (isinstance(length, bool) or not isinstance(length, Real) or length < 1):
+        raise ValueError(f"{name}={length!r} must be a number of at least 1, or left out where it is unknown")
 
 
 @dataclass(frozen=True)
@@ -37,9 +53,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Refuse lengths that are none, and a fraction of an unknown whole."""
-        for name, length in (("steps_per_epoch", self.steps_per_epoch), ("total_steps", self.total_steps)):
-            if length is not None and length < 1:
-                raise ValueError(f"{name}={length!r} must be at least 1, or left out where it is unknown")
+        check_length("steps_per_epoch", self.steps_per_epoch)
+        check_length("total_steps", self.total_steps)
         if self.mode == "dynamic" and self.stop_at < 1.0 and self.total_steps is None:
             raise ValueError(
                 f"stop_searching_at={self.stop_at} is a fraction of training, but its length is unknown here: set "

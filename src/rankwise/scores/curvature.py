@@ -37,6 +37,7 @@ from rankwise.seeds import stable_seed
 
 Batch = Any
 DrawBatch = Callable[[nn.Module, Batch, int], Drawn]
+TIME_MAJOR = ("fsmt", "xlnet")  # model types whose hidden states are tokens x examples x d
 
 
 class ExampleRecorder:
@@ -179,8 +180,14 @@ def curvature_pass(
         draw_of: Called with (model, batch, number of the batch): the loss under drawn labels.
 
     Raises:
-        ValueError: A path does not keep examples apart.
+        ValueError: A path, or the family, does not keep examples apart.
     """
+    config = getattr(model, "config", None)
+    if getattr(config, "model_type", None) in TIME_MAJOR:  # seen from the shapes but where a batch is square
+        raise ValueError(
+            f"{type(model).__name__} keeps tokens before examples inside, so which token is whose can't be told: "
+            "score with proxy='grad_norm'"
+        )
     recorder = ExampleRecorder(directions)
     rows: list[Tensor] = []
     terms = 0

@@ -62,10 +62,13 @@ def check_weights(model: nn.Module) -> None:
     """Refuse what is no model, and a model whose weights are not there.
 
     Raises:
-        ValueError: It is none, or on the meta device.
+        ValueError: It is none, on the meta device, or under ``torch.inference_mode()``.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={model!r:.80} is a {type(model).__name__} and no torch module: load the model first")
+    if torch.is_inference_mode_enabled() or next(model.parameters()).is_inference():
+        where = "called inside of it" if torch.is_inference_mode_enabled() else "the model was made inside of it"
+        raise ValueError(f"torch.inference_mode() leaves no gradients, which scores are made of, and this is {where}")
     if next(model.parameters()).is_meta:
         raise ValueError(
             f"this {type(model).__name__} is on the meta device, so it has no weights to compute with: load them, onto "

@@ -122,7 +122,7 @@ class Allocator(Listener):
             steps_per_epoch=steps_per_epoch,
             first=self._first_step(),
             stop_at=config.stop_searching_at,
-            total_steps=total_steps or config.total_steps,
+            total_steps=config.total_steps if total_steps is None else total_steps,
         )
         if self.schedule.falls_back:
             logger.info("the length of an epoch is unknown here: searching every %d optimizer steps", FALLBACK_EVERY)

@@ -21,6 +21,7 @@ from rankwise.rules.edit_policy import Candidate, choose_injection, choose_merge
 from rankwise.rules.edit_schedule import EditSchedule
 from rankwise.rules.edits import Disable, Edit
 from rankwise.rules.records import EditRecord, edits
+from rankwise.rules.schedule import check_length
 from rankwise.scores.probe import untouched
 from rankwise.scores.spectrum import singular_values, tail_share
 from rankwise.search.listener import Listener, Training
@@ -73,6 +74,8 @@ class Editor(Listener):
                 f"adapter {self.paths.adapter!r} is a {type(config).__name__}, which has no scheduled edits: its "
                 "search is run by rankwise.Allocator; edits by hand are made by rankwise.apply_"
             )
+        check_length("steps_per_epoch", steps_per_epoch)
+        check_length("total_steps", total_steps)
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps or config.total_steps
         self.schedule = self._schedule()
         self.listen()
