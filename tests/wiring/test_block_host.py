@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 from tests.families import FAMILIES, Family
 from tests.models import adapted, fill_, keep_only_, logits, tokens
 from tests.references import reference
+from tests.shortcuts import made
 from torch import Tensor
 
 import rankwise
+from rankwise.wiring.block_host import BlockHost
 
 LENGTH = 7  # longer than the sliding windows
 ALL = ("res1", "res2", "in", "cut")
@@ -322,3 +325,19 @@ def test_token_by_token_with_a_cache_gives_the_logits_of_all_at_once(name: str, 
             cache = output.past_key_values
             steps.append(output.logits)
     assert_near(torch.cat(steps, dim=1), logits(model, text()), "logits")
+
+
+def test_a_loaded_path_and_its_record_go_where_its_block_is() -> None:
+    """PEFT asks every layer to, after it put a file's tensors in place on the accelerator."""
+    model: Any = made("llama")
+    for host in (path.host for path in rankwise.named_paths(model).values()):
+        if isinstance(host, BlockHost):
+            assert host.like().shape == model.get_base_model().model.layers[0].self_attn.q_proj.weight.shape
+            block: Any = host
+            block.like = lambda: SimpleNamespace(device=torch.device("meta"), is_meta=False)
+            host._move_adapter_to_device_of_base_layer("default")
+        else:
+            host._move_adapter_to_device_of_base_layer("default", torch.device("meta"))
+    adapter = {key: value.device.type for key, value in model.state_dict().items() if "lora_" in key}
+    assert len(adapter) == 3 * len(rankwise.named_paths(model))
+    assert set(adapter.values()) == {"meta"}

@@ -198,6 +198,7 @@ class PathModel(LoraModel):
             waits = path.kind == "linear" and config.linear_waits
             if "lora_allocation" not in path.host._modules:
                 path.host.lora_allocation = AllocationState()
+                path.host.other_param_names += ("lora_allocation",)  # what PEFT moves with a layer and deletes from it
             # A second adapter made from the very config of a present one takes its structure over; see _structure_of.
             status = copied_from.get(path.own_name, Status(False, False, *_span(path), not waits))
             path.state.put(adapter, status, path.lora_B.device)

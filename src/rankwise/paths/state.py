@@ -52,9 +52,14 @@ class AllocationState(BufferDict):
         self.status[adapter] = status
 
     def remove(self, adapter: str) -> None:
-        """Forget an adapter."""
-        del self[adapter]
-        del self.status[adapter]
+        """Forget an adapter, unless PEFT has let it."""
+        if adapter in self:
+            del self[adapter]
+
+    def __delitem__(self, adapter: str) -> None:
+        """Forget an adapter's status with its tensor."""
+        super().__delitem__(adapter)
+        self.status.pop(adapter, None)
 
     def _read(self) -> None:
         for adapter in self:
