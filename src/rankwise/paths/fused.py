@@ -156,9 +156,11 @@ def fuses(host: nn.Module, *layers: nn.Module) -> bool:
 
 def _bare(layer: nn.Module) -> bool:
     """Tell whether a layer is ``nn.Linear`` and nobody listens to it or has put another forward in its place."""
+    if type(layer) is not nn.Linear:
+        return False
     own = layer.__dict__  # asked for all the time; a module's own attribute lookup takes five times as long
     heard = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
-    return type(layer) is nn.Linear and not heard and "forward" not in own
+    return not heard and "forward" not in own
 
 
 def _transformed() -> bool:
