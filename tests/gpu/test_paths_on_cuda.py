@@ -1,9 +1,8 @@
-"""Paths on a GPU: the values and gradients of the CPU, edits, files, several dtypes, compiled, replayed, sharded."""
+"""Paths on a GPU: the values and gradients of the CPU, edits, files, several dtypes, a kept prefix, compiled."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,6 @@ from rankwise.paths.fused import plain_paths
 from rankwise.prefix.cache import prefix_cache
 
 pytestmark = ON_CUDA
-
-
-@pytest.fixture(autouse=True)
-def _deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What is compared to the bit is computed in one order."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

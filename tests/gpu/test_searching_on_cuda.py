@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,6 @@ PROXIES = ["grad_norm", "snip", "synflow", "newton"]
 QUIET: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-@pytest.fixture(autouse=True)
-def _deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.parametrize("proxy", PROXIES)
 @pytest.mark.parametrize("name", FIVE)
 def test_scores_are_those_of_the_cpu(name: str, proxy: str) -> None:
@@ -44,7 +35,8 @@ def test_scores_are_those_of_the_cpu(name: str, proxy: str) -> None:
     data = batches(name, 3)
     wanted = rankwise.score_paths(model, data, proxy=proxy)
     found = rankwise.score_paths(copy.deepcopy(model).to(CUDA), moved(data), proxy=proxy)
-    assert found == pytest.approx(wanted, rel=2e-3, abs=1e-7)  # float32 inside, see test_paths_on_cuda
+    inside = name in ("llama", "gemma2")  # norms in float32, and labels drawn by what they give
+    assert found == pytest.approx(wanted, rel=2e-3 if inside else 1e-6, abs=1e-7 if inside else None)
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
@@ -250,7 +242,7 @@ def test_paths_beside_weights_quantised_there(config: str) -> None:
     options = {"group_size": 32} if config.startswith("Int4") else {}
     try:
         torchao.quantize_(base.model.layers, getattr(torchao, config)(**options))
-    except (ImportError, AssertionError, RuntimeError) as error:
+    except (ImportError, AssertionError) as error:
         pytest.skip(f"torchao can't quantise so here: {error}")
     data = moved(text_batches(6, 4))
     plan = plan_of(base, data, budget=1200)
