@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
 from tests.families import FAMILIES
 from tests.method.test_surface import ours
-from tests.models import VOCABULARY, adapted, bert_config, build, keep_only_, text_batches, tiny_bert, tiny_llama
+from tests.models import VOCABULARY, adapted, bert_config, build, keep_only_, text_batches, tiny_bert
 from torch import nn
 from transformers import (
     BertForQuestionAnswering,
@@ -28,7 +28,6 @@ from rankwise.method.targets import (
     all_linear,
     check_gated_merge,
     check_linear,
-    head_of,
     linear_names,
     module_names,
     unmatched,
@@ -178,13 +177,6 @@ def test_a_layer_that_merges_without_asking_is_not_merged_while_its_path_is_off(
         check_gated_merge(paths)
     keep_only_(model, "layers.0.query", "layers.0.value")
     check_gated_merge(paths)
-
-
-def test_a_head_is_a_child_with_a_usual_name() -> None:
-    assert list(head_of(tiny_bert())) == ["classifier"]
-    assert head_of(tiny_llama()) == {}
-    model = nn.ModuleDict({"score": nn.Linear(2, 2), "qa_outputs": nn.Linear(2, 2), "body": nn.Linear(2, 2)})
-    assert list(head_of(model)) == ["score", "qa_outputs"]
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "llama", "gpt2", "vit"])

@@ -14,21 +14,19 @@ from peft.tuners.tuners_utils import (
     _check_lora_target_modules_mamba,
     _maybe_include_all_linear_layers,
 )
-from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.configs.path import PathConfig
 from rankwise.errors import nearest
+from rankwise.method.heads import head_of
 from rankwise.paths.low_rank_path import LowRankPath
 
 # PEFT's layers that ask a gate in their forward pass; the others would train a path that is off. By name: the
 # quantised ones exist only where their library does.
 GATED_LAYERS = ("PathLinear", "Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "HqqLoraLinear", "TorchaoLoraLinear")
 UNGATED_MERGE = ("GPTQLoraLinear", "TorchaoLoraLinear")
-HEADS = (*SEQ_CLS_HEAD_NAMES, "qa_outputs")
-HEAD_TASKS = ("TOKEN_CLS", "QUESTION_ANS")  # whose head PEFT trains as a whole and "all-linear" names all the same
 NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 
@@ -172,15 +170,10 @@ def check_gated_merge(paths: Iterable[LowRankPath]) -> None:
             )
 
 
-def head_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the classification head of a model by name, where it has one under a usual name."""
-    return {name: module for name, module in model.named_children() if name in HEADS}
-
-
 def all_linear(model: nn.Module) -> list[str]:
     """Return the projections that PEFT's ``"all-linear"`` means, without a head and what PEFT refuses.
 
-    A head is one under a usual name: ``score``, ``classifier``, ``qa_outputs``.
+    A head is one under a usual name: see ``rankwise.method.heads``.
     """
     config = LoraConfig(target_modules="all-linear")
     _maybe_include_all_linear_layers(config, model)

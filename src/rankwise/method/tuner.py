@@ -17,12 +17,12 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.configs.path import PathConfig
 from rankwise.method.first import first_allocation
+from rankwise.method.heads import TASKS as TASKS_WITH_A_HEAD
 from rankwise.method.initial import seeded
 from rankwise.method.loading import completed, shared_downs
 from rankwise.method.oversized import check_ranks
 from rankwise.method.ranks import lookalikes, resolve_ranks
 from rankwise.method.targets import (
-    HEAD_TASKS,
     all_linear,
     check_gated,
     check_gated_merge,
@@ -81,8 +81,8 @@ class PathModel(LoraModel):
         wiring = _wiring_for(model, config)
         modules = module_names(model)
         with _linear_targets(config, wiring):
-            if config.target_modules == "all-linear" and config.task_type in HEAD_TASKS:
-                config.target_modules = all_linear(model)  # PEFT would put LoRA on the head, and then not save it
+            if config.target_modules == "all-linear" and config.task_type in TASKS_WITH_A_HEAD:
+                config.target_modules = all_linear(model)  # PEFT would put LoRA on some heads, and then not save it
             # PEFT's order: names of the family first, so that the checks see what PEFT will look for; then the checks,
             # as long as nothing is built; then PEFT builds.
             self._prepare_adapter_config(config, self.get_model_config(model))

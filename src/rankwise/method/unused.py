@@ -1,4 +1,4 @@
-"""What a config says of modules that there are none of, so that what was meant would be lost silently."""
+"""What a config says of modules that there are none of, or doesn't say of a head: what would be lost silently."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from peft import LoraConfig
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 
 from rankwise.errors import nearest
+from rankwise.method.heads import TASKS, forgotten_heads
 from rankwise.method.targets import unmatched
 
 # What PEFT itself adds, together: the usual names of heads, of which a model has one.
@@ -27,7 +28,12 @@ def unused(config: LoraConfig, modules: Sequence[str], targeted: Sequence[str]) 
         modules: The full names of all modules of the base model.
         targeted: Those that LoRA is put on.
     """
-    return [*_patterns(config, targeted), *_saved(config, modules), *_excluded(config, modules)]
+    return [
+        *_patterns(config, targeted),
+        *_saved(config, modules),
+        *_excluded(config, modules),
+        *_forgotten(config, modules, targeted),
+    ]
 
 
 def warn_unused(config: LoraConfig, modules: Sequence[str], targeted: Sequence[str]) -> None:
@@ -78,6 +84,17 @@ def _excluded(config: LoraConfig, modules: Sequence[str]) -> Iterator[Warning]:
         yield UserWarning(
             f"You have passed exclude_modules={config.exclude_modules!r} but no modules were excluded{some}{hints}: "
             "correct it or leave it out"
+        )
+
+
+def _forgotten(config: LoraConfig, modules: Sequence[str], targeted: Sequence[str]) -> Iterator[Warning]:
+    """Tell of a part of the head that would stay as it is, which is random where the checkpoint has none."""
+    trained = (*(config.modules_to_save or ()), *targeted)
+    left = [head for head in forgotten_heads(modules) if not any(f"{name}.".startswith(f"{head}.") for name in trained)]
+    if config.task_type in TASKS and left:
+        yield UserWarning(
+            f"{', '.join(left)} belongs to the model's head, and PEFT trains and saves no head under that name by "
+            f"itself: give modules_to_save={left!r}, unless it was trained before and shall stay"
         )
 
 

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from rankwise.distributed import sum_over_processes_, world_size
 from rankwise.errors import remedy
-from rankwise.method.targets import HEADS
+from rankwise.method.heads import HEADS, head_of
 from rankwise.passes import passed
+from rankwise.paths.path_set import has_adapter
 from rankwise.scores.probe import untouched
 
 MOST_STEPS = 100
@@ -20,13 +22,14 @@ RATE, BETAS, EPSILON = 5e-3, (0.9, 0.999), 1e-8  # Adam's, on the head alone
 
 
 def head_parameters_of(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of a model's classification head: of the copy that trains, where PEFT made one."""
-    found = []
-    for name, parameter in model.named_parameters():
-        parts = set(name.split("."))
-        if parts & set(HEADS) and "original_module" not in parts and parameter.is_floating_point():
-            found.append(parameter)
-    return found
+    """Return the parameters of a model's classification head; of those that train, where it has an adapter."""
+    adapted = has_adapter(model)
+    heads = {*HEADS, *head_of(model.get_base_model() if isinstance(model, PeftModel) else model)}
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if heads & set(name.split(".")) and parameter.is_floating_point() and (parameter.requires_grad or not adapted)
+    ]
 
 
 def head_steps(model: nn.Module, batches: Sequence[Any], steps: int | None) -> int:

@@ -14,6 +14,8 @@ from rankwise.configs.path import PathConfig
 from rankwise.errors import called, check_choice
 from rankwise.fields import plain
 from rankwise.method.export import plain_config
+from rankwise.method.heads import forgotten_heads
+from rankwise.method.targets import module_names
 from rankwise.paths.path_set import has_adapter, path_set
 from rankwise.planning.candidates import on_base, with_candidates
 from rankwise.planning.ranks import rank_plan
@@ -109,6 +111,7 @@ def plan_lora(
     if not modules:
         raise ValueError(f"budget={budget!r} leaves room for no path of r={r}: raise the budget or lower r")
     config.task_type = task_type
+    config.modules_to_save = forgotten_heads(module_names(model)) or None
     return plain_config(config, modules, others, r=r, lora_alpha=lora_alpha)
 
 

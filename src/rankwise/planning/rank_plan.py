@@ -98,6 +98,7 @@ class RankPlan:
         warnings: What to know before trusting the plan.
         time: What a step takes, where that was limited.
         lookalikes: Modules that are no candidates and whose names end in one's: PEFT would take them for it.
+        heads: Parts of the model's head that PEFT trains only where ``modules_to_save`` names them, as its configs do.
     """
 
     ranks: dict[str, int]
@@ -118,6 +119,7 @@ class RankPlan:
     warnings: tuple[str, ...] = field(default=())
     time: Time | None = None
     lookalikes: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
 
     @property
     def spent(self) -> int:
@@ -197,7 +199,7 @@ class RankPlan:
                 f"the plan gives ranks to {len(blocks)} block paths ({', '.join(blocks[:5])}), which plain LoRA can't "
                 "have: use plan.to_config(), which is a HeteroLoraConfig, or plan with space='linear'"
             )
-        return LoraConfig(use_rslora=use_rslora, **self._linear_fields(use_rslora), **fields)
+        return LoraConfig(use_rslora=use_rslora, **{**self._linear_fields(use_rslora), **fields})
 
     def to_config(self, *, use_rslora: bool = False, **fields: Any) -> LoraConfig:
         """Return the config that builds the plan: PEFT's own, or a ``HeteroLoraConfig`` where block paths have a rank.
@@ -220,15 +222,15 @@ class RankPlan:
             shortcut_r=1,
             shortcut_alpha=self.scale,
             use_rslora=use_rslora,
-            **self._linear_fields(use_rslora),
-            **fields,
+            **{**self._linear_fields(use_rslora), **fields},
         )
 
     def _linear_fields(self, use_rslora: bool) -> dict[str, Any]:
-        """Return targets, ranks and alphas of the linear paths."""
+        """Return targets, ranks and alphas of the linear paths, and what else has to train."""
         ranks = {self.modules[name]: rank for name, rank in self.chosen.items() if name in self.modules}
         others = [*self.modules.values(), *self.lookalikes]
-        return rank_fields(ranks, self.scale, use_rslora=use_rslora, others=others)
+        made = rank_fields(ranks, self.scale, use_rslora=use_rslora, others=others)
+        return {**made, "modules_to_save": list(self.heads)} if self.heads else made
 
     def plot(self, path: str | Path, *, title: str | None = None) -> Path:
         """Write the ranks by block, beside the curve of predicted gain, as a picture; return its path.
@@ -272,7 +274,7 @@ class RankPlan:
         if time is not None:
             depths = tuple(Depth(**depth) for depth in time.get("depths", ()))  # the first plans with a time had none
             time = Time(**{**time, "step": StepTime.from_dict(time["step"]), "depths": depths})
-        tuples = {name: tuple(saved.get(name, ())) for name in ("warnings", "lookalikes")}
+        tuples = {name: tuple(saved.get(name, ())) for name in ("warnings", "lookalikes", "heads")}
         return cls(**{**saved, **tuples, "picks": picks, "time": time})
 
 

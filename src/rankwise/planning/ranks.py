@@ -13,6 +13,8 @@ from torch import nn
 
 from rankwise.configs.path import LARGEST
 from rankwise.fields import plain
+from rankwise.method.heads import forgotten_heads
+from rankwise.method.targets import module_names
 from rankwise.passes import work
 from rankwise.paths.path_set import path_set
 from rankwise.planning.candidates import with_candidates
@@ -80,8 +82,9 @@ def rank_plan(
         damping: ``lambda`` of the joint choice, in mean curvatures.
         directions: ``"adam"`` takes components as an Adam-like optimizer's first step on ``B`` moves, ``"sgd"`` as
             singular vectors.
-        target_modules: The linear candidates, as in ``LoraConfig``; all projections but a head called ``score``,
-            ``classifier`` or ``qa_outputs`` and what PEFT refuses (Mamba's ``out_proj``) if left out.
+        target_modules: The linear candidates, as in ``LoraConfig``; all projections but those of a head
+            (``score``, ``classifier``, ``qa_outputs`` and what BART, T5, DistilBERT, DeBERTa, XLM and XLNet have) and
+            what PEFT refuses (Mamba's ``out_proj``) if left out.
         components: How many directions each path offers; twice the uniform rank of the budget if left out (under a time
             limit, of the paths that have room together), at least 8, at most 64.
         halves: Repeat the choice on each half of the batches, and report how much of their cost the two share
@@ -148,7 +151,7 @@ def rank_plan(
         made = _plan(
             wrapped, given, loss_of, draw_of, budget=budget, scale=scale, choice=choice, rows=rows, passes=steps
         )
-    return replace(made, seconds=time.perf_counter() - began)
+    return replace(made, heads=tuple(forgotten_heads(module_names(model))), seconds=time.perf_counter() - began)
 
 
 @torch.enable_grad()
