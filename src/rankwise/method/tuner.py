@@ -28,6 +28,7 @@ from rankwise.method.targets import (
     check_gated_merge,
     check_layers,
     check_linear,
+    check_own_weights,
     check_targets,
     module_names,
 )
@@ -286,6 +287,7 @@ class PathModel(LoraModel):
         for paths in (sets for name, sets in self.model.rankwise_paths.items() if name in names):
             check_mergeable(paths)
             check_gated_merge(paths.resident)
+            check_own_weights(self.model, paths.resident)
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         """Take the paths off the model, merged or not, and every trace of their searches."""
