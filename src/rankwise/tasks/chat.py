@@ -109,17 +109,12 @@ def prompt_ids(prompt: str | Messages, tools: Any, tokenizer: PreTrainedTokenize
 
 
 def text_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the token ids of a plain prompt as a row of plain texts begins with it: opened, and not closed.
-
-    Where its last blank would be one token with the word that follows, it is left for the answer to begin with, as in
-    training.
-    """
+    """Return the token ids of a plain prompt as a row of plain texts begins with it: opened, and not closed."""
     ids, written = _written(prompt, tokenizer)
-    if not written:
-        ids, written = _written("a", tokenizer)  # an empty prompt does not tell what opens from what closes
-        return ids[: written[0]]
-    ids = ids[: written[-1] + 1]
-    return ids[: _shared(ids, _written(f"{prompt}a", tokenizer)[0])] if prompt[-1].isspace() else ids
+    if written:
+        return ids[: written[-1] + 1]
+    ids, written = _written("a", tokenizer)  # an empty prompt does not tell what opens from what closes
+    return ids[: written[0]]
 
 
 def _written(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
