@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,7 @@ from transformers import (
 
 import rankwise
 from rankwise.method.heads import forgotten_heads, head_of
-from rankwise.method.targets import all_linear, module_names
-from rankwise.method.unused import unused
+from rankwise.method.targets import all_linear
 from rankwise.planning.head_warmup import head_parameters_of
 
 END = 2  # BART and T5 read their last token that ends a text
@@ -57,13 +57,13 @@ def deberta() -> Any:
     return build(DebertaV2ForSequenceClassification, DebertaV2Config(vocab_size=VOCABULARY, **SIZES["deberta"]))
 
 
-OTHER_HEADS: dict[str, tuple[Callable[[], Any], list[str]]] = {
-    "bart": (bart, ["classification_head"]),
-    "t5": (t5, ["classification_head"]),
-    "distilbert": (distilbert, ["pre_classifier"]),
-    "deberta": (deberta, ["pooler"]),
+HEADED: dict[str, tuple[Callable[[], Any], list[str], list[str]]] = {  # the whole head; what PEFT forgets of it
+    "bart": (bart, ["classification_head"], ["classification_head"]),
+    "t5": (t5, ["classification_head"], ["classification_head"]),
+    "distilbert": (distilbert, ["pre_classifier", "classifier"], []),  # PEFT takes what ends in "classifier"
+    "deberta": (deberta, ["pooler", "classifier"], ["pooler"]),
 }
-each_other = pytest.mark.parametrize(("make", "others"), OTHER_HEADS.values(), ids=OTHER_HEADS)
+each_head = pytest.mark.parametrize(("make", "head", "forgotten"), HEADED.values(), ids=HEADED)
 
 
 def ended_batches(rows: int, count: int) -> list[Batch]:
@@ -85,33 +85,42 @@ def test_a_head_is_a_child_with_a_usual_name() -> None:
 
 def test_a_pooler_without_a_classifier_is_part_of_the_network() -> None:
     assert head_of(tiny_bert().bert) == {}
-    assert forgotten_heads(["encoder", "pooler", "pooler.dense"]) == []
-    assert forgotten_heads(["bert.pooler", "classifier"]) == []
 
 
-@each_other
-def test_a_head_under_another_name_is_no_candidate_and_is_trained_first(make: Any, others: list[str]) -> None:
+def test_what_peft_would_take_more_for_is_not_asked_for() -> None:
+    """``modules_to_save=["pooler"]`` would train the encoder's too."""
+    model = nn.ModuleDict({"encoder": tiny_bert().bert, "pooler": nn.Linear(2, 2), "classifier": nn.Linear(2, 2)})
+    assert forgotten_heads(model) == []
+
+
+@each_head
+def test_a_head_under_another_name_is_no_candidate_and_is_trained_first(
+    make: Any, head: list[str], forgotten: list[str]
+) -> None:
     model = make()
-    assert set(others) <= set(head_of(model))
-    assert forgotten_heads(module_names(model)) == others
-    assert not [name for name in all_linear(model) if name.split(".")[0] in head_of(model)]
+    assert list(head_of(model)) == head
+    assert forgotten_heads(model) == forgotten
+    assert forgotten_heads(model, saved=head) == []
+    assert not [name for name in all_linear(model) if name.split(".")[0] in head]
     own = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert {own[id(parameter)].split(".")[0] for parameter in head_parameters_of(model)} == set(head_of(model))
+    assert {own[id(parameter)].split(".")[0] for parameter in head_parameters_of(model)} == set(head)
 
 
-@each_other
-def test_a_plan_has_the_whole_head_trained_and_saved(make: Any, others: list[str], tmp_path: Path) -> None:
+@each_head
+def test_a_plan_has_the_whole_head_trained_and_saved(
+    make: Any, head: list[str], forgotten: list[str], tmp_path: Path
+) -> None:
     batches = ended_batches(8, 8)
     plan = rankwise.rank_plan(make(), batches, budget=400)
-    assert plan.heads == tuple(others)
+    assert plan.heads == tuple(forgotten)
     assert rankwise.RankPlan.from_dict(plan.to_dict()).heads == plan.heads
-    config = plan.to_lora_config(task_type="SEQ_CLS")
-    assert set(others) <= set(config.modules_to_save or ())
-    model = get_peft_model(make(), config)
-    heads = [p for name, p in model.named_parameters() if p.requires_grad and "modules_to_save" in name]
+    model = get_peft_model(make(), plan.to_lora_config(task_type="SEQ_CLS"))
+    own = {name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora_" not in name}
+    assert {name.removeprefix("base_model.model.").split(".")[0] for name in own} == set(head)
     with torch.no_grad():
-        for parameter in heads:
-            parameter.add_(0.1)
+        for name, parameter in model.named_parameters():
+            if name in own:
+                parameter.add_(0.1)
     model.save_pretrained(str(tmp_path))
     again = PeftModel.from_pretrained(make(), str(tmp_path)).eval()
     with torch.no_grad():
@@ -120,30 +129,50 @@ def test_a_plan_has_the_whole_head_trained_and_saved(make: Any, others: list[str
     assert mine.modules_to_save == ["classifier"]
 
 
-@each_other
-def test_a_plan_by_whole_paths_has_it_trained_too(make: Any, others: list[str]) -> None:
+@each_head
+def test_a_plan_by_whole_paths_has_it_trained_too(make: Any, head: list[str], forgotten: list[str]) -> None:
     config = rankwise.plan_lora(
         make(), ended_batches(4, 2), budget=0.5, granularity="path", target_modules="all-linear"
     )
-    assert config.modules_to_save == others
+    assert config.modules_to_save == (forgotten or None)
 
 
-@each_other
-def test_a_head_that_would_stay_random_is_told(make: Any, others: list[str]) -> None:
+def test_what_lora_is_to_be_on_is_not_saved_as_a_whole_too() -> None:
+    """PEFT would put none on it, without a word, and what a plan gave it would be lost."""
+    plan = rankwise.rank_plan(bart(), ended_batches(8, 8), budget=400, target_modules=["v_proj", "out_proj"])
+    assert any("classification_head" in name for name in plan.modules.values())
+    assert plan.heads == ()
+    model = get_peft_model(bart(), plan.to_lora_config(task_type="SEQ_CLS"))
+    built = [parameter.numel() for name, parameter in model.named_parameters() if "lora_" in name]
+    assert sum(built) == plan.spent
+
+
+@each_head
+def test_a_head_that_would_stay_random_is_told(make: Any, head: list[str], forgotten: list[str]) -> None:
     config = rankwise.HeteroLoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=2, mode="off")
-    with pytest.warns(UserWarning, match=rf"{others[0]} belongs to the model's head, .* modules_to_save="):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         model = get_peft_model(make(), config)
-    assert not [name for name in model.targeted_module_names if name.split(".")[0] in others]
+    told = [str(each.message) for each in caught if "belongs to the model's head" in str(each.message)]
+    assert told == [words for name in forgotten for words in told if words.startswith(name)]
+    assert len(told) == len(forgotten)
+    assert not [name for name in model.targeted_module_names if name.split(".")[0] in head]
 
 
-@each_other
-def test_a_head_that_trains_is_not_told(make: Any, others: list[str]) -> None:
-    modules = module_names(make())
-    saved = LoraConfig(task_type="SEQ_CLS", modules_to_save=others)
-    assert unused(saved, modules, ["fc1"]) == []
-    assert len(unused(LoraConfig(task_type="SEQ_CLS"), modules, ["fc1"])) == 1
-    assert unused(LoraConfig(task_type="SEQ_CLS"), modules, [f"{name}.dense" for name in others]) == []
-    assert unused(LoraConfig(task_type="FEATURE_EXTRACTION"), modules, ["fc1"]) == []
+def test_a_head_that_trains_or_is_only_loaded_is_not_told(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"task_type": "SEQ_CLS", "target_modules": ["fc1"], "r": 1, "mode": "off"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*belongs to the model's head")
+        warnings.filterwarnings("error", message="modules_to_save names")
+        for named in ("classification_head", "model.classification_head", "head"):  # as PEFT matches them
+            get_peft_model(bart(), rankwise.HeteroLoraConfig(modules_to_save=[named], **fields))
+        get_peft_model(bart(), rankwise.HeteroLoraConfig(**{**fields, "task_type": None}))
+    with pytest.warns(UserWarning, match="belongs to the model's head"):
+        model = get_peft_model(bart(), rankwise.HeteroLoraConfig(**fields))
+    model.save_pretrained(str(tmp_path))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*belongs to the model's head")
+        PeftModel.from_pretrained(bart(), str(tmp_path))
 
 
 def test_where_the_head_is_frozen_beside_an_adapter_it_is_not_trained_first() -> None:

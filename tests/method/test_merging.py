@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from tests.families import FAMILIES
-from tests.models import adapted, fill_, logits, tiny_llama, tokens
+from tests.models import logits, tokens
 from tests.shortcuts import FIVE, base_logits, half_on_, kinds, linear_only_, made, names, on, own_hooks, second
 from torch import Tensor, nn
 
@@ -152,36 +152,3 @@ def test_a_mixed_batch_is_refused_where_norms_run_twice() -> None:
     linear_only_(model)
     with pytest.raises(ValueError, match="adapter_names"):
         model(input_ids=tokens(), adapter_names=["default", "__base__"])
-
-
-@pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word_embeddings=True`")
-@pytest.mark.parametrize("how", ["merge_and_unload", "merge_adapter"])
-def test_what_shares_its_weight_is_not_merged(how: str) -> None:
-    """PEFT warns and merges: the embedding changes with the output layer, and with both what the model says."""
-    model = adapted(tiny_llama(tie_word_embeddings=True), target_modules=["lm_head", "q_proj"], r=2, mode="off")
-    fill_(model)
-    before = weights_of(model)
-    words = r"lm_head can't be merged: lm_head shares its weight with model\.embed_tokens, which would change too"
-    with pytest.raises(ValueError, match=words):
-        getattr(model, how)()
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-
-
-@pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word_embeddings=True`")
-def test_what_shares_its_weight_is_merged_once_it_has_its_own() -> None:
-    base = tiny_llama(tie_word_embeddings=True)
-    base.lm_head.weight = nn.Parameter(base.lm_head.weight.clone())
-    base.config.tie_word_embeddings = False
-    model = adapted(base, target_modules=["lm_head", "q_proj"], r=2, mode="off")
-    fill_(model)
-    expected = logits(model)
-    torch.testing.assert_close(logits(model.merge_and_unload()), expected)
-
-
-@pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word_embeddings=True`")
-def test_a_path_that_is_off_keeps_nothing_from_being_merged() -> None:
-    model = adapted(tiny_llama(tie_word_embeddings=True), target_modules=["lm_head", "q_proj"], r=2, mode="off")
-    fill_(model)
-    rankwise.apply_(model, [rankwise.Disable("lm_head")])
-    expected = logits(model)
-    torch.testing.assert_close(logits(model.merge_and_unload()), expected)

@@ -4,6 +4,7 @@ import ast
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,9 @@ def test_the_snippets_load_the_base_in_as_many_bits_as_the_recipe(
         imported: dict[str, Any] = {}
         exec("\n".join(line for line in lines if line.startswith("from ")), imported)
         assert set(imported) >= {"BitsAndBytesConfig", "prepare_model_for_kbit_training", "LoraConfig"}
+    headed = snippets_of(replace(plan, heads=("pooler",)), None, "SEQ_CLS", loading(recipe, data))
+    assert keywords(headed["Python"], "LoraConfig")["modules_to_save"] == ["pooler"]
+    assert "modules_to_save" not in found["Python"]
     told = yaml.safe_load(found["LLaMA-Factory"])
     assert {name: told[name] for name in told if name.startswith("quantization")} == factory
     told = yaml.safe_load(found["Axolotl"])

@@ -50,6 +50,16 @@ def test_arms_have_the_parameters_of_the_recipe_and_its_scale(family: str, base:
     assert arms.methods["q,v"]["r"] == 4  # the recipe itself
 
 
+def test_what_else_the_recipe_trains_trains_in_every_arm(tmp_path: Path) -> None:
+    recipe = causal(tmp_path / "llama")
+    also = recipe.model_copy(
+        update={"method": method(r=4, lora_alpha=4, target_modules=["q_proj"], modules_to_save=["lm_head"])}
+    )
+    arms = arms_of(also, load_data(also), without=["LoR2C", PLANNED])
+    assert len(arms.methods) == 5
+    assert all(options["modules_to_save"] == ["lm_head"] for options in arms.methods.values())
+
+
 def test_a_plan_that_the_rows_are_too_few_for_is_left_out_and_the_reason_said(base: Path) -> None:
     recipe = load_recipe(base)
     one = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_train_samples": 1})})

@@ -98,8 +98,8 @@ class HeteroLoraConfig(PathConfig):
         stop_searching_at: Fraction of training after which the choice stays.
         total_steps: Optimizer steps of the whole training, where no callback tells it.
         on_disable: ``"keep"`` the weights and moments of a path that is switched off, ``"reset"`` them (``B = 0``,
-            moments cleared), or ``"freeze"`` it: no training, but it keeps contributing. The paper has ``"keep"``; where
-            it was measured ``"freeze"`` ended lower (docs/studies/search-options.md).
+            moments cleared), or ``"freeze"`` it: no training, but it keeps contributing. The paper has ``"keep"``;
+            ``"freeze"`` ended lower where both were measured (docs/studies/search-options.md).
         seed: Seeds the initial values of each path, the draws and the sketches; the global generator is not used.
 
     Raises:

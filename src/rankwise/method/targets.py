@@ -170,25 +170,6 @@ def check_gated_merge(paths: Iterable[LowRankPath]) -> None:
             )
 
 
-def check_own_weights(model: nn.Module, paths: Iterable[LowRankPath]) -> None:
-    """Refuse to merge into a weight that another module uses too, such as the embedding's: it would change as well."""
-    users: dict[int, list[str]] = {}
-    for name, module in _modules(model):  # a module in several places is one, and is changed in all of them by its path
-        for weight in module._parameters.values():
-            users.setdefault(id(weight), []).append(name)
-    for path in paths:
-        if path.kind != "linear" or not path.contributing:
-            continue
-        others = [name for name in users.get(id(path.host.get_base_layer().weight), []) if name != path.module]
-        if others:
-            raise ValueError(
-                f"{path.name} can't be merged: {path.module} shares its weight with {', '.join(others)}, which would "
-                "change too. Keep the adapter as it is (save_pretrained), or give the projection a weight of its own "
-                "before the adapter is put on (module.weight = torch.nn.Parameter(module.weight.clone()), and "
-                "model.config.tie_word_embeddings = False)"
-            )
-
-
 def all_linear(model: nn.Module) -> list[str]:
     """Return the projections that PEFT's ``"all-linear"`` means, without a head and what PEFT refuses.
 

@@ -21,6 +21,7 @@ from rankwise.method.heads import TASKS as TASKS_WITH_A_HEAD
 from rankwise.method.initial import seeded
 from rankwise.method.loading import completed, shared_downs
 from rankwise.method.oversized import check_ranks
+from rankwise.method.own_weights import check_own_weights
 from rankwise.method.ranks import lookalikes, resolve_ranks
 from rankwise.method.targets import (
     all_linear,
@@ -28,11 +29,10 @@ from rankwise.method.targets import (
     check_gated_merge,
     check_layers,
     check_linear,
-    check_own_weights,
     check_targets,
     module_names,
 )
-from rankwise.method.unused import told_by_us, warn_unused
+from rankwise.method.unused import told_by_us, warn_forgotten, warn_unused
 from rankwise.method.unwinding import unwound
 from rankwise.method.waking import before_forward
 from rankwise.paths.driver import driver
@@ -105,6 +105,7 @@ class PathModel(LoraModel):
             block_paths = self._build_block_paths(model, adapter_name, config, wiring)
         self._build_paths(model, adapter_name, config, wiring, block_paths)
         warn_unused(config, modules, self.targeted_module_names)
+        warn_forgotten(config, model)
 
     def _add_targets_to_tie(self, peft_config: Any, tied_weight_keys: list[str]) -> None:
         """Refuse: PEFT would build LoRA on the embedding, which no gate switches.
@@ -287,7 +288,8 @@ class PathModel(LoraModel):
         for paths in (sets for name, sets in self.model.rankwise_paths.items() if name in names):
             check_mergeable(paths)
             check_gated_merge(paths.resident)
-            check_own_weights(self.model, paths.resident)
+            merged = [path for path in paths.resident if path.kind == "linear" and path.contributing]
+            check_own_weights(self.model, {path.module: path.host for path in merged})
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         """Take the paths off the model, merged or not, and every trace of their searches."""

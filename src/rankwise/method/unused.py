@@ -1,4 +1,4 @@
-"""What a config says of modules that there are none of, or doesn't say of a head: what would be lost silently."""
+"""What a config says of modules that there are none of, or doesn't say of a head, and would be lost silently."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from contextlib import contextmanager
 
 from peft import LoraConfig
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from torch import nn
 
 from rankwise.errors import nearest
-from rankwise.method.heads import TASKS, forgotten_heads
+from rankwise.method.heads import TASKS, WRAPPED, forgotten_heads
 from rankwise.method.targets import unmatched
 
 # What PEFT itself adds, together: the usual names of heads, of which a model has one.
@@ -28,18 +29,31 @@ def unused(config: LoraConfig, modules: Sequence[str], targeted: Sequence[str]) 
         modules: The full names of all modules of the base model.
         targeted: Those that LoRA is put on.
     """
-    return [
-        *_patterns(config, targeted),
-        *_saved(config, modules),
-        *_excluded(config, modules),
-        *_forgotten(config, modules, targeted),
-    ]
+    return [*_patterns(config, targeted), *_saved(config, modules), *_excluded(config, modules)]
 
 
 def warn_unused(config: LoraConfig, modules: Sequence[str], targeted: Sequence[str]) -> None:
     """Warn of what of a config has no effect; see ``unused``."""
     for words in unused(config, modules, targeted):
         warnings.warn(words, stacklevel=2)
+
+
+def warn_forgotten(config: LoraConfig, model: nn.Module) -> None:
+    """Warn of a part of the head that would stay as it is, which is random where the checkpoint has none.
+
+    Args:
+        config: The config of an adapter that is to be trained.
+        model: The base model.
+    """
+    if config.task_type not in TASKS or config.inference_mode:
+        return
+    left = forgotten_heads(model, config.modules_to_save or ())
+    if left:
+        warnings.warn(
+            f"{', '.join(left)} belongs to the model's head, and PEFT trains and saves no head under that name by "
+            f"itself: give modules_to_save={left!r}, unless it was trained before and shall stay",
+            stacklevel=2,
+        )
 
 
 @contextmanager
@@ -65,7 +79,7 @@ def _saved(config: LoraConfig, modules: Sequence[str]) -> Iterator[Warning]:
     named = dict.fromkeys(config.modules_to_save or ())
     added = {name for group in ADDED if group <= set(named) for name in group}
     for name in named:
-        if name not in added and not any(module.endswith(name) for module in modules):
+        if name not in added and not any(f"{WRAPPED}{module}".endswith(name) for module in modules):
             yield UserWarning(
                 f"modules_to_save names {name!r}, which no module's name ends in, so it will be neither trained nor "
                 f"saved{_hint(name, modules)}: correct it or leave it out"
@@ -84,17 +98,6 @@ def _excluded(config: LoraConfig, modules: Sequence[str]) -> Iterator[Warning]:
         yield UserWarning(
             f"You have passed exclude_modules={config.exclude_modules!r} but no modules were excluded{some}{hints}: "
             "correct it or leave it out"
-        )
-
-
-def _forgotten(config: LoraConfig, modules: Sequence[str], targeted: Sequence[str]) -> Iterator[Warning]:
-    """Tell of a part of the head that would stay as it is, which is random where the checkpoint has none."""
-    trained = (*(config.modules_to_save or ()), *targeted)
-    left = [head for head in forgotten_heads(modules) if not any(f"{name}.".startswith(f"{head}.") for name in trained)]
-    if config.task_type in TASKS and left:
-        yield UserWarning(
-            f"{', '.join(left)} belongs to the model's head, and PEFT trains and saves no head under that name by "
-            f"itself: give modules_to_save={left!r}, unless it was trained before and shall stay"
         )
 
 

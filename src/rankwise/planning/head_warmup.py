@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rankwise.distributed import sum_over_processes_, world_size
 from rankwise.errors import remedy
-from rankwise.method.heads import HEADS, head_of
+from rankwise.method.heads import HEADS, TRAINED_BY_PEFT, WRAPPED, head_of
 from rankwise.passes import passed
 from rankwise.paths.path_set import has_adapter
 from rankwise.scores.probe import untouched
@@ -24,12 +24,13 @@ RATE, BETAS, EPSILON = 5e-3, (0.9, 0.999), 1e-8  # Adam's, on the head alone
 def head_parameters_of(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of a model's classification head; of those that train, where it has an adapter."""
     adapted = has_adapter(model)
-    heads = {*HEADS, *head_of(model.get_base_model() if isinstance(model, PeftModel) else model)}
-    return [
-        parameter
-        for name, parameter in model.named_parameters()
-        if heads & set(name.split(".")) and parameter.is_floating_point() and (parameter.requires_grad or not adapted)
-    ]
+    first = set(head_of(model.get_base_model() if isinstance(model, PeftModel) else model))
+    found = []
+    for name, parameter in model.named_parameters():
+        parts = name.removeprefix(WRAPPED).split(".")
+        if (parts[0] in first or set(TRAINED_BY_PEFT) & set(parts)) and parameter.is_floating_point():
+            found.append(parameter)
+    return [parameter for parameter in found if parameter.requires_grad or not adapted]
 
 
 def head_steps(model: nn.Module, batches: Sequence[Any], steps: int | None) -> int:

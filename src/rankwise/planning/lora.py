@@ -15,7 +15,7 @@ from rankwise.errors import called, check_choice
 from rankwise.fields import plain
 from rankwise.method.export import plain_config
 from rankwise.method.heads import forgotten_heads
-from rankwise.method.targets import module_names
+from rankwise.method.targets import all_linear
 from rankwise.paths.path_set import has_adapter, path_set
 from rankwise.planning.candidates import on_base, with_candidates
 from rankwise.planning.ranks import rank_plan
@@ -99,7 +99,7 @@ def plan_lora(
         r=r,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
-        target_modules=target_modules,
+        target_modules=all_linear(model) if target_modules == "all-linear" else target_modules,
         budget=budget,
         budget_unit=budget_unit,
         proxy=proxy or "grad_norm",
@@ -111,7 +111,7 @@ def plan_lora(
     if not modules:
         raise ValueError(f"budget={budget!r} leaves room for no path of r={r}: raise the budget or lower r")
     config.task_type = task_type
-    config.modules_to_save = forgotten_heads(module_names(model)) or None
+    config.modules_to_save = forgotten_heads(model, candidates=[*modules, *others]) or None
     return plain_config(config, modules, others, r=r, lora_alpha=lora_alpha)
 
 

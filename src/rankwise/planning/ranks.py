@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 
 from rankwise.configs.path import LARGEST
 from rankwise.fields import plain
 from rankwise.method.heads import forgotten_heads
-from rankwise.method.targets import module_names
 from rankwise.passes import work
 from rankwise.paths.path_set import path_set
 from rankwise.planning.candidates import with_candidates
@@ -82,9 +82,8 @@ def rank_plan(
         damping: ``lambda`` of the joint choice, in mean curvatures.
         directions: ``"adam"`` takes components as an Adam-like optimizer's first step on ``B`` moves, ``"sgd"`` as
             singular vectors.
-        target_modules: The linear candidates, as in ``LoraConfig``; all projections but those of a head
-            (``score``, ``classifier``, ``qa_outputs`` and what BART, T5, DistilBERT, DeBERTa, XLM and XLNet have) and
-            what PEFT refuses (Mamba's ``out_proj``) if left out.
+        target_modules: The linear candidates, as in ``LoraConfig``; all projections but a head's
+            (``rankwise.method.heads``) and what PEFT refuses (Mamba's ``out_proj``) if left out.
         components: How many directions each path offers; twice the uniform rank of the budget if left out (under a time
             limit, of the paths that have room together), at least 8, at most 64.
         halves: Repeat the choice on each half of the batches, and report how much of their cost the two share
@@ -151,13 +150,14 @@ def rank_plan(
         made = _plan(
             wrapped, given, loss_of, draw_of, budget=budget, scale=scale, choice=choice, rows=rows, passes=steps
         )
-    return replace(made, heads=tuple(forgotten_heads(module_names(model))), seconds=time.perf_counter() - began)
+    return replace(made, seconds=time.perf_counter() - began)
 
 
 @torch.enable_grad()
-def _plan(wrapped: nn.Module, *given: Any, **options: Any) -> RankPlan:
+def _plan(wrapped: PeftModel, *given: Any, **options: Any) -> RankPlan:
     wrapped.eval()
-    return plan_paths(wrapped, path_set(wrapped), *given, **options)
+    made = plan_paths(wrapped, path_set(wrapped), *given, **options)
+    return replace(made, heads=tuple(forgotten_heads(wrapped.get_base_model(), candidates=made.modules.values())))
 
 
 def _taken(batches: Iterable[Batch], model: nn.Module) -> list[Batch]:

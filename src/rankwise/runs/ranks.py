@@ -224,6 +224,8 @@ def _config_lines(config: LoraConfig, names: list[str], task_type: str) -> str:
         "alpha_pattern": dict(config.alpha_pattern or {}),
         "task_type": task_type,
     }
+    if config.modules_to_save:
+        fields["modules_to_save"] = config.modules_to_save
     if isinstance(config, rankwise.HeteroLoraConfig):
         more = ("mode", "shortcuts", "shortcut_ranks", "shortcut_r", "shortcut_alpha")
         fields |= {name: getattr(config, name) for name in more}

@@ -86,6 +86,9 @@ def arms_of(recipe: Recipe, data: TaskData, *, budget: int | None = None, withou
             methods[PLANNED] = _planned(planned.plan.to_lora_config())
         except ValueError as error:
             left_out.append(f"the rank plan can't be made: {error}")
+    saved = recipe.method.options.get("modules_to_save")
+    if saved:  # what else trains is the same in every arm
+        methods = {name: {**options, "modules_to_save": saved} for name, options in methods.items()}
     if YOURS not in without:
         methods[YOURS] = recipe.method.model_dump()
     costs = {name: _cost(recipe, options) for name, options in methods.items()}

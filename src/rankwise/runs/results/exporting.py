@@ -9,6 +9,7 @@ from pathlib import Path
 from peft import PeftModel
 
 import rankwise
+from rankwise.method.own_weights import check_own_weights
 from rankwise.paths.path_set import check_mergeable, path_set
 from rankwise.runs.building.models import load_base, load_tokenizer
 from rankwise.runs.folder import RunFolder
@@ -82,6 +83,8 @@ def export_merged(run: str | Path, out: str | Path) -> Path:
         model = load_trained(folder, dense=True)
         if recipe.method.name in WITH_PATHS:
             check_mergeable(path_set(model))
+        elif isinstance(model, PeftModel):
+            check_own_weights(model.get_base_model())
         whole = model.merge_and_unload() if isinstance(model, PeftModel) else model
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
