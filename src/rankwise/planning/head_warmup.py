@@ -22,15 +22,20 @@ RATE, BETAS, EPSILON = 5e-3, (0.9, 0.999), 1e-8  # Adam's, on the head alone
 
 
 def head_parameters_of(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of a model's classification head; of those that train, where it has an adapter."""
-    adapted = has_adapter(model)
+    """Return the parameters of a model's classification head.
+
+    Beside an adapter they are those of the copy that trains, where PEFT made one; and of a head that PEFT makes none of
+    by itself what was told to train.
+    """
+    adapted, found = has_adapter(model), []
     first = set(head_of(model.get_base_model() if isinstance(model, PeftModel) else model))
-    found = []
     for name, parameter in model.named_parameters():
         parts = name.removeprefix(WRAPPED).split(".")
-        if (parts[0] in first or set(TRAINED_BY_PEFT) & set(parts)) and parameter.is_floating_point():
+        usual = set(TRAINED_BY_PEFT) & set(parts)
+        trains = usual or (parts[0] in first and (parameter.requires_grad or not adapted))
+        if trains and "original_module" not in parts and parameter.is_floating_point():
             found.append(parameter)
-    return [parameter for parameter in found if parameter.requires_grad or not adapted]
+    return found
 
 
 def head_steps(model: nn.Module, batches: Sequence[Any], steps: int | None) -> int:
