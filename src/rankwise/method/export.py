@@ -13,11 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rankwise.files import write_atomic, write_text_atomic
+from rankwise.method.heads import WRAPPED
 from rankwise.method.ranks import lookalikes, pattern_of, targets_of
 from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.path_set import PathSet, check_mergeable, path_set
-
-PREFIX = "base_model.model."
 
 
 def export_lora(
@@ -51,8 +50,8 @@ def export_lora(
         if not rank_pattern:
             a = F.pad(a, (0, 0, 0, rank - path.r))
             b = F.pad(b, (0, rank - path.r)) * (1.0 if path.scaling == scaling else path.scaling / scaling)
-        tensors[f"{PREFIX}{path.module}.lora_A.weight"] = a
-        tensors[f"{PREFIX}{path.module}.lora_B.weight"] = b
+        tensors[f"{WRAPPED}{path.module}.lora_A.weight"] = a
+        tensors[f"{WRAPPED}{path.module}.lora_B.weight"] = b
     write_adapter(folder, _config(paths, live, rank, scaling, rank_pattern), tensors)
 
 

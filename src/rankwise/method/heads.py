@@ -12,7 +12,7 @@ OTHERS = ("classification_head", "sequence_summary", "logits_proj")  # BART and 
 BESIDE_A_CLASSIFIER = ("pre_classifier", "pooler")  # DistilBERT, DeBERTa; elsewhere part of what was pretrained
 HEADS = (*TRAINED_BY_PEFT, *OTHERS)
 TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # whose head PEFT trains and saves as a whole
-WRAPPED = "base_model.model."  # what PEFT puts before a module's name, and matches modules_to_save against
+WRAPPED = "base_model.model."  # what PEFT puts before a name, in files and where it matches modules_to_save
 
 
 def head_of(model: nn.Module) -> dict[str, nn.Module]:

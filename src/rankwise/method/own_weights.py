@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -60,15 +61,12 @@ def _places(model: nn.Module) -> Iterator[Use]:
                 yield id(module), _plain(f"{name}.{child}".lstrip("."))
 
 
-def _unused(model: nn.Module) -> Iterable[int]:
+def _unused(model: nn.Module) -> Iterator[int]:
     """Yield the modules in whose place an adapter's copy is at work."""
-    for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper) and not module.disable_adapters:
-            copies, original = module._modules["modules_to_save"], module._modules["original_module"]
-            if original is not None and set(module.active_adapters) & set(
-                dict(copies.named_children() if copies else ())
-            ):
-                yield from map(id, original.modules())
+    wrappers: list[Any] = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    for wrapper in wrappers:
+        if not wrapper.disable_adapters and any(name in wrapper.modules_to_save for name in wrapper.active_adapters):
+            yield from map(id, wrapper.original_module.modules())
 
 
 def _key(weight: nn.Parameter) -> int:
