@@ -23,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,8 @@ class Table:
         """Write ``results/bench/<script>.json``, or the file that ``--out`` names."""
         file = Path(self.settings.get("out") or RESULTS / f"{Path(self.script).stem}.json")
         file.parent.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["python", f"benchmarks/{Path(self.script).name}", *sys.argv[1:]])
+        said = [word for before, word in pairwise(sys.argv) if "--out" not in (before, word)]  # where to is no figure's
+        command = shlex.join(["python", f"benchmarks/{Path(self.script).name}", *said])
         settings = {name: value for name, value in self.settings.items() if name != "out"}
         record = {"command": command, "settings": settings, **machine(self.settings), "rows": self.rows}
         file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -11,7 +11,12 @@ from tests.models import Batch
 from torch import Tensor, nn
 
 CUDA = torch.device("cuda")
-ON_CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+ON_CUDA = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+    # What has no deterministic kernel (attention's backward pass, labels of every token) warns under `_deterministic`.
+    pytest.mark.filterwarnings("ignore:.*determinis:UserWarning"),
+]
 
 
 def there(model: Any, *to: Any) -> Any:

@@ -19,6 +19,8 @@ from transformers import (
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
     DistilBertForSequenceClassification,
+    EuroBertConfig,
+    EuroBertForSequenceClassification,
     T5Config,
     T5ForSequenceClassification,
 )
@@ -57,11 +59,17 @@ def deberta() -> Any:
     return build(DebertaV2ForSequenceClassification, DebertaV2Config(vocab_size=VOCABULARY, **SIZES["deberta"]))
 
 
+def eurobert() -> Any:
+    sizes = {"num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": END, "pad_token_id": 0, "mask_token_id": 3}
+    return build(EuroBertForSequenceClassification, EuroBertConfig(vocab_size=VOCABULARY, **sizes, **SIZES["deberta"]))
+
+
 HEADED: dict[str, tuple[Callable[[], Any], list[str], list[str]]] = {  # the whole head; what PEFT forgets of it
     "bart": (bart, ["classification_head"], ["classification_head"]),
     "t5": (t5, ["classification_head"], ["classification_head"]),
     "distilbert": (distilbert, ["pre_classifier", "classifier"], []),  # PEFT takes what ends in "classifier"
     "deberta": (deberta, ["pooler", "classifier"], ["pooler"]),
+    "eurobert": (eurobert, ["dense", "classifier"], ["dense"]),
 }
 each_head = pytest.mark.parametrize(("make", "head", "forgotten"), HEADED.values(), ids=HEADED)
 

@@ -9,7 +9,8 @@ from torch import nn
 
 TRAINED_BY_PEFT = (*SEQ_CLS_HEAD_NAMES, "qa_outputs")  # what ends in such a name, by the task type alone
 OTHERS = ("classification_head", "sequence_summary", "logits_proj")  # BART and T5, XLM, XLNet
-BESIDE_A_CLASSIFIER = ("pre_classifier", "pooler")  # DistilBERT, DeBERTa; elsewhere part of what was pretrained
+# DistilBERT, DeBERTa, EuroBERT, models of speech; elsewhere such a name is part of what was pretrained.
+BESIDE_A_CLASSIFIER = ("pre_classifier", "pooler", "dense", "projector")
 HEADS = (*TRAINED_BY_PEFT, *OTHERS)
 TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # whose head PEFT trains and saves as a whole
 WRAPPED = "base_model.model."  # what PEFT puts before a name, in files and where it matches modules_to_save

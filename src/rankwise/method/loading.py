@@ -82,7 +82,7 @@ def check_same_shapes(present: dict[str, Tensor], loaded: dict[str, Tensor]) -> 
 
 
 def completed(loaded: dict[str, Tensor], model: nn.Module, paths: PathSet) -> dict[str, Tensor]:
-    """Return the tensors of a file with those that it may lack: of paths that don't contribute, and a shared ``A``.
+    """Return a file's tensors where the model's are, with those it may lack: of paths that are off, and a shared ``A``.
 
     A file written with ``enabled_only`` lacks the weights of paths that don't contribute; they keep their initial
     values, which the seed determines.
@@ -114,4 +114,6 @@ def completed(loaded: dict[str, Tensor], model: nn.Module, paths: PathSet) -> di
                 "blocks have one: the file is damaged: copy it again"
             )
         filled |= dict.fromkeys(set(shared_downs(own)) - set(downs), down)
-    return {**loaded, **filled}
+    # PEFT reads a file onto the GPU where there is one, and with low_cpu_mem_usage only paths come back from there.
+    homes = {key: own.device for key, own in present.items() if not own.is_meta}
+    return {key: tensor.to(homes.get(key, tensor.device)) for key, tensor in {**loaded, **filled}.items()}

