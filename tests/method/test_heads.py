@@ -41,6 +41,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "t5": {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0},
     "deberta": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24},
 }
+SIZES["eurobert"] = SIZES["deberta"] | {"num_key_value_heads": 2, "mask_token_id": 3}
+SIZES["eurobert"] |= {"bos_token_id": 1, "eos_token_id": END, "pad_token_id": 0}
 
 
 def bart() -> Any:

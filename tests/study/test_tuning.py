@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from rankwise.runs.recipes.recipe import Recipe, load_recipe, parse_recipe
 from rankwise.study.arms import DEFAULT, NAMES, PLANNED, YOURS, arms_of
 from rankwise.study.race import Race
-from rankwise.study.tuning import Wish, check_same, full_steps, make_race, price, snippet, too_dear
+from rankwise.study.tuning import Wish, check_same, full_steps, make_race, plan_batches, price, snippet, too_dear
 from rankwise.study.working import load_data
 from rankwise_cli import app
 
@@ -55,6 +55,10 @@ def test_planning_is_told_before_it_begins_and_only_where_it_does(base: Path) ->
     assert told == []
     make_race(recipe, Wish(without=tuple(name for name in NAMES if name not in (DEFAULT, PLANNED))), told.append)
     assert told == ["planning ranks for one of the arms first: at most 96 passes over a batch"]
+
+
+def test_a_plan_for_short_runs_is_made_on_fewer_batches() -> None:
+    assert [plan_batches(steps) for steps in (10, 40, 60, 96, 1000)] == [12, 12, 15, 24, 24]
 
 
 def own_rows(base: Path, tmp_path: Path) -> Recipe:

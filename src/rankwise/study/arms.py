@@ -43,7 +43,9 @@ class Arms(NamedTuple):
     above: dict[str, int]
 
 
-def arms_of(recipe: Recipe, data: TaskData, *, budget: int | None = None, without: Collection[str] = ()) -> Arms:
+def arms_of(
+    recipe: Recipe, data: TaskData, *, budget: int | None = None, without: Collection[str] = (), batches: int = 24
+) -> Arms:
     """Return the arms for a recipe, each at the highest rank that fits the budget and some layer of the model can use.
 
     Args:
@@ -51,6 +53,7 @@ def arms_of(recipe: Recipe, data: TaskData, *, budget: int | None = None, withou
         data: Its data, which the rank plan is made on.
         budget: Parameters of each arm.
         without: Arms that stay out.
+        batches: How many training batches the rank plan is made on.
 
     Raises:
         ValueError: The model can't be had.
@@ -82,7 +85,7 @@ def arms_of(recipe: Recipe, data: TaskData, *, budget: int | None = None, withou
     methods = {name: _sized(recipe, options, budget, most) for name, options in methods.items() if name not in without}
     if PLANNED not in without:
         try:
-            planned = plan_ranks(recipe, budget=budget, data=data, scale=scale)
+            planned = plan_ranks(recipe, budget=budget, batches=batches, data=data, scale=scale)
             methods[PLANNED] = _planned(planned.plan.to_lora_config())
         except ValueError as error:
             left_out.append(f"the rank plan can't be made: {error}")

@@ -32,8 +32,8 @@ from rankwise.study.working import Work, load_data
 from rankwise.tasks.labels import LABELS
 
 FACTOR = 10**0.5
-PLANNING = 48  # passes over a batch that the rank plan takes, at most
-HEAD = 48  # steps for which a classifier's head is trained alone before
+PLANNED_ON = 24  # batches that the rank plan is made on, and fewer where that would be long beside a run
+AT_LEAST = 12
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def make_race(recipe: Recipe, wish: Wish, say: Callable[[str], None] = lambda te
     full = full_steps(recipe, len(data.train))
     rungs((len(NAMES) - len(set(wish.without))) * wish.rates, full=full, cost=wish.cost)  # before anything is spent
     if PLANNED not in wish.without:
-        say(f"planning ranks for one of the arms first: at most {planning(recipe)} passes over a batch")
-    arms = arms_of(recipe, data, budget=wish.budget, without=wish.without)
+        say(f"planning ranks for one of the arms first: at most {planning(recipe, full)} passes over a batch")
+    arms = arms_of(recipe, data, budget=wish.budget, without=wish.without, batches=plan_batches(full))
     rate, side = recipe.training.learning_rate, (wish.rates - 1) // 2
     rates = Rates.model_validate(
         {"from": rate / FACTOR**side, "to": rate * FACTOR ** (wish.rates - 1 - side), "factor": FACTOR}
@@ -146,16 +146,21 @@ def full_steps(recipe: Recipe, rows: int) -> int:
     return max(1, math.ceil(math.ceil(batches / training.accumulation) * training.epochs))
 
 
-def planning(recipe: Recipe) -> int:
-    """Return how many passes over a batch the rank plan takes at most, those that train the head among them."""
-    return PLANNING + (0 if kind_of(recipe) == "causal" else HEAD)
+def plan_batches(full: int) -> int:
+    """Return how many batches the rank plan of a race is made on, by the steps of a whole run."""
+    return max(AT_LEAST, min(PLANNED_ON, full // 4))
+
+
+def planning(recipe: Recipe, full: int) -> int:
+    """Return how many passes over a batch the rank plan takes at most: two for each, as many that train a head."""
+    return (2 if kind_of(recipe) == "causal" else 4) * plan_batches(full)
 
 
 def price(race: Race) -> str:
     """Return what a race costs at most, in whole runs, before anything is spent."""
     rounds = ", ".join(f"{rung.candidates} x {rung.steps} steps" for rung in race.rungs)
     planned = any(group.arm == PLANNED for group in race.groups)
-    plan = planning(parse_recipe(race.groups[0].content)) / race.full if planned else 0.0
+    plan = planning(parse_recipe(race.groups[0].content), race.full) / race.full if planned else 0.0
     confirm = 2.0 * len(race.confirm)
     return (
         f"A whole run is {race.full} steps. The race: {rounds}, at most {race.cost:.2f} runs; the winner and what it "
