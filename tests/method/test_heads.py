@@ -62,8 +62,7 @@ def deberta() -> Any:
 
 
 def eurobert() -> Any:
-    sizes = {"num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": END, "pad_token_id": 0, "mask_token_id": 3}
-    return build(EuroBertForSequenceClassification, EuroBertConfig(vocab_size=VOCABULARY, **sizes, **SIZES["deberta"]))
+    return build(EuroBertForSequenceClassification, EuroBertConfig(vocab_size=VOCABULARY, **SIZES["eurobert"]))
 
 
 HEADED: dict[str, tuple[Callable[[], Any], list[str], list[str]]] = {  # the whole head; what PEFT forgets of it
