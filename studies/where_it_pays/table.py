@@ -131,22 +131,34 @@ def rates_table(runs: Iterable[Run], *, metric: str, by: Sequence[str]) -> str:
     return markdown([*by, "arm", *(f"rate {rate:g} (n)" for rate in rates)], rows)
 
 
-def correlations(runs: Sequence[Run]) -> str:
-    """Return the rank correlation of every score with every path's worth, all paths and linear ones."""
+def correlations(runs: Sequence[Run], left_out: Sequence[Run] = ()) -> str:
+    """Return the rank correlation of every score with every path's worth, all paths and linear ones.
+
+    Args:
+        runs: Every path alone, and the scores.
+        left_out: All paths but one, for the worth of each as what the others lack; no columns without.
+    """
     base = next(run["test_loss"] for run in runs if run.get("path") == "base")
-    losses: dict[str, list[float]] = {}
+    whole = {run["seed"]: run["test_loss"] for run in left_out if run["without"] == "nothing"}
+    found: dict[str, dict[str, list[float]]] = {"": {}, ", left out": {}}
     for run in runs:
         if "path" in run and run["path"] != "base":
-            losses.setdefault(run["path"], []).append(run["test_loss"])
-    worth = {name: base - summarise(values).mean for name, values in losses.items()}
-    linear = {name: value for name, value in worth.items() if name.endswith("_proj")}
+            found[""].setdefault(run["path"], []).append(base - run["test_loss"])
+    for run in left_out:
+        if run["without"] != "nothing":
+            found[", left out"].setdefault(run["without"], []).append(run["test_loss"] - whole[run["seed"]])
+    worth: dict[str, dict[str, float]] = {}
+    for kind, values in found.items():
+        means = {name: summarise(own).mean for name, own in values.items()}
+        linear = {name: mean for name, mean in means.items() if name.endswith("_proj")}
+        worth |= {f"all {len(means)}{kind}": means, f"{len(linear)} linear{kind}": linear} if means else {}
     rows = [
         [run["proxy"], str(run["seed"])]
-        + [f"{rank_correlation(run['values'], own):.2f}" for own in (worth, linear)]
+        + [f"{rank_correlation(run['values'], own):.2f}" for own in worth.values()]
         + [f"{run['seconds']:.1f}"]
         for run in sorted((run for run in runs if "proxy" in run), key=lambda run: (run["proxy"], run["seed"]))
     ]
-    return markdown(["score", "seed", f"all {len(worth)}", f"{len(linear)} linear", "seconds"], rows)
+    return markdown(["score", "seed", *worth, "seconds"], rows)
 
 
 def worths(runs: Sequence[Run]) -> str:
@@ -299,7 +311,7 @@ def tables_of(folder: Path) -> dict[str, str]:
     tables: dict[str, str] = {}
     worth = _read(folder / "worth.json")
     if worth:
-        tables |= {"Every path alone": worths(worth), "Scores": correlations(worth)}
+        tables |= {"Every path alone": worths(worth), "Scores": correlations(worth, _read(folder / "left-out.json"))}
     curve = [run for run in _read(folder / "curve.json") if "budget" in run]
     for budget in sorted({run["budget"] for run in curve}):
         own = [run for run in curve if run["budget"] == budget]

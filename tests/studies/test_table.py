@@ -50,6 +50,13 @@ def test_correlations_are_of_the_fall_of_the_loss() -> None:
     runs += [{"path": name, "test_loss": loss} for name, loss in losses.items()]
     runs += [{"proxy": "grad_norm", "seed": 0, "seconds": 1.25, "values": values}]
     assert "| grad_norm | 0 | -0.20 | 1.00 | 1.2 |" in correlations(runs)
+    lost = [("nothing", 2.0), ("layers.0.q_proj", 2.3), ("layers.0.v_proj", 2.2), ("layers.1.q_proj", 2.1)]
+    without: list[dict[str, Any]] = [
+        {"without": name, "seed": seed, "test_loss": loss + seed} for name, loss in lost for seed in range(2)
+    ]
+    told = correlations(runs, without).splitlines()
+    assert told[0] == "| score | seed | all 4 | 3 linear | all 3, left out | 3 linear, left out | seconds |"
+    assert told[2] == "| grad_norm | 0 | -0.20 | 1.00 | -0.50 | -0.50 | 1.2 |"
 
 
 def test_ablations_are_paired_with_the_plan_by_gain_alone() -> None:
