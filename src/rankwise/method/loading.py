@@ -115,5 +115,5 @@ def completed(loaded: dict[str, Tensor], model: nn.Module, paths: PathSet) -> di
             )
         filled |= dict.fromkeys(set(shared_downs(own)) - set(downs), down)
     # PEFT reads a file onto the GPU where there is one, and with low_cpu_mem_usage only paths come back from there.
-    homes = {key: own.device for key, own in present.items() if not own.is_meta}
+    homes = {key: there.device for key, there in present.items() if not there.is_meta}
     return {key: tensor.to(homes.get(key, tensor.device)) for key, tensor in {**loaded, **filled}.items()}
