@@ -28,6 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "adalora": {"name": "adalora", "init_r": 4, "target_r": 2, "tfinal": 2, "target_modules": ["query", "value"]},
     "dylora": {"name": "dylora", "r": 4, "lora_alpha": 8, "target_modules": ["query", "value"]},
     "adapterdrop": {"name": "adapterdrop", "bottleneck": 4, "first_block": 1},
+    "prefix": {"name": "prefix", "num_virtual_tokens": 3},
 }
 Make = Callable[..., Recipe]
 

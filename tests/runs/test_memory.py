@@ -39,9 +39,9 @@ def test_the_meter_sees_what_autograd_keeps() -> None:
     assert meter.peak >= 2 * y.numel() * 4 + 64 * 64 * 4
 
 
-@pytest.mark.parametrize("method", ["heterolora", "lora", "lor2c", "full", "adalora", "adapterdrop"])
+@pytest.mark.parametrize("method", ["heterolora", "lora", "lor2c", "full", "adalora", "adapterdrop", "prefix"])
 def test_a_plan_of_memory_has_every_part(make: Make, method: str) -> None:
-    recipe = make(method)
+    recipe = make(method, "text" if method == "prefix" else "mrpc")
     found = plan_memory(recipe)
     sizes = plan_recipe(recipe)
     assert found["gradients"] == sizes["gradient_bytes"]

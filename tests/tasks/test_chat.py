@@ -18,7 +18,7 @@ from trl.chat_template_utils import get_training_chat_template
 
 from rankwise.runs.dryrun import UNMARKED, tiny_tokenizer
 from rankwise.tasks import IGNORED, DataSpec, load_task
-from rankwise.tasks.chat import chat_encoder, prompt_ids
+from rankwise.tasks.chat import chat_encoder, chat_opening
 from rankwise.tasks.read import Source
 
 Row = dict[str, Any]
@@ -268,7 +268,7 @@ def test_llamas_date_is_the_same_every_day(letters: PreTrainedTokenizerBase) -> 
     tokenizer = with_template(letters, (TEMPLATES / "llama3_2.jinja").read_text("utf-8"))
     ids, _ = chat_encoder(tokenizer)({"messages": SAID}, "row 1")
     assert "Today Date: 26 Jul 2024" in letters.decode(ids)
-    asked = prompt_ids(SAID[:1], None, tokenizer, "row 1")
+    asked = chat_opening(SAID[:1], None, tokenizer, "row 1").ids
     assert ids[: len(asked)] == asked
 
 

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from rankwise.errors import check_choice
 from rankwise.files import write_text_atomic
+from rankwise.runs.recipes.methods import WITH_PATHS, config_class
 from rankwise.runs.recipes.reading import flat
 from rankwise.runs.recipes.recipe import Recipe, parse_recipe
 from rankwise.runs.sizes import kind_of
@@ -315,11 +316,13 @@ def ending(race: Race, standing: Standing, runs: Sequence[Run]) -> str:
 def snippet(recipe: Recipe) -> str:
     """Return the winner's config as Python: PEFT's own, where plain LoRA can express it."""
     options: Mapping[str, Any] = recipe.method.options
-    owner, name = {"heterolora": ("rankwise", "HeteroLoraConfig"), "lor2c": ("rankwise", "Lor2cConfig")}.get(
-        recipe.method.name, ("peft", "AdaLoraConfig" if recipe.method.name == "adalora" else "LoraConfig")
-    )
+    own = recipe.method.name in WITH_PATHS
     if recipe.method.name in ("full", "dylora", "adapterdrop"):
         return f"# {recipe.method.name}: rankwise train winner.yaml\n"
     fields = "".join(f"    {key}={value!r},\n" for key, value in options.items())
-    rate = f"# learning rate {recipe.training.learning_rate:g}, {recipe.training.schedule} schedule"
-    return f"from {owner} import {name}\n\nconfig = {name}(\n{fields})  {rate}\n"
+    training = recipe.training
+    rate = f"# learning rate {training.learning_rate:g}, {training.schedule} schedule"
+    if training.loraplus_lr_ratio is not None:
+        rate += f"; of lora_B {training.loraplus_lr_ratio:g} times that"
+    name = config_class(recipe.method.name).__name__
+    return f"from {'rankwise' if own else 'peft'} import {name}\n\nconfig = {name}(\n{fields})  {rate}\n"

@@ -30,6 +30,7 @@ from rankwise.tasks.conversations import (
     plain,
     tools_of,
 )
+from rankwise.tasks.opening import Opening, opening
 
 # What rendering raises: a template is a program, and does with a message what its author expected it to hold.
 REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
@@ -96,31 +97,17 @@ def chat_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Row, str], Ids
     return encode_row
 
 
-def prompt_ids(prompt: str | Messages, tools: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
-    """Return the token ids of what is asked, up to where the answer begins; a text is the user's turn.
+def chat_opening(prompt: str | Messages, tools: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> Opening:
+    """Return what is asked, up to where the answer begins; a text is the user's turn.
 
     Raises:
         ValueError: The template refuses it, or there is none.
     """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else plain(prompt)
     tools = tools_of(tools)
-    found = own_template(tokenizer, tools=bool(tools)).apply(messages, tools, where, add_generation_prompt=True)
-    return list(found["input_ids"])
-
-
-def text_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the token ids of a plain prompt as a row of plain texts begins with it: opened, and not closed."""
-    ids, written = _written(prompt, tokenizer)
-    if written:
-        return ids[: written[-1] + 1]
-    ids, written = _written("a", tokenizer)  # an empty prompt does not tell what opens from what closes
-    return ids[: written[0]]
-
-
-def _written(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return token ids, and the places of those that stand for a part of the text."""
-    found = tokenizer(text, return_offsets_mapping=True, verbose=False)
-    return list(found["input_ids"]), [place for place, (_, end) in enumerate(found["offset_mapping"]) if end]
+    template = own_template(tokenizer, tools=bool(tools))
+    asked = str(template.apply(messages, tools, where, tokenize=False, add_generation_prompt=True))
+    return opening(asked, tokenizer, special_tokens=False)
 
 
 def own_template(tokenizer: PreTrainedTokenizerBase, *, tools: bool) -> Template:

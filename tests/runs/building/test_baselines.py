@@ -21,8 +21,9 @@ from rankwise.runs.building.models import load_base
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.recipe import Recipe
-from rankwise.runs.results.exporting import export_run
+from rankwise.runs.results.exporting import export_merged, export_run
 from rankwise.runs.results.tables import result_table
+from rankwise.runs.results.trained import load_trained
 from rankwise.runs.sizes import plan_recipe
 from rankwise.runs.training.train import train
 
@@ -111,6 +112,28 @@ def test_it_trains_is_counted_and_reloads_as_it_was_measured(
     job.model.load_adapter(str(RunFolder(result.out).checkpoints / "checkpoint-6"), "default")
     make_trainer(job, training_arguments(recipe, job.data, folder.checkpoints), folder, [])  # cuts to the eval rank
     torch.testing.assert_close(logits(loaded), logits(job.model), rtol=1e-5, atol=1e-6)
+
+
+def test_a_prefix_trains_is_counted_and_reloads_as_it_was_measured(make: Make, tmp_path: Path) -> None:
+    recipe = make("prefix", "text", select="last")
+    result = train(recipe, tmp_path / "run")
+    size = 3 * 2 * 2 * D  # keys and values of three positions, in two blocks
+    assert result.metrics["parameters"]["trainable"] == plan_recipe(recipe)["enabled"] == size
+    assert result.metrics["chosen"]["last"] == []
+    with pytest.raises(ValueError, match="holds a prefix, which no LoRA can express"):
+        export_run(tmp_path / "run", tmp_path / "plain")
+    with pytest.raises(ValueError, match="holds a prefix, which stands before the text and has no weight to be merged"):
+        export_merged(tmp_path / "run", tmp_path / "whole")
+    loaded = load_trained(RunFolder(tmp_path / "run"))
+    with quiet():
+        job = build(recipe)
+    checkpoint = str(RunFolder(result.out).checkpoints / "checkpoint-6")
+    before = logits(job.model)
+    job.model.load_adapter(checkpoint, "default")
+    torch.testing.assert_close(logits(loaded), logits(job.model), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(logits(loaded), before, atol=1e-4)
+    with pytest.raises(ValueError, match="method 'prefix' is for causal language models"):
+        build(make("prefix"))
 
 
 def test_adalora_takes_ranks_away_and_says_how_many_parameters_are_left(make: Make, tmp_path: Path) -> None:

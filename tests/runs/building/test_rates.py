@@ -45,6 +45,30 @@ def test_the_head_has_its_own_rate_and_the_decay_it_had(make: Make, tmp_path: Pa
     assert sorted({round(group["lr"], 9) for group in groups if group["params"]}) == [1.8e-4, 3.6e-4]
 
 
+@pytest.mark.parametrize("method", ["lor2c", "heterolora", "lora", "adalora"])
+@pytest.mark.parametrize("head", [None, 2e-4])
+def test_lora_plus_trains_the_factor_that_starts_at_zero_faster(
+    make: Make, tmp_path: Path, method: str, head: float | None
+) -> None:
+    shape = {"learning_rate": 4e-4, "loraplus_lr_ratio": 16, "head_learning_rate": head, "warmup": 0}
+    job, trainer = optimizer_of(make(method, training=shape), tmp_path)
+    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    trained = {name: rates.pop(id(p)) for name, p in job.model.named_parameters() if p.requires_grad}
+    assert not rates
+    ups = {name for name in trained if ".lora_B." in name}
+    heads = {name for name in trained if is_head(name)}
+    assert ups
+    assert {trained[name] for name in ups} == {16 * 4e-4}
+    assert {trained[name] for name in heads} == {head or 4e-4}
+    assert {trained[name] for name in trained.keys() - ups - heads} == {4e-4}
+
+
+@pytest.mark.parametrize(("method", "task"), [("full", "mrpc"), ("prefix", "text"), ("adapterdrop", "mrpc")])
+def test_lora_plus_is_refused_where_there_are_no_factors(make: Make, tmp_path: Path, method: str, task: str) -> None:
+    with pytest.raises(ValueError, match=r"training\.loraplus_lr_ratio=4: the method trains no factors"):
+        optimizer_of(make(method, task, training={"loraplus_lr_ratio": 4}), tmp_path)
+
+
 def test_a_run_without_a_head_is_told(make: Make, tmp_path: Path) -> None:
     recipe = make("lora", "text", training={"head_learning_rate": 1e-3})
     with pytest.raises(ValueError, match=r"training\.head_learning_rate=0\.001: the model has no head that trains"):

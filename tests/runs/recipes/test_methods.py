@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from peft import AdaLoraConfig, LoraConfig
+from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig
 
 import rankwise
 from rankwise.baselines import BottleneckConfig
@@ -52,15 +52,17 @@ CONFIGS = {
     "adalora": AdaLoraConfig,
     "dylora": LoraConfig,
     "adapterdrop": BottleneckConfig,
+    "prefix": PrefixTuningConfig,
 }
+NEEDED: dict[str, dict[str, Any]] = {"prefix": {"num_virtual_tokens": 3}}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_each_method_has_its_config(name: str) -> None:
     assert config_class(name) is CONFIGS[name]
-    built = Method(name=name).build("SEQ_CLS", seed=5)  # type: ignore[arg-type]
+    built = Method(name=name, **NEEDED.get(name, {})).build("CAUSAL_LM", seed=5)  # type: ignore[arg-type]
     assert type(built) is CONFIGS[name]
-    assert str(vars(built)["task_type"]) == "SEQ_CLS"
+    assert str(vars(built)["task_type"]) == "CAUSAL_LM"
     assert getattr(built, "seed", 5) == 5
 
 
@@ -81,6 +83,8 @@ def test_each_method_has_its_config(name: str) -> None:
         ("lora", {"use_rslora": 1}, "use_rslora=1 does not fit: Input should be a valid boolean"),
         ("lora", {"target_modules": ["q", 3]}, r"target_modules=\['q', 3\] does not fit: Input should be a valid"),
         ("heterolora", {"shortcuts": "res1"}, "shortcuts='res1' does not fit"),
+        ("prefix", {}, "method 'prefix': num_virtual_tokens=None: give the number of positions, at least 1"),
+        ("prefix", {"num_virtual_tokens": 0}, "num_virtual_tokens=0"),
     ],
 )
 def test_options_that_do_not_exist_or_do_not_fit_are_refused(name: str, options: dict[str, Any], words: str) -> None:

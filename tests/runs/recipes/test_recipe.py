@@ -37,7 +37,7 @@ def test_defaults_are_written_out_and_read_back(tmp_path: Path) -> None:
         ({"method": {"target_module": []}}, "'lora' has no option 'target_module', did you mean 'target_modules'?"),
         (
             {"method": {"name": "lroa"}},
-            "'lora', 'adalora', 'dylora', 'adapterdrop', 'full', did you mean 'lora'?",
+            "'lora', 'adalora', 'dylora', 'adapterdrop', 'prefix', 'full', did you mean 'lora'?",
         ),
         ({"training": {"evaluate": "epok"}}, "is not one of 'epoch', 'steps', 'never', did you mean 'epoch'?"),
         ({"training": {"schedule": "linaer"}}, "did you mean 'linear'?"),

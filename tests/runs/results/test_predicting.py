@@ -13,11 +13,11 @@ from rankwise.runs.building.models import load_tokenizer
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.results.exporting import export_merged
-from rankwise.runs.results.predicting import _prompts, _rows, _task, answer_table, predict
+from rankwise.runs.results.predicting import _openings, _rows, _task, answer_table, predict
 from rankwise.runs.results.trained import load_trained
 from rankwise.runs.training.train import train
 from rankwise.tasks import IGNORED, DataSpec, load_task
-from rankwise.tasks.chat import text_ids
+from rankwise.tasks.opening import opening
 from rankwise.tasks.read import read_file
 
 Make = Callable[..., Recipe]
@@ -141,7 +141,7 @@ def test_a_run_asks_in_the_form_that_its_rows_had(make: Make, tmp_path: Path) ->
     plain = tokenizer.convert_tokens_to_ids(["[CLS]", "bar", "bin"])  # as in training, without what closes
     by_template: Any = tokenizer.apply_chat_template(turns[0]["prompt"], add_generation_prompt=True)
     assert asked_ids(tmp_path / "texts") == plain
-    assert text_ids("", tokenizer) == text_ids(" ", tokenizer) == plain[:1]
+    assert [opening(text, tokenizer, special_tokens=True).ids for text in ("", " ")] == [plain[:1]] * 2
     assert asked_ids(tmp_path / "turns") == by_template["input_ids"]
     (tmp_path / "new.jsonl").write_text(json.dumps({"messages": turns[0]["prompt"]}) + "\n")
     with pytest.raises(ValueError, match=r"new\.jsonl, row 1 is a conversation, and the run learned prompts that are"):
@@ -160,8 +160,8 @@ def asked_ids(run: Path) -> list[int]:
     recipe, trained = folder.recipe(), folder.figures()
     task = _task(recipe, trained)
     tokenizer = AutoTokenizer.from_pretrained(folder.adapter)
-    (ids,) = _prompts(_rows([PROMPT], task, recipe), task, tokenizer, trained.get("form"))
-    return ids
+    (asked,) = _openings(_rows([PROMPT], task, recipe), task, tokenizer, trained.get("form"))
+    return asked.ids
 
 
 @pytest.mark.parametrize("task", ["instruction", "text", "mrpc", "stsb", "copa", "chat"])
@@ -181,7 +181,7 @@ def test_a_run_on_instructions_asks_alpacas_prompt_and_no_template(make: Make, t
     source = read_file(recipe.data.data_dir / "instruction" / "train.jsonl", texts=("instruction",))
     first = data.train[0]
     learned = [label != IGNORED for label in first["labels"]]
-    begun = {tuple(ids) for ids in _prompts(source, task, tokenizer, data.form)}
+    begun = {tuple(asked.ids) for asked in _openings(source, task, tokenizer, data.form)}
     assert tuple(first["input_ids"][: learned.index(True)]) in begun
     (tmp_path / "new.csv").write_text("instruction,input\nbar,3\nbin,4\n")
     assert _rows([str(tmp_path / "new.csv")], task, recipe).rows["input"][:] == ["3", "4"]

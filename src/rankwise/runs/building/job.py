@@ -29,7 +29,7 @@ from rankwise.errors import nearest
 from rankwise.runs.building.best_checkpoint import after_edits, after_pruning
 from rankwise.runs.building.edit_loss import edit_loss
 from rankwise.runs.building.models import adapt, load_base, load_tokenizer
-from rankwise.runs.building.rates import with_head_rate
+from rankwise.runs.building.rates import with_own_rates
 from rankwise.runs.building.saving import with_whole_checkpoints
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.methods import WITH_PATHS
@@ -232,7 +232,7 @@ def make_trainer(
     compute_loss = loss_function(job.data)
     if job.recipe.method.name == "adalora" and not job.data.learns_answers:
         compute_loss = with_orthogonality(compute_loss or causal_loss, job.model)
-    trainer = with_whole_checkpoints(with_head_rate(trainer_class(job), job.recipe.training.head_learning_rate))(
+    trainer = with_whole_checkpoints(with_own_rates(trainer_class(job), job.recipe.training))(
         model=job.model,
         args=arguments,
         train_dataset=job.data.train,

@@ -1,47 +1,81 @@
-"""A learning rate of its own for the head, in any Trainer."""
+"""Learning rates of their own for parts of what trains, in any Trainer: the head, the factors ``B`` (LoRA+)."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer
 
 from rankwise.runs.building.models import is_head
+from rankwise.runs.recipes.recipe import Training
 
 
-def split_head_(optimizer: Optimizer, model: nn.Module, rate: float) -> None:
-    """Move the head's parameters into groups of their own, behind the others; everything but the rate stays as it is.
+class OwnRate(NamedTuple):
+    """A rate for a part of the parameters.
+
+    Args:
+        belongs: Tells by a parameter's name whether it is of the part.
+        rate: The part's learning rate.
+        missing: What an optimizer without such parameters is refused with.
+    """
+
+    belongs: Callable[[str], bool]
+    rate: float
+    missing: str
+
+
+def own_rates(training: Training) -> list[OwnRate]:
+    """Return the rates that a recipe gives beside ``learning_rate``."""
+    rates = []
+    rate, ratio = training.head_learning_rate, training.loraplus_lr_ratio
+    if rate is not None:
+        words = (
+            f"training.head_learning_rate={rate}: the model has no head that trains; leave it out, or name its modules "
+            "in method.modules_to_save"
+        )
+        rates.append(OwnRate(is_head, rate, words))
+    if ratio is not None:
+        words = f"training.loraplus_lr_ratio={ratio:g}: the method trains no factors lora_A and lora_B; leave it out"
+        rates.append(OwnRate(is_up, training.learning_rate * ratio, words))
+    return rates
+
+
+def is_up(name: str) -> bool:
+    """Tell by a parameter's name whether it is a factor ``B``, the one that starts at zero."""
+    return any(part.startswith(("lora_B", "lora_embedding_B")) for part in name.split("."))
+
+
+def split_rate_(optimizer: Optimizer, model: nn.Module, own: OwnRate) -> None:
+    """Move a part's parameters into groups of their own, behind the others; all but the rate stays as it is.
 
     Args:
         optimizer: One that has made no step yet.
         model: Names the parameters.
-        rate: The head's learning rate.
+        own: The part, and its rate.
 
     Raises:
-        ValueError: The optimizer has no parameter of a head.
+        ValueError: The optimizer has no parameter of the part.
     """
-    heads = {id(parameter) for name, parameter in model.named_parameters() if is_head(name)}
+    part = {id(parameter) for name, parameter in model.named_parameters() if own.belongs(name)}
     split = []
     for group in optimizer.param_groups:
-        own = [parameter for parameter in group["params"] if id(parameter) in heads]
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in heads]
-        if own:
-            split.append({**group, "params": own, "lr": rate})
+        inside = [parameter for parameter in group["params"] if id(parameter) in part]
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in part]
+        if inside:
+            split.append({**group, "params": inside, "lr": own.rate})
     if not split:
-        raise ValueError(
-            f"training.head_learning_rate={rate}: the model has no head that trains; leave it out, or name its modules "
-            "in method.modules_to_save"
-        )
+        raise ValueError(own.missing)
     for group in split:
         optimizer.add_param_group(group)
 
 
-class HeadRate:
-    """Mixed into a Trainer: trains the head at ``head_learning_rate``, on the same schedule as the rest."""
+class OwnRates:
+    """Mixed into a Trainer: trains parts at rates of their own, on the same schedule as the rest."""
 
-    head_learning_rate: float
+    own_rates: Sequence[OwnRate]
 
     def create_optimizer(self, *model: Any) -> Optimizer:
         """Return the optimizer, made once; see ``transformers.Trainer.create_optimizer``."""
@@ -49,13 +83,12 @@ class HeadRate:
         mine: Any = self
         fresh = mine.optimizer is None
         optimizer: Optimizer = trainer.create_optimizer(*model)
-        if fresh:
-            split_head_(optimizer, next(iter(model), None) or mine.model, self.head_learning_rate)
+        for own in self.own_rates if fresh else ():
+            split_rate_(optimizer, next(iter(model), None) or mine.model, own)
         return optimizer
 
 
-def with_head_rate(trainer_class: type[Trainer], rate: float | None) -> type[Trainer]:
-    """Return the class with ``HeadRate`` mixed in, itself where the head has no rate of its own."""
-    if rate is None:
-        return trainer_class
-    return type(trainer_class.__name__, (HeadRate, trainer_class), {"head_learning_rate": rate})
+def with_own_rates(trainer_class: type[Trainer], training: Training) -> type[Trainer]:
+    """Return the class with ``OwnRates`` mixed in, itself where everything trains at one rate."""
+    rates = own_rates(training)
+    return type(trainer_class.__name__, (OwnRates, trainer_class), {"own_rates": rates}) if rates else trainer_class

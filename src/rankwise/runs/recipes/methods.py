@@ -38,11 +38,13 @@ class Method(BaseModel):
     - ``dylora``: ``LoraConfig``, each step at a rank drawn from 1 to ``r``; ``eval_rank`` is the rank that is evaluated
       and saved, ``r`` if left out.
     - ``adapterdrop``: ``rankwise.baselines.BottleneckConfig``.
+    - ``prefix``: PEFT's ``PrefixTuningConfig``, keys and values of ``num_virtual_tokens`` positions before the text's;
+      of causal language models.
     - ``full``: every weight; no fields.
     """
 
     model_config = ConfigDict(extra="allow")
-    name: Literal["heterolora", "lor2c", "lora", "adalora", "dylora", "adapterdrop", "full"]
+    name: Literal["heterolora", "lor2c", "lora", "adalora", "dylora", "adapterdrop", "prefix", "full"]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -93,6 +95,13 @@ class Method(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _prefixes_have_a_length(self) -> Method:
+        length = self.options.get("num_virtual_tokens")
+        if self.name == "prefix" and (length is None or length < 1):
+            raise ValueError(f"method 'prefix': num_virtual_tokens={length!r}: give the number of positions, at least 1")
+        return self
+
+    @model_validator(mode="after")
     def _plan_is_of_ranks(self) -> Method:
         if self.plan is None:
             return self
@@ -134,6 +143,8 @@ class Method(BaseModel):
         """
         if self.name == "full":
             return None
+        if self.name == "prefix" and task_type != "CAUSAL_LM":  # PEFT hands heads of encoders what they can't read
+            raise ValueError("method 'prefix' is for causal language models: take another method for this task")
         options = {key: value for key, value in self.options.items() if key not in OWN.get(self.name, ())}
         if "seed" in self._allowed():
             options = {"seed": seed, **options}
@@ -168,6 +179,6 @@ def config_class(name: str) -> type[PeftConfig]:
         from rankwise.baselines import BottleneckConfig
 
         return BottleneckConfig
-    from peft import AdaLoraConfig, LoraConfig
+    from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig
 
-    return AdaLoraConfig if name == "adalora" else LoraConfig
+    return {"adalora": AdaLoraConfig, "prefix": PrefixTuningConfig}.get(name, LoraConfig)

@@ -67,6 +67,7 @@ class Training(Spec):
         epochs: Passes over the training data.
         max_steps: Optimizer steps; overrides ``epochs`` when positive.
         head_learning_rate: The rate of the head alone, on the same schedule; none trains it at ``learning_rate``.
+        loraplus_lr_ratio: LoRA+ (Hayou et al. 2024): the rate of the factors ``B`` over that of ``A``, at least 1.
         batch_size: Examples per device and micro-batch.
         accumulation: Micro-batches per optimizer step.
         schedule: A learning-rate schedule of transformers, for example ``linear``, ``cosine`` or ``constant``.
@@ -85,6 +86,7 @@ class Training(Spec):
     max_steps: int = Field(default=-1, ge=-1)
     learning_rate: float = Field(default=1e-3, gt=0)
     head_learning_rate: float | None = Field(default=None, gt=0)
+    loraplus_lr_ratio: float | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1)
     eval_batch_size: int = Field(default=64, ge=1)
     accumulation: int = Field(default=1, ge=1)

@@ -26,11 +26,14 @@ NO_EXPORT = {
     "adalora": "is an AdaLoRA adapter, which PEFT loads without rankwise: there is nothing to export",
     "adapterdrop": "holds bottleneck adapters, which no LoRA can express: load it with PEFT after import "
     "rankwise.baselines",
+    "prefix": "holds a prefix, which no LoRA can express: load it with PEFT",
 }
-NO_MERGE = (
-    "holds bottleneck adapters, which stand between the layers and have no weight to be merged into: keep the adapter "
-    "(load it with PEFT after import rankwise.baselines)"
-)
+NO_MERGE = {
+    "adapterdrop": "holds bottleneck adapters, which stand between the layers and have no weight to be merged into: keep "
+    "the adapter (load it with PEFT after import rankwise.baselines)",
+    "prefix": "holds a prefix, which stands before the text and has no weight to be merged into: keep the adapter (load "
+    "it with PEFT)",
+}
 
 
 def export_run(run: str | Path, out: str | Path, *, rank_pattern: bool = False) -> Path:
@@ -75,8 +78,8 @@ def export_merged(run: str | Path, out: str | Path) -> Path:
     folder, target = RunFolder(Path(run)), Path(out)
     recipe = folder.recipe()
     figures = folder.figures()
-    if recipe.method.name == "adapterdrop":
-        raise ValueError(f"{folder.adapter} {NO_MERGE}")
+    if recipe.method.name in NO_MERGE:
+        raise ValueError(f"{folder.adapter} {NO_MERGE[recipe.method.name]}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} holds something already: give another folder, or empty it")
     with quiet():

@@ -26,6 +26,7 @@ from rankwise.tasks.conversations import MESSAGES, PLAIN_TEXTS, PROMPT, TOOLS, p
 from rankwise.tasks.encode import encode, longest, prompt_of, with_pad_token
 from rankwise.tasks.losses import ChoiceCollator
 from rankwise.tasks.missing import check_text, without_missing
+from rankwise.tasks.opening import Opening, opening
 from rankwise.tasks.parse import SUFFIXES
 from rankwise.tasks.read import Source, read_file
 from rankwise.tasks.registry import Kind
@@ -77,7 +78,7 @@ def predict(
     rows = source.rows
     with quiet():
         tokenizer = with_pad_token(load_tokenizer(trained_spec(folder)))
-        opened = list(_prompts(source, task, tokenizer, trained.get("form"))) if task.kind == "causal" else []
+        opened = list(_openings(source, task, tokenizer, trained.get("form"))) if task.kind == "causal" else []
         asked = Asked(load_trained(folder), tokenizer, recipe, task)
         answers = _generate(asked, opened, max_new_tokens) if opened else _decide(asked, rows, batch_size)
         found = [{**row, **answer} for row, answer in zip(rows.to_list(), answers, strict=True)]
@@ -157,25 +158,29 @@ def _decide(asked: Asked, rows: Dataset, batch_size: int) -> Iterator[Answer]:
             yield {"choice" if choice else "label": task.label_names[best], "probability": float(row[best])}
 
 
-def _prompts(source: Source, task: Task, tokenizer: PreTrainedTokenizerBase, form: str | None) -> Iterator[list[int]]:
-    """Yield the token ids of each row's prompt, not closed, in the form that the run's rows had."""
-    opening = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id][:1]
+def _openings(source: Source, task: Task, tokenizer: PreTrainedTokenizerBase, form: str | None) -> Iterator[Opening]:
+    """Yield each row's prompt in the form that the run's rows had."""
     if task.name == CHAT:
-        yield from _chat_prompts(source, tokenizer, opening, form)
+        yield from _chat_openings(source, tokenizer, form)
         return
     for row in source.rows:
         text = prompt_of(row["instruction"], row.get("input")) if task.name == INSTRUCTION else next(iter(row.values()))
-        yield [*opening, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        yield _text_opening(text, tokenizer)
 
 
-def _chat_prompts(
-    source: Source, tokenizer: PreTrainedTokenizerBase, opening: list[int], form: str | None
-) -> Iterator[list[int]]:
+def _text_opening(text: str, tokenizer: PreTrainedTokenizerBase) -> Opening:
+    """Read a text behind the token that opens one, where the tokenizer has such, and none of its others."""
+    begin = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id][:1]
+    ids, left = opening(text, tokenizer, special_tokens=False)
+    return Opening([*begin, *ids], left)
+
+
+def _chat_openings(source: Source, tokenizer: PreTrainedTokenizerBase, form: str | None) -> Iterator[Opening]:
     """Yield plain prompts for a run on plain texts, else what the chat template makes: a text is the user's turn.
 
     Runs of earlier versions kept no form: there a text is a turn where the tokenizer has a template.
     """
-    from rankwise.tasks.chat import prompt_ids, text_ids  # importing TRL is what takes time
+    from rankwise.tasks.chat import chat_opening  # importing TRL is what takes time
 
     for index, (asked, tools) in enumerate(prompts(source)):
         where = f"{source.where}, row {source.number(index)}"
@@ -185,18 +190,18 @@ def _chat_prompts(
                     f"{where} is a conversation, and the run learned prompts that are plain texts, which no chat "
                     "template wrote: give the prompt as a text, as in the rows it was trained on"
                 )
-            yield text_ids(asked, tokenizer)
+            yield opening(asked, tokenizer, special_tokens=True)
         elif form is None and tokenizer.chat_template is None and isinstance(asked, str):
-            yield [*opening, *tokenizer(asked, add_special_tokens=False)["input_ids"]]
+            yield _text_opening(asked, tokenizer)
         else:
-            yield prompt_ids(asked, tools, tokenizer, where)
+            yield chat_opening(asked, tools, tokenizer, where)
 
 
-def _generate(asked: Asked, prompts: Sequence[list[int]], max_new_tokens: int) -> Iterator[Answer]:
+def _generate(asked: Asked, openings: Sequence[Opening], max_new_tokens: int) -> Iterator[Answer]:
     """Yield the continuation of each prompt, one at a time: nothing is padded."""
     tokenizer, model = asked.tokenizer, asked.model
-    for prompt in prompts:
-        ids = torch.tensor([prompt], device=model.device)
+    for prompt in openings:
+        ids = torch.tensor([prompt.ids], device=model.device)
         with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=asked.recipe.training.bf16):
             made = model.generate(
                 input_ids=ids,
@@ -205,4 +210,4 @@ def _generate(asked: Asked, prompts: Sequence[list[int]], max_new_tokens: int) -
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        yield {"answer": tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)}
+        yield {"answer": prompt.answer(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))}

@@ -16,6 +16,7 @@ NEXT = re.compile(r"^#{1,2} ", re.MULTILINE)
 WHOLE = "A whole model, with tokenizer and label names: transformers alone loads it."
 PLAIN = {
     "adapterdrop": "A bottleneck adapter: `import rankwise.baselines` registers it with PEFT, then load it with PEFT.",
+    "prefix": "A prefix, keys and values before the text's own: PEFT loads it.",
 }
 
 

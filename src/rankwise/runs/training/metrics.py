@@ -65,10 +65,11 @@ def measure(trainer: Trainer, job: Job, step: int) -> Figures:
 
 
 def chosen(job: Job) -> list[str]:
-    """Return the paths that train: the enabled ones, or every module uniform LoRA sits on."""
+    """Return the paths that train: the enabled ones, or every module uniform LoRA sits on; a prefix sits on none."""
     if job.has_paths:
         return [name for name, path in rankwise.named_paths(job.model).items() if path.enabled]
-    return [] if job.recipe.method.name == "full" else list(job.model.base_model.targeted_module_names)
+    whole = job.recipe.method.name in ("full", "prefix")
+    return [] if whole else list(job.model.base_model.targeted_module_names)
 
 
 def parameters(job: Job) -> Figures:
