@@ -105,7 +105,7 @@ def recipes(
 
 @app.command(
     epilog="Examples:\n\n"
-    "[bold]rankwise train minilm/mrpc-grad-norm-dynamic --set data.data_dir=data[/]\n\n"
+    "[bold]rankwise train minilm/mrpc-uniform --set data.data_dir=data[/]\n\n"
     "[bold]rankwise train my.yaml --out runs/mine --set training.epochs=1 --set seed=13[/]\n\n"
     "[bold]rankwise train my.yaml --out runs/mine --resume[/]\n\n"
     "Longer, also when it is finished: [bold]rankwise train runs/mine/config.yaml --out runs/mine --resume "
@@ -184,7 +184,7 @@ def score(
 
 @app.command(
     epilog="Examples:\n\n"
-    "[bold]rankwise plan opt-350m/mrpc-heterolora-dynamic[/]\n\n"
+    "[bold]rankwise plan roberta-base/mrpc-lora[/]\n\n"
     "[bold]rankwise plan qwen3-4b/chat-qlora --room 24 --set training.batch_size=2[/]"
 )
 def plan(
@@ -267,8 +267,8 @@ def ranks(
 
 @app.command(
     epilog="Examples:\n\n"
-    "[bold]rankwise export runs/mrpc-grad-norm-dynamic-seed0 plain-lora[/]\n\n"
-    "[bold]rankwise export runs/mrpc-grad-norm-dynamic-seed0 model --merged[/]"
+    "[bold]rankwise export runs/mine plain-lora[/]\n\n"
+    "[bold]rankwise export runs/mine model --merged[/]"
 )
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],

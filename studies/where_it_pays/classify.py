@@ -2,8 +2,9 @@
 
 Run: python -m studies.where_it_pays.classify DATA --task trec [--budgets 9216] [--arms all-linear] [--seeds 0 1 2]
      [--rates 0.006 0.015] [--out FILE]
+     python -m studies.where_it_pays.classify DATA --task trec --again results/where-it-pays/classify.json --out FILE
 DATA holds the folders trec and mrpc. In every arm the head is trained alone for 40 steps first. What is in FILE is not
-run again. On one core about 45 seconds a run of trec, three minutes of mrpc.
+run again; ``--again`` runs all that another file holds of the task. On one core about 45 seconds a run of trec, three minutes of mrpc.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import torch
 from peft import get_peft_model
 from studies.where_it_pays.arms import ARMS, Choice, choose
 from studies.where_it_pays.classification import HEAD_STEPS, SOURCES, TASK_TYPE, Classification
-from studies.where_it_pays.records import Records
+from studies.where_it_pays.records import Records, options_of, recorded
 from studies.where_it_pays.training import Candidates, adapter_config, train, trained
 
 STEPS, PROBE = 200, 24
+KEY = ("task", "arm", "budget", "rate", "seed", "variant")
 SETTINGS = {"steps": STEPS, "batch": 16, "scale": 2.0, "probe_batches": PROBE, "head_steps": HEAD_STEPS}
 
 
@@ -82,23 +84,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=[6e-3, 1.5e-2])
     parser.add_argument("--variant", default="", help="a name for what the options change")
-    parser.add_argument("--options", type=json.loads, default={}, help="for the plan, as JSON")
+    parser.add_argument("--options", type=json.loads, help="for the plan, as JSON; by default what the variant says")
+    parser.add_argument("--again", type=Path, help="a results file whose runs are all run, in place of a grid")
     parser.add_argument("--out", type=Path, default=Path("results/where-it-pays/classify.json"))
     arguments = parser.parse_args()
     task = Classification(arguments.task, arguments.data)
     records = Records(arguments.out, SETTINGS)
     grid = itertools.product(arguments.budgets, arguments.rates, arguments.seeds, arguments.arms)
-    for budget, rate, seed, arm in grid:
-        key = {
-            "task": arguments.task,
-            "arm": arm,
-            "budget": budget,
-            "rate": rate,
-            "seed": seed,
-            "variant": arguments.variant,
-        }
-        if records.find(key) is None:
-            record = run_arm(task, key, arguments.options, records)
+    asked = (
+        dict(zip(KEY, (arguments.task, arm, size, rate, seed, arguments.variant), strict=True))
+        for size, rate, seed, arm in grid
+    )
+    for key in recorded(arguments.again, KEY) if arguments.again else asked:
+        if key["task"] == arguments.task and records.find(key) is None:
+            options = options_of(key["variant"]) if arguments.options is None else arguments.options
+            record = run_arm(task, key, options, records)
             records.add(record)
             shown = (*key, "parameters", "held_out_loss", "test_loss", "test_accuracy", "seconds")
             print({name: record[name] for name in shown}, flush=True)

@@ -2,8 +2,9 @@
 
 Run: python -m studies.where_it_pays.curve MODEL DATA [--budgets 1500 4000] [--arms all-linear layer] [--seeds 0 1 2]
      [--rates 0.015 0.03] [--out FILE]
-MODEL is the folder of stories260k, DATA that of WikiText-2. What is in FILE is not run again. About 25 seconds a run on
-one core.
+     python -m studies.where_it_pays.curve MODEL DATA --again results/where-it-pays/curve.json --out FILE
+MODEL is the folder of stories260k, DATA that of WikiText-2. What is in FILE is not run again; ``--again`` runs all
+that another file holds. About 25 seconds a run on one core.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import torch
 from peft import get_peft_model
 from studies.where_it_pays.arms import ARMS, Choice, choose
 from studies.where_it_pays.language import TASK_TYPE, Language
-from studies.where_it_pays.records import Records
+from studies.where_it_pays.records import Records, options_of, recorded
 from studies.where_it_pays.training import Candidates, adapter_config, train, trained
 
 STEPS, PROBE = 150, 24
+KEY = ("arm", "budget", "rate", "seed", "variant")
 SETTINGS = {"steps": STEPS, "batch": [8, 128], "scale": 2.0, "probe_batches": PROBE, "test_rows": 512}
 
 
@@ -68,7 +70,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-2, 1.5e-2])
     parser.add_argument("--variant", default="", help="a name for what the options change")
-    parser.add_argument("--options", type=json.loads, default={}, help="for the plan, as JSON")
+    parser.add_argument("--options", type=json.loads, help="for the plan, as JSON; by default what the variant says")
+    parser.add_argument("--again", type=Path, help="a results file whose runs are all run, in place of a grid")
     parser.add_argument("--out", type=Path, default=Path("results/where-it-pays/curve.json"))
     arguments = parser.parse_args()
     task = Language(arguments.model, arguments.data)
@@ -77,10 +80,11 @@ def main() -> None:
     if records.find({"arm": "base"}) is None:
         records.add({"arm": "base", "parameters": 0, "test_loss": task.loss(task.model())})
     grid = itertools.product(arguments.rates, arguments.seeds, arguments.budgets, arguments.arms)
-    for rate, seed, budget, arm in grid:
-        key = {"arm": arm, "budget": budget, "rate": rate, "seed": seed, "variant": arguments.variant}
+    asked = (dict(zip(KEY, (arm, size, rate, seed, arguments.variant), strict=True)) for rate, seed, size, arm in grid)
+    for key in recorded(arguments.again, KEY) if arguments.again else asked:
         if records.find(key) is None:
-            record = run_arm(task, candidates, key, arguments.options, records)
+            options = options_of(key["variant"]) if arguments.options is None else arguments.options
+            record = run_arm(task, candidates, key, options, records)
             records.add(record)
             print({name: record[name] for name in (*key, "parameters", "test_loss", "seconds")}, flush=True)
 

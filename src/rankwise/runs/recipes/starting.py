@@ -22,7 +22,7 @@ KINDS = (*OWN, "chat", "instruction", "text")
 MODELS = {CLASSES: "answerdotai/ModernBERT-base", "causal": "Qwen/Qwen3-0.6B"}
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"r": 8, "lora_alpha": 16},
-    "heterolora": {"r": 16, "lora_alpha": 32, "budget": 0.25},
+    "heterolora": {"r": 16, "lora_alpha": 32, "budget": 0.25, "mode": "static", "granularity": "rank"},
     "lor2c": {"r": 16, "lora_alpha": 32},
 }
 # A causal model gets a lower rate and several micro-batches; a classifier's head has to be learned from nothing.
