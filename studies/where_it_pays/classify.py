@@ -4,7 +4,8 @@ Run: python -m studies.where_it_pays.classify DATA --task trec [--budgets 9216] 
      [--rates 0.006 0.015] [--out FILE]
      python -m studies.where_it_pays.classify DATA --task trec --again results/where-it-pays/classify.json --out FILE
 DATA holds the folders trec and mrpc. In every arm the head is trained alone for 40 steps first. What is in FILE is not
-run again; ``--again`` runs all that another file holds of the task. On one core about 45 seconds a run of trec, three minutes of mrpc.
+run again; ``--again`` runs all of a task that another file holds. On one core about 45 seconds a run of trec, three
+minutes of mrpc.
 """
 
 from __future__ import annotations

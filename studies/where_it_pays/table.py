@@ -136,8 +136,9 @@ def correlations(runs: Sequence[Run], left_out: Sequence[Run] = ()) -> str:
 
     Args:
         runs: Every path alone, and the scores.
-        left_out: All paths but one, for the worth of each as what the others lack; no columns without.
+        left_out: All paths but one, for the worth of each as what the others lack; no columns with fewer than three.
     """
+    left_out = [run for run in left_out if "without" in run]
     base = next(run["test_loss"] for run in runs if run.get("path") == "base")
     whole = {run["seed"]: run["test_loss"] for run in left_out if run["without"] == "nothing"}
     found: dict[str, dict[str, list[float]]] = {"": {}, ", left out": {}}
@@ -145,13 +146,14 @@ def correlations(runs: Sequence[Run], left_out: Sequence[Run] = ()) -> str:
         if "path" in run and run["path"] != "base":
             found[""].setdefault(run["path"], []).append(base - run["test_loss"])
     for run in left_out:
-        if run["without"] != "nothing":
+        if run["without"] != "nothing" and run["seed"] in whole:
             found[", left out"].setdefault(run["without"], []).append(run["test_loss"] - whole[run["seed"]])
     worth: dict[str, dict[str, float]] = {}
     for kind, values in found.items():
         means = {name: summarise(own).mean for name, own in values.items()}
         linear = {name: mean for name, mean in means.items() if name.endswith("_proj")}
-        worth |= {f"all {len(means)}{kind}": means, f"{len(linear)} linear{kind}": linear} if means else {}
+        worth |= {f"all {len(means)}{kind}": means, f"{len(linear)} linear{kind}": linear}
+    worth = {name: own for name, own in worth.items() if len(own) > 2}
     rows = [
         [run["proxy"], str(run["seed"])]
         + [f"{rank_correlation(run['values'], own):.2f}" for own in worth.values()]

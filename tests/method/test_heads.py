@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tests.families import distilbert_config
+from tests.families import distilbert_config, modernbert_config, roberta_config
 from tests.models import VOCABULARY, Batch, build, tiny_bert, tiny_llama
 from torch import nn
 from transformers import (
@@ -21,6 +21,10 @@ from transformers import (
     DistilBertForSequenceClassification,
     EuroBertConfig,
     EuroBertForSequenceClassification,
+    ModernBertForQuestionAnswering,
+    RobertaForSequenceClassification,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
     T5Config,
     T5ForSequenceClassification,
 )
@@ -201,3 +205,100 @@ def test_pefts_own_lora_stays_as_it_was_where_it_knows_the_head() -> None:
     ours = rankwise.HeteroLoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=2, mode="off")
     names = [sorted(get_peft_model(tiny_bert(), config).targeted_module_names) for config in (plain, ours)]
     assert names[0] == names[1]
+
+
+class Wrapped(nn.Module):
+    """A user's own module around a model of transformers."""
+
+    def __init__(self, make: Callable[[], Any] = tiny_bert) -> None:
+        super().__init__()
+        self.net = make()
+        self.config = self.net.config
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.net(**inputs)
+
+
+@pytest.mark.parametrize(("make", "head"), [(tiny_bert, ["net.classifier"]), (bart, ["net.classification_head"])])
+def test_a_head_in_the_users_own_module_is_one_too(make: Any, head: list[str]) -> None:
+    model = Wrapped(make)
+    assert list(head_of(model)) == head
+    assert not [name for name in all_linear(model) if "classif" in name]
+    plan = rankwise.rank_plan(model, ended_batches(8, 8), budget=300)
+    adapted = get_peft_model(Wrapped(make), plan.to_lora_config(task_type="SEQ_CLS"))
+    assert sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name) == plan.spent
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad and "lora_" not in name}
+    assert trained
+    assert all(head[0] in name for name in trained)
+
+
+def test_a_router_of_experts_is_no_head() -> None:
+    config = SwitchTransformersConfig(
+        vocab_size=VOCABULARY, **SIZES["t5"], num_decoder_layers=1, num_experts=2, num_sparse_encoder_layers=1
+    )
+    model = build(SwitchTransformersForConditionalGeneration, config)
+    assert [name for name, _ in model.named_modules() if name.endswith("router.classifier")]
+    assert head_of(model) == {}
+    assert head_parameters_of(model) == []
+
+
+def test_a_head_for_answers_under_a_classifiers_name_is_told_and_trained() -> None:
+    """With QUESTION_ANS PEFT trains ``qa_outputs`` alone."""
+    model = build(ModernBertForQuestionAnswering, modernbert_config(1))
+    assert {name: name in forgotten_heads(model) for name in head_of(model)} == {"classifier": True}
+    config = rankwise.HeteroLoraConfig(task_type="QUESTION_ANS", target_modules="all-linear", r=2, mode="off")
+    with pytest.warns(UserWarning, match=r"classifier belongs to the model's head.*modules_to_save=\['classifier'\]"):
+        get_peft_model(model, config)
+    assert forgotten_heads(tiny_bert()) == []
+
+
+def roberta() -> Any:
+    return build(RobertaForSequenceClassification, roberta_config(1))
+
+
+INSIDE = ["query", "value", "dense"]  # RoBERTa's head has a dense, too
+
+
+def test_what_lies_in_a_head_that_trains_as_a_whole_gets_no_rank() -> None:
+    batches = ended_batches(8, 8)
+    plan = rankwise.rank_plan(roberta(), batches, budget=400, target_modules=INSIDE)
+    by_path = rankwise.plan_lora(
+        roberta(), batches, budget=0.9, r=2, target_modules=INSIDE, task_type="SEQ_CLS", granularity="path"
+    )
+    assert any(name.endswith("output.dense") for name in plan.modules.values())
+    model = get_peft_model(roberta(), plan.to_lora_config(task_type="SEQ_CLS"))
+    assert sum(p.numel() for name, p in model.named_parameters() if "lora_" in name) == plan.spent
+    assert by_path.exclude_modules is None
+    by_name = set(by_path.target_modules or ())
+    whole = get_peft_model(roberta(), by_path)
+    assert set(whole.targeted_module_names) == by_name
+    assert not [name for name in by_name if "classifier" in name]
+
+
+@pytest.mark.parametrize(
+    ("targets", "fields", "lost"),
+    [
+        (["query", "classifier"], {"task_type": "SEQ_CLS"}, "classifier"),
+        (["query", "dense"], {"task_type": "SEQ_CLS", "modules_to_save": ["pooler"]}, r"bert\.pooler\.dense"),
+    ],
+)
+def test_a_rank_for_what_trains_as_a_whole_is_refused(targets: list[str], fields: dict[str, Any], lost: str) -> None:
+    """PEFT would put no LoRA there, and say nothing."""
+    plan = rankwise.rank_plan(tiny_bert(), ended_batches(8, 8), budget=800, target_modules=targets)
+    with pytest.raises(
+        ValueError, match=rf"the plan gives ranks to {lost}, which task_type='SEQ_CLS' and modules_to_s"
+    ):
+        plan.to_lora_config(**fields)
+    get_peft_model(tiny_bert(), plan.to_lora_config())
+    if lost == "classifier":
+        with pytest.raises(ValueError, match="the plan gives ranks to classifier"):
+            rankwise.plan_lora(
+                tiny_bert(), ended_batches(8, 8), budget=0.99, granularity="path", target_modules=targets, **fields
+            )
+
+
+def test_the_users_list_of_what_trains_stays_the_users() -> None:
+    saved = ["pooler"]
+    plan = rankwise.rank_plan(tiny_bert(), ended_batches(8, 8), budget=200, target_modules=["query", "value"])
+    get_peft_model(tiny_bert(), plan.to_lora_config(task_type="SEQ_CLS", modules_to_save=saved))
+    assert saved == ["pooler"]

@@ -230,3 +230,10 @@ def test_all_linear_leaves_the_head_of_a_task_to_be_trained_as_a_whole(
     model.save_pretrained(str(tmp_path))
     loaded = PeftModel.from_pretrained(build(make, bert_config(1)), tmp_path)
     assert list(rankwise.named_paths(loaded)) == list(rankwise.named_paths(model))
+
+
+def test_a_name_that_is_no_list_is_told_as_one() -> None:
+    with pytest.raises(
+        NoMatchingPeftModuleError, match=r"did you mean \['query'\], a list of names; its linear layers are"
+    ):
+        get_peft_model(tiny_bert(), rankwise.HeteroLoraConfig(target_modules="query", r=2, mode="off"))

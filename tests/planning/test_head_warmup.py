@@ -178,3 +178,19 @@ def test_a_loss_that_does_not_use_the_head_is_told() -> None:
         warmed_head(model, class_batches(1), lambda model, batch: outside * 2, 1, keep=False),
     ):
         pass
+
+
+def test_a_head_in_half_precision_is_trained_as_one_in_float32() -> None:
+    """Adam's epsilon is nothing in float16, and the squares of small gradients are nothing."""
+    batches = class_batches(4)
+    trained = []
+    for dtype in (torch.float32, torch.float16):
+        model: Any = tiny_bert()
+        model.to(dtype)
+        with warmed_head(model, batches, model_loss, 12, keep=True):
+            pass
+        trained.append(torch.cat([parameter.detach().float().flatten() for parameter in head_parameters_of(model)]))
+    start = torch.cat([parameter.detach().flatten() for parameter in head_parameters_of(tiny_bert())])
+    moved = [values - start for values in trained]
+    assert torch.isfinite(trained[1]).all()
+    assert float((moved[1] - moved[0]).norm() / moved[0].norm()) < 0.1

@@ -88,3 +88,19 @@ def test_the_pages_show_the_tables_of_the_results() -> None:
     pages = {file: file.read_text(encoding="utf-8") for file in files}
     tables = tables_of(ROOT / "results" / "where-it-pays") | kept_tables(ROOT / "results" / "studies")
     assert put_in(pages, tables) == pages
+
+
+def test_a_worth_that_is_not_whole_yet_makes_no_column() -> None:
+    runs = [{"path": "base", "test_loss": 5.0}]
+    runs += [{"path": f"layers.{i}.q_proj", "seed": 0, "test_loss": 4.0 + i} for i in range(4)]
+    values = {f"layers.{i}.q_proj": float(-i) for i in range(4)}
+    scores = [{"proxy": "newton", "seed": 0, "values": values, "seconds": 1.0}]
+    left: list[dict[str, Any]] = [*scores]
+    alone = correlations([*runs, *scores], left)
+    assert alone.splitlines()[0] == "| score | seed | all 4 | 4 linear | seconds |"
+    left += [{"without": f"layers.{i}.q_proj", "seed": 0, "test_loss": 3.0 - i} for i in range(2)]
+    assert correlations([*runs, *scores], left) == alone  # no run with all of them to compare with
+    left += [{"without": "nothing", "seed": 0, "test_loss": 2.0}]
+    assert correlations([*runs, *scores], left) == alone  # two paths have no rank correlation
+    left += [{"without": "layers.2.q_proj", "seed": 0, "test_loss": 2.5}]
+    assert correlations([*runs, *scores], left).splitlines()[0].count("left out") == 2

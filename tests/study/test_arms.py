@@ -12,6 +12,7 @@ from peft import LoraConfig
 from tests.models import tiny_bert, tiny_llama, tiny_opt
 from torch import nn
 
+from rankwise.runs.building.models import adapt, load_base
 from rankwise.runs.dryrun import stand_in
 from rankwise.runs.recipes.methods import Method
 from rankwise.runs.recipes.recipe import Recipe, load_recipe, parse_recipe
@@ -58,6 +59,23 @@ def test_what_else_the_recipe_trains_trains_in_every_arm(tmp_path: Path) -> None
     arms = arms_of(also, load_data(also), without=["LoR2C", PLANNED])
     assert len(arms.methods) == 5
     assert all(options["modules_to_save"] == ["lm_head"] for options in arms.methods.values())
+
+
+def test_no_rank_is_planned_for_what_trains_as_a_whole_in_every_arm(base: Path) -> None:
+    recipe = load_recipe(base)
+    given = method(r=4, lora_alpha=8, target_modules=["query", "value"], modules_to_save=["intermediate.dense"])
+    also = recipe.model_copy(update={"method": given})
+    arms = arms_of(
+        also, load_data(also), budget=700, without=[name for name in NAMES if name not in (DEFAULT, PLANNED)]
+    )
+    assert arms.left_out == []
+    for name, options in arms.methods.items():
+        assert options["modules_to_save"] == ["intermediate.dense"], name
+        own = also.model_copy(update={"method": Method.model_validate(options)})
+        model: Any = adapt(load_base(own, task_type="SEQ_CLS", arguments={"num_labels": 2}), own, "SEQ_CLS")
+        built = sum(p.numel() for part, p in model.named_parameters() if "lora_" in part)
+        assert built <= 700 or options["r"] == 1, name
+        assert not [module for module in model.targeted_module_names if "intermediate" in module], name
 
 
 def test_a_plan_that_the_rows_are_too_few_for_is_left_out_and_the_reason_said(base: Path) -> None:

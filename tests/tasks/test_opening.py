@@ -9,7 +9,6 @@ from rankwise.tasks.chat import chat_encoder, chat_opening
 from rankwise.tasks.opening import Opening, opening
 
 
-
 @pytest.mark.parametrize(
     ("prompt", "answer", "left"),
     [

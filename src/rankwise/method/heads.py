@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
+from transformers import PreTrainedModel
 
-TRAINED_BY_PEFT = (*SEQ_CLS_HEAD_NAMES, "qa_outputs")  # what ends in such a name, by the task type alone
+QA_HEAD = "qa_outputs"
+TRAINED_BY_PEFT = (*SEQ_CLS_HEAD_NAMES, QA_HEAD)  # what ends in such a name, by the task type alone
 OTHERS = ("classification_head", "sequence_summary", "logits_proj")  # BART and T5, XLM, XLNet
 # DistilBERT, DeBERTa, EuroBERT, models of speech; elsewhere such a name is part of what was pretrained.
 BESIDE_A_CLASSIFIER = ("pre_classifier", "pooler", "dense", "projector")
@@ -17,10 +19,62 @@ WRAPPED = "base_model.model."  # what PEFT puts before a name, in files and wher
 
 
 def head_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules of a model's head by name, where it has one under usual names."""
-    children = dict(model.named_children())
-    beside = BESIDE_A_CLASSIFIER if "classifier" in children else ()
-    return {name: module for name, module in children.items() if name in HEADS or name in beside}
+    """Return the modules of a model's head by name, where it has one under usual names.
+
+    A head stands right in the model, or in one of transformers' that the user's own module holds; inside of what was
+    pretrained the same names mean other things (a router of experts has a ``classifier``).
+    """
+    holders = {name for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}
+    found: dict[str, nn.Module] = {}
+    for place, module in model.named_modules():
+        if place not in holders and any(not name or place.startswith(f"{name}.") for name in holders):
+            continue  # a part of what was pretrained
+        children = dict(module.named_children())
+        beside = BESIDE_A_CLASSIFIER if "classifier" in children else ()
+        for child, part in children.items():
+            name = f"{place}.{child}".lstrip(".")
+            if (child in HEADS or child in beside) and not within(name, found):
+                found[name] = part
+    return found
+
+
+def within(name: str, modules: Iterable[str]) -> bool:
+    """Tell whether a module or parameter is one of the modules, or lies in one."""
+    return any(f"{name}.".startswith(f"{module}.") for module in modules)
+
+
+def trained_by_peft(model: nn.Module) -> tuple[str, ...]:
+    """Return the names whose modules PEFT trains whole by the task type that such a model is for.
+
+    With QUESTION_ANS that is ``qa_outputs`` alone; ModernBERT's head for it has another name.
+    """
+    return (QA_HEAD,) if type(model).__name__.endswith("ForQuestionAnswering") else TRAINED_BY_PEFT
+
+
+def saved_whole(modules: Iterable[str], task_type: object, saved: Iterable[str] | None) -> list[str]:
+    """Return those of the modules that PEFT would train whole, or in a whole, and so put no LoRA on.
+
+    Args:
+        modules: Full names.
+        task_type: PEFT's task type; it says which heads are taken.
+        saved: What ``modules_to_save`` names; PEFT takes every module whose name ends so.
+    """
+    by_task = {"SEQ_CLS": SEQ_CLS_HEAD_NAMES, "TOKEN_CLS": SEQ_CLS_HEAD_NAMES, "QUESTION_ANS": [QA_HEAD]}
+    taken = (*by_task.get(getattr(task_type, "value", str(task_type)), ()), *(saved or ()))
+    return [name for name in modules if any(f"{WRAPPED}{part}".endswith(taken) for part in _and_around(name))]
+
+
+def _and_around(name: str) -> Iterator[str]:
+    """Yield a module's name and those of the modules it lies in."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def inside_heads(model: nn.Module) -> list[str]:
+    """Return the modules inside of a head that PEFT trains whole, the head itself not among them."""
+    heads = [name for name in head_of(model) if name.endswith(trained_by_peft(model))]
+    return [name for name, _ in model.named_modules() if name not in heads and within(name, heads)]
 
 
 def forgotten_heads(model: nn.Module, saved: Iterable[str] = (), candidates: Iterable[str] = ()) -> list[str]:
@@ -34,12 +88,12 @@ def forgotten_heads(model: nn.Module, saved: Iterable[str] = (), candidates: Ite
         candidates: Modules that LoRA is to be on: PEFT puts none on what is saved as a whole.
     """
     names = [name for name, _ in model.named_modules()]
-    taken = tuple(saved)
+    taken, known = tuple(saved), trained_by_peft(model)
     found = []
     for head, module in head_of(model).items():
-        parts = [f"{WRAPPED}{name}" for name in names if f"{name}.".startswith(f"{head}.")]
+        parts = [f"{WRAPPED}{name}" for name in names if within(name, [head])]
         if (
-            not head.endswith(TRAINED_BY_PEFT)
+            not head.endswith(known)
             and any(True for _ in module.parameters())
             and not any(name != head and name.endswith(head) for name in names)
             and not any(part.endswith(taken) for part in parts)

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.configs.path import PathConfig
 from rankwise.errors import nearest
-from rankwise.method.heads import head_of
+from rankwise.method.heads import head_of, within
 from rankwise.paths.low_rank_path import LowRankPath
 
 # PEFT's layers that ask a gate in their forward pass; the others would train a path that is off. By name: the
@@ -72,7 +72,7 @@ def check_targets(model: nn.Module, config: PathConfig) -> None:
     if isinstance(targets, str) and not any(_expression(field, targets).fullmatch(name) for name in names):
         raise NoMatchingPeftModuleError(
             f"{field}={targets!r} is a regular expression that matches no module of {type(model).__name__}"
-            f"{nearest(targets, linear)}{there}"
+            f"{_meant(targets, linear)}{there}"
         )
     for target in [] if isinstance(targets, str) else unmatched(targets, names):
         raise NoMatchingPeftModuleError(
@@ -84,6 +84,11 @@ def check_targets(model: nn.Module, config: PathConfig) -> None:
             "target_modules=[] without shortcuts leaves nothing to search: name linear layers, such as "
             "['q_proj', 'v_proj'], or shortcuts, such as ['res1', 'res2', 'in', 'cut']"
         )
+
+
+def _meant(targets: str, linear: set[str]) -> str:
+    """Return what a string may have been meant as: a name belongs into a list."""
+    return f"; did you mean [{targets!r}], a list of names" if targets in linear else nearest(targets, linear)
 
 
 def _expression(field: str, targets: str) -> re.Pattern[str]:
@@ -179,4 +184,4 @@ def all_linear(model: nn.Module) -> list[str]:
     _maybe_include_all_linear_layers(config, model)
     heads = head_of(model)
     names: Any = config.target_modules
-    return sorted(name for name in names if name.partition(".")[0] not in heads and not refused_by_peft(model, name))
+    return sorted(name for name in names if not within(name, heads) and not refused_by_peft(model, name))

@@ -11,6 +11,7 @@ from torch import nn
 
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.errors import check_choice
+from rankwise.method.heads import inside_heads
 from rankwise.method.targets import all_linear
 from rankwise.paths.path_set import has_adapter
 from rankwise.rules.kinds import BLOCK_KINDS
@@ -57,7 +58,7 @@ def with_candidates(
         model: A base model, without adapters.
         space: Which kinds; see ``kinds_of``.
         target_modules: The linear candidates, as in ``LoraConfig``; all projections but the head where None or
-            ``"all-linear"``.
+            ``"all-linear"``. What lies inside of a head that PEFT trains as a whole is none.
         seed: Seeds the initial values.
 
     Raises:
@@ -85,6 +86,7 @@ def with_candidates(
         target_modules=targets if "linear" in kinds else [],
         shortcuts=[kind for kind in kinds if kind != "linear"],
         shortcut_alpha=1.0,
+        exclude_modules=inside_heads(model) or None,
         mode="off",
         seed=seed,
     )

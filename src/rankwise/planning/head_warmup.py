@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rankwise.distributed import sum_over_processes_, world_size
 from rankwise.errors import remedy
-from rankwise.method.heads import HEADS, TRAINED_BY_PEFT, WRAPPED, head_of
+from rankwise.method.heads import HEADS, WRAPPED, head_of, trained_by_peft, within
 from rankwise.passes import passed
 from rankwise.paths.path_set import has_adapter
 from rankwise.scores.probe import untouched
@@ -28,12 +28,13 @@ def head_parameters_of(model: nn.Module) -> list[nn.Parameter]:
     by itself what was told to train.
     """
     adapted, found = has_adapter(model), []
-    first = set(head_of(model.get_base_model() if isinstance(model, PeftModel) else model))
-    for name, parameter in model.named_parameters():
-        parts = name.removeprefix(WRAPPED).split(".")
-        usual = set(TRAINED_BY_PEFT) & set(parts)
-        trains = usual or (parts[0] in first and (parameter.requires_grad or not adapted))
-        if trains and "original_module" not in parts and parameter.is_floating_point():
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    heads, known = head_of(base), trained_by_peft(base)
+    usual = [name for name in heads if name.endswith(known)]
+    for full, parameter in model.named_parameters():
+        name = full.removeprefix(WRAPPED)
+        trains = within(name, usual) or (within(name, heads) and (parameter.requires_grad or not adapted))
+        if trains and "original_module" not in name.split(".") and parameter.is_floating_point():
             found.append(parameter)
     return found
 
@@ -104,7 +105,9 @@ def _train(
 ) -> None:
     """Run Adam on the head; no ``.grad`` is touched and no optimizer's hook is woken."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
+    wide = [torch.promote_types(p.dtype, torch.float32) for p in parameters]  # float16 has no room for Adam's epsilon
+    values = [parameter.detach().to(dtype) for parameter, dtype in zip(parameters, wide, strict=True)]
+    moments = [(torch.zeros_like(value), torch.zeros_like(value)) for value in values]
     try:
         for parameter, _ in flags:
             parameter.requires_grad = False
@@ -122,8 +125,9 @@ def _train(
                     )
                 gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
                 sum_over_processes_(gradients)
-                for parameter, gradient, (first, second) in zip(parameters, gradients, moments, strict=True):
-                    _adam_(parameter, gradient / world_size(), first, second, step)
+                for parameter, gradient, value, moment in zip(parameters, gradients, values, moments, strict=True):
+                    _adam_(value, gradient.to(value.dtype) / world_size(), *moment, step)
+                    parameter.data.copy_(value)
                 passed()
     finally:
         for parameter, flag in flags:
@@ -131,8 +135,8 @@ def _train(
 
 
 @torch.no_grad()
-def _adam_(parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: int) -> None:
+def _adam_(value: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: int) -> None:
     first.lerp_(gradient, 1 - BETAS[0])
     second.lerp_(gradient.square(), 1 - BETAS[1])
     scale = (second / (1 - BETAS[1] ** step)).sqrt_().add_(EPSILON)
-    parameter.sub_(RATE * (first / (1 - BETAS[0] ** step)) / scale)
+    value.sub_(RATE * (first / (1 - BETAS[0] ** step)) / scale)

@@ -14,10 +14,11 @@ from rankwise.configs.path import PathConfig
 from rankwise.errors import called, check_choice
 from rankwise.fields import plain
 from rankwise.method.export import plain_config
-from rankwise.method.heads import forgotten_heads
+from rankwise.method.heads import forgotten_heads, inside_heads
 from rankwise.method.targets import all_linear
 from rankwise.paths.path_set import has_adapter, path_set
 from rankwise.planning.candidates import on_base, with_candidates
+from rankwise.planning.rank_plan import check_not_saved
 from rankwise.planning.ranks import rank_plan
 from rankwise.rules.budget import fraction_of, why_unspent
 from rankwise.scores.probe import Batch, ComputeLoss, score_paths
@@ -102,6 +103,7 @@ def plan_lora(
         target_modules=all_linear(model) if target_modules == "all-linear" else target_modules,
         budget=budget,
         budget_unit=budget_unit,
+        exclude_modules=inside_heads(model) or None,
         proxy=proxy or "grad_norm",
         score_on=score_on,
         mode="off",  # nothing is trained, so no first allocation has to fit
@@ -110,7 +112,8 @@ def plan_lora(
     modules, others = _chosen_modules(model, batches, config, compute_loss)
     if not modules:
         raise ValueError(f"budget={budget!r} leaves room for no path of r={r}: raise the budget or lower r")
-    config.task_type = task_type
+    check_not_saved(modules, task_type, None)
+    config.task_type, config.exclude_modules = task_type, None
     config.modules_to_save = forgotten_heads(model, candidates=[*modules, *others]) or None
     return plain_config(config, modules, others, r=r, lora_alpha=lora_alpha)
 

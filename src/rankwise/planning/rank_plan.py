@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from peft import LoraConfig
 
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.fields import wrong_field
+from rankwise.method.heads import saved_whole
 from rankwise.method.ranks import rank_fields
 from rankwise.planning.step_time import StepTime
 from rankwise.rules.kinds import BLOCK_KINDS, kind_of
@@ -186,11 +187,12 @@ class RankPlan:
         Args:
             use_rslora: Whether PEFT shall scale by ``alpha / sqrt(r)``.
             **fields: Other fields of ``LoraConfig``, such as ``task_type`` and ``lora_dropout``. What they train
-                besides, such as the magnitudes of ``use_dora``, is not in the plan's budget.
+                besides, such as the magnitudes of ``use_dora``, is not in the plan's budget. A ``modules_to_save``
+                stands in the place of ``heads``.
 
         Raises:
             ValueError: Block paths have a rank, which plain LoRA can't have: ``to_config`` builds them. Or a field is
-                one that the plan sets.
+                one that the plan sets, or has PEFT train a module with a rank as a whole.
         """
         _check_fields(fields)
         blocks = [name for name in self.chosen if kind_of(name) in BLOCK_KINDS]
@@ -199,17 +201,17 @@ class RankPlan:
                 f"the plan gives ranks to {len(blocks)} block paths ({', '.join(blocks[:5])}), which plain LoRA can't "
                 "have: use plan.to_config(), which is a HeteroLoraConfig, or plan with space='linear'"
             )
-        return LoraConfig(use_rslora=use_rslora, **{**self._linear_fields(use_rslora), **fields})
+        return LoraConfig(use_rslora=use_rslora, **self._linear_fields(use_rslora, fields))
 
     def to_config(self, *, use_rslora: bool = False, **fields: Any) -> LoraConfig:
         """Return the config that builds the plan: PEFT's own, or a ``HeteroLoraConfig`` where block paths have a rank.
 
         Args:
             use_rslora: Whether PEFT shall scale by ``alpha / sqrt(r)``.
-            **fields: Other fields of the config, such as ``task_type`` and ``lora_dropout``.
+            **fields: Other fields of the config, such as ``task_type`` and ``lora_dropout``; see ``to_lora_config``.
 
         Raises:
-            ValueError: A field is one that the plan sets.
+            ValueError: A field is one that the plan sets, or has PEFT train a module with a rank as a whole.
         """
         _check_fields(fields)
         blocks = {name: rank for name, rank in self.chosen.items() if kind_of(name) in BLOCK_KINDS}
@@ -222,15 +224,21 @@ class RankPlan:
             shortcut_r=1,
             shortcut_alpha=self.scale,
             use_rslora=use_rslora,
-            **{**self._linear_fields(use_rslora), **fields},
+            **self._linear_fields(use_rslora, fields),
         )
 
-    def _linear_fields(self, use_rslora: bool) -> dict[str, Any]:
-        """Return targets, ranks and alphas of the linear paths, and what else has to train."""
+    def _linear_fields(self, use_rslora: bool, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return targets, ranks and alphas of the linear paths, what else has to train, and the fields given."""
         ranks = {self.modules[name]: rank for name, rank in self.chosen.items() if name in self.modules}
         others = [*self.modules.values(), *self.lookalikes]
-        made = rank_fields(ranks, self.scale, use_rslora=use_rslora, others=others)
-        return {**made, "modules_to_save": list(self.heads)} if self.heads else made
+        made = {**rank_fields(ranks, self.scale, use_rslora=use_rslora, others=others), **given}
+        if self.heads and given.get("modules_to_save") is None:
+            made["modules_to_save"] = self.heads
+        saved = made.get("modules_to_save")
+        check_not_saved(ranks, made.get("task_type"), saved)
+        if isinstance(saved, (list, tuple)):
+            made["modules_to_save"] = list(saved)  # PEFT extends it
+        return made
 
     def plot(self, path: str | Path, *, title: str | None = None) -> Path:
         """Write the ranks by block, beside the curve of predicted gain, as a picture; return its path.
@@ -276,6 +284,27 @@ class RankPlan:
             time = Time(**{**time, "step": StepTime.from_dict(time["step"]), "depths": depths})
         tuples = {name: tuple(saved.get(name, ())) for name in ("warnings", "lookalikes", "heads")}
         return cls(**{**saved, **tuples, "picks": picks, "time": time})
+
+
+def check_not_saved(modules: Iterable[str], task_type: object, saved: Any) -> None:
+    """Refuse ranks for what PEFT would train as a whole: it puts no LoRA there, and they would be lost unsaid.
+
+    Args:
+        modules: What has a rank.
+        task_type: PEFT's task type.
+        saved: What ``modules_to_save`` names.
+
+    Raises:
+        ValueError: Names them.
+    """
+    lost = saved_whole(modules, task_type, [saved] if isinstance(saved, str) else saved)
+    if lost:
+        task = getattr(task_type, "value", task_type)
+        raise ValueError(
+            f"the plan gives ranks to {', '.join(lost[:5])}, which task_type={task!r} "
+            f"and modules_to_save={saved!r} have PEFT train as a whole, without LoRA: plan for modules without them "
+            "(rankwise.rank_plan(..., target_modules=...)), or leave modules_to_save out"
+        )
 
 
 def _check_saved(cls: type[RankPlan], saved: Mapping[str, Any]) -> None:

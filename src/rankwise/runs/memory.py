@@ -140,7 +140,9 @@ def _hollow(recipe: Recipe) -> Any:
 
 def _is_added(name: str) -> bool:
     parts = set(name.split("."))
-    return "modules_to_save" in parts or any(part.startswith(("lora_", "bottleneck", "prompt_encoder")) for part in parts)
+    return "modules_to_save" in parts or any(
+        part.startswith(("lora_", "bottleneck", "prompt_encoder")) for part in parts
+    )
 
 
 def _is_quantised(name: str, module: nn.Module) -> bool:

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from rankwise.method.heads import saved_whole
 from rankwise.method.oversized import largest_rank
+from rankwise.method.targets import all_linear
 from rankwise.runs.building.models import is_head, load_config, model_class
 from rankwise.runs.progress import quiet
 from rankwise.runs.ranks import plan_ranks
@@ -85,13 +87,23 @@ def arms_of(
     methods = {name: _sized(recipe, options, budget, most) for name, options in methods.items() if name not in without}
     if PLANNED not in without:
         try:
-            planned = plan_ranks(recipe, budget=budget, batches=batches, data=data, scale=scale)
+            names = all_linear(_empty(recipe))
+            whole = saved_whole(names, None, recipe.method.options.get("modules_to_save"))
+            planned = plan_ranks(
+                recipe,
+                budget=budget,
+                batches=batches,
+                data=data,
+                scale=scale,
+                target_modules=[name for name in names if name not in whole],
+            )
             methods[PLANNED] = _planned(planned.plan.to_lora_config())
         except ValueError as error:
             left_out.append(f"the rank plan can't be made: {error}")
     saved = recipe.method.options.get("modules_to_save")
     if saved:  # what else trains is the same in every arm
-        methods = {name: {**options, "modules_to_save": saved} for name, options in methods.items()}
+        for options in methods.values():
+            options["modules_to_save"] = list(saved)
     if YOURS not in without:
         methods[YOURS] = recipe.method.model_dump()
     costs = {name: _cost(recipe, options) for name, options in methods.items()}

@@ -44,13 +44,11 @@ def opening(text: str, tokenizer: PreTrainedTokenizerBase, *, special_tokens: bo
     follows = ""
     if not text or text[-1].isspace():
         follows = next((letter.lower() for letter in reversed(text) if letter.isalnum()), "a")
-    read = tokenizer(
-        text + follows, add_special_tokens=special_tokens, return_offsets_mapping=True, verbose=False
-    )
+    read = tokenizer(text + follows, add_special_tokens=special_tokens, return_offsets_mapping=True, verbose=False)
     ends = [end for _, end in read["offset_mapping"]]
     stop = max((place + 1 for place, end in enumerate(ends) if end), default=0)  # without what closes
     if follows:
         stop = next((place for place, end in enumerate(ends) if end > len(text)), stop)
     ids = read["input_ids"][:stop]
-    blanks, held = text[len(text.rstrip()) :], tokenizer.decode(ids)
+    blanks, held = text[len(text.rstrip()) :], str(tokenizer.decode(ids))
     return Opening(ids, blanks.removeprefix(held[len(held.rstrip()) :]))

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoModel, BertConfig, GPTNeoXConfig, GPTNeoXForCausalLM
+from tests.families import distilbert_config
+from tests.models import build
+from transformers import AutoConfig, AutoModel, BertConfig, DistilBertModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from rankwise.runs.building.models import adapt, check_named, load_base, load_tokenizer, resolve_name, set_dropout
 from rankwise.runs.dryrun import TINY, tiny_config
@@ -87,6 +89,15 @@ def test_a_recipe_that_says_something_without_effect_is_refused(
     model = load_base(recipe, task_type="SEQ_CLS", arguments={})
     with pytest.raises(ValueError, match=rf"^method: {words}"):
         adapt(model, recipe, "SEQ_CLS")
+
+
+def test_what_peft_trains_by_the_end_of_its_name_is_not_lost(make: Make, tmp_path: Path) -> None:
+    build(DistilBertModel, distilbert_config(1)).save_pretrained(tmp_path / "distilbert")
+    recipe = make(model={"name": str(tmp_path / "distilbert")}, method={"target_modules": ["q_lin"]})
+    with quiet():
+        model = adapt(load_base(recipe, task_type="SEQ_CLS", arguments=ARGUMENTS), recipe, "SEQ_CLS")
+    trained = {name.split(".")[2] for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name}
+    assert trained == {"pre_classifier", "classifier"}
 
 
 def test_weights_that_would_stay_random_are_refused(make: Make, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,6 +91,13 @@ def test_each_method_has_its_config(name: str) -> None:
 def test_options_that_do_not_exist_or_do_not_fit_are_refused(name: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Method(name=name, **options)  # type: ignore[arg-type]
+
+
+def test_what_peft_adds_to_a_list_is_not_in_the_recipe() -> None:
+    method = Method.model_validate({"name": "lora", "target_modules": ["q_proj"], "modules_to_save": ["pooler"]})
+    for given in (method.build("SEQ_CLS", seed=0), SimpleNamespace(**method.options)):
+        given.modules_to_save.append("classifier")  # type: ignore[union-attr]
+    assert method.options["modules_to_save"] == ["pooler"]
 
 
 BY_RANK = {"granularity": "rank", "mode": "static"}

@@ -151,7 +151,7 @@ def load_base(recipe: Recipe, *, task_type: str, arguments: Mapping[str, Any]) -
         **quantisation(recipe),
     )
     trained = (*HEADS, *(recipe.method.options.get("modules_to_save") or ()))
-    lost = [key for key in info["missing_keys"] if not set(key.split(".")) & set(trained)]
+    lost = [key for key in info["missing_keys"] if not any(part.endswith(trained) for part in key.split("."))]
     if lost and recipe.method.name != "full":
         raise ValueError(
             f"model.name={spec.name!r} has no weights for {', '.join(sorted(lost)[:5])}: they would stay random. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
@@ -48,8 +49,8 @@ class Method(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The fields of the PEFT config that the recipe gives, and the method's own keys."""
-        return dict(self.model_extra or {})
+        """The fields of the PEFT config that the recipe gives, and the method's own keys, as copies: PEFT extends."""
+        return copy.deepcopy(self.model_extra or {})
 
     @property
     def eval_rank(self) -> int | None:
@@ -98,7 +99,9 @@ class Method(BaseModel):
     def _prefixes_have_a_length(self) -> Method:
         length = self.options.get("num_virtual_tokens")
         if self.name == "prefix" and (length is None or length < 1):
-            raise ValueError(f"method 'prefix': num_virtual_tokens={length!r}: give the number of positions, at least 1")
+            raise ValueError(
+                f"method 'prefix': num_virtual_tokens={length!r}: give the number of positions, at least 1"
+            )
         return self
 
     @model_validator(mode="after")

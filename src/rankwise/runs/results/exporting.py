@@ -29,10 +29,10 @@ NO_EXPORT = {
     "prefix": "holds a prefix, which no LoRA can express: load it with PEFT",
 }
 NO_MERGE = {
-    "adapterdrop": "holds bottleneck adapters, which stand between the layers and have no weight to be merged into: keep "
-    "the adapter (load it with PEFT after import rankwise.baselines)",
-    "prefix": "holds a prefix, which stands before the text and has no weight to be merged into: keep the adapter (load "
-    "it with PEFT)",
+    "adapterdrop": "holds bottleneck adapters, which stand between the layers and have no weight to be merged into: "
+    "keep the adapter (load it with PEFT after import rankwise.baselines)",
+    "prefix": "holds a prefix, which stands before the text and has no weight to be merged into: keep the adapter "
+    "(load it with PEFT)",
 }
 
 

@@ -210,4 +210,5 @@ def _generate(asked: Asked, openings: Sequence[Opening], max_new_tokens: int) ->
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        yield {"answer": prompt.answer(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))}
+        text = str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+        yield {"answer": prompt.answer(text)}
