@@ -155,10 +155,12 @@ def correlations(runs: Sequence[Run], left_out: Sequence[Run] = ()) -> str:
         worth |= {f"all {len(means)}{kind}": means, f"{len(linear)} linear{kind}": linear}
     worth = {name: own for name, own in worth.items() if len(own) > 2}
     rows = [
-        [run["proxy"], str(run["seed"])]
+        [run["proxy"] + (f", after {run['after']} steps" if run.get("after") else ""), str(run["seed"])]
         + [f"{rank_correlation(run['values'], own):.2f}" for own in worth.values()]
         + [f"{run['seconds']:.1f}"]
-        for run in sorted((run for run in runs if "proxy" in run), key=lambda run: (run["proxy"], run["seed"]))
+        for run in sorted(
+            (run for run in runs if "proxy" in run), key=lambda run: (run.get("after") or 0, run["proxy"], run["seed"])
+        )
     ]
     return markdown(["score", "seed", *worth, "seconds"], rows)
 

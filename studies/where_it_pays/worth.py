@@ -1,11 +1,12 @@
 """The worth of every path, alone or as what the others lack, and how well each score taken at the start ranks it.
 
 Run: python -m studies.where_it_pays.worth MODEL DATA [--seeds 0 1] [--proxies grad_norm newton] [--out FILE]
+     python -m studies.where_it_pays.worth MODEL DATA --proxies grad_norm newton --after 60
      python -m studies.where_it_pays.worth MODEL DATA --left-out --out results/where-it-pays/left-out.json
 MODEL is the folder of stories260k, DATA that of WikiText-2. Every path is trained alone; its worth is the fall of the
 test loss. With --left-out all are trained but one, which is worth the rise of the test loss. What is in FILE is not run
-again. About eight minutes a seed on one core, 15 with --left-out. With --proxies nothing is trained: all paths are
-scored at the start, at the ranks that they were trained with.
+again. About eight minutes a seed on one core, 15 with --left-out. With --proxies all paths are scored, at the ranks that
+they were trained with: at the start, or after all were trained together for so many steps.
 """
 
 from __future__ import annotations
@@ -57,13 +58,17 @@ def every(candidates: Candidates) -> Layout:
     return {name: alone(candidates.costs, name, SIZE)[name] for name in candidates.costs}
 
 
-def score(task: Language, candidates: Candidates, proxy: str, seed: int) -> dict[str, object]:
-    """Score all paths at the start and return the record."""
+def score(task: Language, candidates: Candidates, proxy: str, seed: int, after: int | None) -> dict[str, object]:
+    """Score all paths, at the start or after so many steps of training them all, and return the record."""
     ranks = every(candidates)
+    torch.manual_seed(seed)
     model = get_peft_model(task.model(), adapter_config(ranks, candidates, seed=seed, task_type=TASK_TYPE))
+    if after is not None:
+        train(model, task.batches(seed), steps=after, rate=TOGETHER)
     began = time.perf_counter()
     values = rankwise.score_paths(model, task.probe(seed, PROBE), proxy=proxy, seed=seed)
-    return {"proxy": proxy, "seed": seed, "seconds": round(time.perf_counter() - began, 2), "values": values}
+    seconds = round(time.perf_counter() - began, 2)
+    return {"proxy": proxy, "seed": seed, "after": after, "seconds": seconds, "values": values}
 
 
 def main() -> None:
@@ -73,6 +78,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--proxies", nargs="+", default=[])
+    parser.add_argument("--after", type=int, help="steps of training before the proxies score")
     parser.add_argument("--left-out", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("results/where-it-pays/worth.json"))
     arguments = parser.parse_args()
@@ -83,8 +89,8 @@ def main() -> None:
     if not arguments.left_out and records.find({"path": "base"}) is None:
         records.add({"path": "base", "parameters": 0, "test_loss": task.loss(task.model())})
     for seed, proxy in itertools.product(arguments.seeds, arguments.proxies):
-        if records.find({"proxy": proxy, "seed": seed}) is None:
-            records.add(score(task, candidates, proxy, seed))
+        if records.find({"proxy": proxy, "seed": seed, "after": arguments.after}) is None:
+            records.add(score(task, candidates, proxy, seed, arguments.after))
     key, names, run = ("path", [*candidates.costs], run_alone)
     if arguments.left_out:
         key, names, run = ("without", ["nothing", *names], run_without)
