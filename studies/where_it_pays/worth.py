@@ -5,8 +5,8 @@ Run: python -m studies.where_it_pays.worth MODEL DATA [--seeds 0 1] [--proxies g
      python -m studies.where_it_pays.worth MODEL DATA --left-out --out results/where-it-pays/left-out.json
 MODEL is the folder of stories260k, DATA that of WikiText-2. Every path is trained alone; its worth is the fall of the
 test loss. With --left-out all are trained but one, which is worth the rise of the test loss. What is in FILE is not run
-again. About eight minutes a seed on one core, 15 with --left-out. With --proxies all paths are scored, at the ranks that
-they were trained with: at the start, or after all were trained together for so many steps.
+again. About eight minutes a seed on one core, 15 with --left-out. With --proxies all paths are scored, at the ranks
+that they were trained with: at the start, or after all were trained together for so many steps.
 """
 
 from __future__ import annotations
