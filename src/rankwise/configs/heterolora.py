@@ -68,7 +68,9 @@ class HeteroLoraConfig(PathConfig):
             paper (models with norms after the sums only; the start is not the base model).
         rank_budget: Number of parameters of all candidates that the ranks are computed from.
         rank_shape: ``"same"`` rank everywhere, or ``"shortcuts"`` take what ``r`` leaves.
-        mode: ``"dynamic"`` searches again and again, ``"static"`` once before training, ``"off"`` never.
+        mode: ``"dynamic"`` searches again and again, ``"static"`` once before training, ``"off"`` never. The defaults
+            are the paper's; with them a search ended above uniform LoRA on all projections wherever both were measured,
+            which ``mode="static"`` with ``granularity="rank"`` did not (docs/when-to-use-which.md).
         granularity: ``"path"`` switches whole paths (the paper). ``"rank"``, with ``mode="static"``, lets the one
             search give every path a rank of its own by a joint second-order choice (``rankwise.rank_plan``). Until
             then each candidate is there at rank 1 and off; afterwards the config says ``mode="off"`` and has the ranks
