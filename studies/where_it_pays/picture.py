@@ -16,7 +16,7 @@ from studies.where_it_pays.table import arms_of, at_better_rate
 from rankwise.report.drawing import GREY, new_figure, save_figure
 
 LINES = {
-    "all-linear": ("LoRA, spread evenly over all projections", "0.45", "o"),
+    "all-linear": ("uniform LoRA (below 5,780: rank 1 on random projections)", "0.45", "o"),
     "layer": ("LoR2C: a residual path in each block", "#B13A86", "s"),
     "joint-linear": ("a rank plan, plain LoRA", "#08519C", "^"),
     "joint-whole": ("a rank plan with block paths", "#15703F", "D"),
