@@ -11,8 +11,6 @@ minutes of mrpc.
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,13 +18,13 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from studies.where_it_pays.arms import ARMS, Choice, choose
+from studies.where_it_pays.arms import Choice, choose
+from studies.where_it_pays.asking import add_grid, asked
 from studies.where_it_pays.classification import HEAD_STEPS, SOURCES, TASK_TYPE, Classification
-from studies.where_it_pays.records import Records, options_of, recorded
+from studies.where_it_pays.records import Records
 from studies.where_it_pays.training import Candidates, adapter_config, train, trained
 
 STEPS, PROBE = 200, 24
-KEY = ("task", "arm", "budget", "rate", "seed", "variant")
 SETTINGS = {"steps": STEPS, "batch": 16, "scale": 2.0, "probe_batches": PROBE, "head_steps": HEAD_STEPS}
 
 
@@ -80,25 +78,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--task", choices=sorted(SOURCES), required=True)
-    parser.add_argument("--budgets", type=int, nargs="+", default=[2304, 9216, 41472])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rates", type=float, nargs="+", default=[6e-3, 1.5e-2])
-    parser.add_argument("--variant", default="", help="a name for what the options change")
-    parser.add_argument("--options", type=json.loads, help="for the plan, as JSON; by default what the variant says")
-    parser.add_argument("--again", type=Path, help="a results file whose runs are all run, in place of a grid")
-    parser.add_argument("--out", type=Path, default=Path("results/where-it-pays/classify.json"))
+    add_grid(parser, budgets=[2304, 9216, 41472], rates=[6e-3, 1.5e-2], out="results/where-it-pays/classify.json")
     arguments = parser.parse_args()
     task = Classification(arguments.task, arguments.data)
     records = Records(arguments.out, SETTINGS)
-    grid = itertools.product(arguments.budgets, arguments.rates, arguments.seeds, arguments.arms)
-    asked = (
-        dict(zip(KEY, (arguments.task, arm, size, rate, seed, arguments.variant), strict=True))
-        for size, rate, seed, arm in grid
-    )
-    for key in recorded(arguments.again, KEY) if arguments.again else asked:
-        if key["task"] == arguments.task and records.find(key) is None:
-            options = options_of(key["variant"]) if arguments.options is None else arguments.options
+    for key, options in asked(arguments, task=arguments.task):
+        if records.find(key) is None:
             record = run_arm(task, key, options, records)
             records.add(record)
             shown = (*key, "parameters", "held_out_loss", "test_loss", "test_accuracy", "seconds")

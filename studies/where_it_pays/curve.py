@@ -10,8 +10,6 @@ that another file holds. About 25 seconds a run on one core.
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +17,13 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from studies.where_it_pays.arms import ARMS, Choice, choose
+from studies.where_it_pays.arms import Choice, choose
+from studies.where_it_pays.asking import add_grid, asked
 from studies.where_it_pays.language import TASK_TYPE, Language
-from studies.where_it_pays.records import Records, options_of, recorded
+from studies.where_it_pays.records import Records
 from studies.where_it_pays.training import Candidates, adapter_config, train, trained
 
 STEPS, PROBE = 150, 24
-KEY = ("arm", "budget", "rate", "seed", "variant")
 SETTINGS = {"steps": STEPS, "batch": [8, 128], "scale": 2.0, "probe_batches": PROBE, "test_rows": 512}
 
 
@@ -65,25 +63,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--budgets", type=int, nargs="+", default=[500, 1500, 4000, 13440, 54000])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rates", type=float, nargs="+", default=[3e-2, 1.5e-2])
-    parser.add_argument("--variant", default="", help="a name for what the options change")
-    parser.add_argument("--options", type=json.loads, help="for the plan, as JSON; by default what the variant says")
-    parser.add_argument("--again", type=Path, help="a results file whose runs are all run, in place of a grid")
-    parser.add_argument("--out", type=Path, default=Path("results/where-it-pays/curve.json"))
+    add_grid(
+        parser,
+        budgets=[500, 1500, 4000, 13440, 54000],
+        rates=[3e-2, 1.5e-2],
+        out="results/where-it-pays/curve.json",
+    )
     arguments = parser.parse_args()
     task = Language(arguments.model, arguments.data)
     candidates = Candidates(task.model())
     records = Records(arguments.out, SETTINGS)
     if records.find({"arm": "base"}) is None:
         records.add({"arm": "base", "parameters": 0, "test_loss": task.loss(task.model())})
-    grid = itertools.product(arguments.rates, arguments.seeds, arguments.budgets, arguments.arms)
-    asked = (dict(zip(KEY, (arm, size, rate, seed, arguments.variant), strict=True)) for rate, seed, size, arm in grid)
-    for key in recorded(arguments.again, KEY) if arguments.again else asked:
+    for key, options in asked(arguments):
         if records.find(key) is None:
-            options = options_of(key["variant"]) if arguments.options is None else arguments.options
             record = run_arm(task, candidates, key, options, records)
             records.add(record)
             print({name: record[name] for name in (*key, "parameters", "test_loss", "seconds")}, flush=True)

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,30 +49,6 @@ class Records:
         temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}")
         temporary.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, self.file)
-
-
-def recorded(file: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the key of every run that trained within a budget, to run it again.
-
-    Args:
-        file: A study's results.
-        names: The fields of a key.
-    """
-    for run in json.loads(file.read_text(encoding="utf-8"))["runs"]:
-        if "budget" in run:
-            yield {name: run[name] for name in names}
-
-
-def options_of(variant: str) -> dict[str, Any]:
-    """Return the plan's options that a variant is named by: ``damping=10`` says ``{"damping": 10}``.
-
-    Raises:
-        ValueError: The name says none.
-    """
-    name, equals, value = variant.partition("=")
-    if variant and not equals:
-        raise ValueError(f"--variant {variant!r} does not say an option: name it like damping=10, or give --options")
-    return {name: json.loads(value)} if equals else {}
 
 
 def command() -> str:
