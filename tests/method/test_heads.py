@@ -242,10 +242,17 @@ def test_a_router_of_experts_is_no_head() -> None:
     assert head_parameters_of(model) == []
 
 
+def test_what_stands_beside_a_classifier_deep_in_the_users_own_module_is_no_head() -> None:
+    expert = nn.ModuleDict({"classifier": nn.Linear(2, 2), "dense": nn.Linear(2, 2)})
+    assert list(head_of(nn.ModuleDict({"expert": expert}))) == ["expert.classifier"]
+    assert list(head_of(expert)) == ["classifier", "dense"]
+
+
 def test_a_head_for_answers_under_a_classifiers_name_is_told_and_trained() -> None:
     """With QUESTION_ANS PEFT trains ``qa_outputs`` alone."""
     model = build(ModernBertForQuestionAnswering, modernbert_config(1))
-    assert {name: name in forgotten_heads(model) for name in head_of(model)} == {"classifier": True}
+    for asked, head in ((model, "classifier"), (Wrapped(lambda: model), "net.classifier")):
+        assert list(head_of(asked)) == forgotten_heads(asked) == [head]
     config = rankwise.HeteroLoraConfig(task_type="QUESTION_ANS", target_modules="all-linear", r=2, mode="off")
     with pytest.warns(UserWarning, match=r"classifier belongs to the model's head.*modules_to_save=\['classifier'\]"):
         get_peft_model(model, config)

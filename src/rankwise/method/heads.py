@@ -30,7 +30,7 @@ def head_of(model: nn.Module) -> dict[str, nn.Module]:
         if place not in holders and any(not name or place.startswith(f"{name}.") for name in holders):
             continue  # a part of what was pretrained
         children = dict(module.named_children())
-        beside = BESIDE_A_CLASSIFIER if "classifier" in children else ()
+        beside = BESIDE_A_CLASSIFIER if "classifier" in children and (not place or place in holders) else ()
         for child, part in children.items():
             name = f"{place}.{child}".lstrip(".")
             if (child in HEADS or child in beside) and not within(name, found):
@@ -48,7 +48,13 @@ def trained_by_peft(model: nn.Module) -> tuple[str, ...]:
 
     With QUESTION_ANS that is ``qa_outputs`` alone; ModernBERT's head for it has another name.
     """
-    return (QA_HEAD,) if type(model).__name__.endswith("ForQuestionAnswering") else TRAINED_BY_PEFT
+    kinds = {
+        kind.__name__
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel)
+        for kind in type(module).mro()
+    }
+    return (QA_HEAD,) if any(kind.endswith("ForQuestionAnswering") for kind in kinds) else TRAINED_BY_PEFT
 
 
 def saved_whole(modules: Iterable[str], task_type: object, saved: Iterable[str] | None) -> list[str]:
