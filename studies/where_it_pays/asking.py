@@ -39,7 +39,14 @@ def asked(given: argparse.Namespace, **common: str) -> Iterator[tuple[dict[str, 
     Args:
         given: The options of ``add_grid``.
         common: Further fields of every key.
+
+    Raises:
+        ValueError: Runs are to be run again into the file that holds them, or with other options.
     """
+    if given.again and given.options is not None:
+        raise ValueError("--again runs each variant with its own options: leave --options out")
+    if given.again and given.again.resolve() == given.out.resolve():
+        raise ValueError(f"--again and --out are both {given.out}, where nothing is left to run: give another --out")
     grid = itertools.product(given.budgets, given.rates, given.seeds, given.arms)
     keys: Iterator[dict[str, Any]] = (
         {**common, **dict(zip(KEY, (arm, budget, rate, seed, given.variant), strict=True))}

@@ -82,6 +82,8 @@ def main() -> None:
     parser.add_argument("--left-out", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("results/where-it-pays/worth.json"))
     arguments = parser.parse_args()
+    if arguments.after is not None and (arguments.after < 1 or not arguments.proxies):
+        parser.error("--after is a number of steps of at least 1, and says when --proxies score")
     task = Language(arguments.model, arguments.data)
     candidates = Candidates(task.model())
     rate = TOGETHER if arguments.left_out else ALONE

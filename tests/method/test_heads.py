@@ -242,10 +242,12 @@ def test_a_router_of_experts_is_no_head() -> None:
     assert head_parameters_of(model) == []
 
 
-def test_what_stands_beside_a_classifier_deep_in_the_users_own_module_is_no_head() -> None:
+def test_what_lies_deep_in_the_users_own_module_is_no_head() -> None:
     expert = nn.ModuleDict({"classifier": nn.Linear(2, 2), "dense": nn.Linear(2, 2)})
-    assert list(head_of(nn.ModuleDict({"expert": expert}))) == ["expert.classifier"]
+    assert head_of(nn.ModuleDict({"expert": expert})) == {}
     assert list(head_of(expert)) == ["classifier", "dense"]
+    net = nn.ModuleDict({"encoder": tiny_bert().bert, "classifier": nn.Linear(2, 2), "block": expert})
+    assert list(head_of(nn.ModuleDict({"net": net}))) == ["net.classifier"]
 
 
 def test_a_head_for_answers_under_a_classifiers_name_is_told_and_trained() -> None:

@@ -40,6 +40,12 @@ def test_what_a_page_rests_on_can_be_run_again(name: str, common: dict[str, str]
         assert set(options) == ({key["variant"].partition("=")[0]} if key["variant"] else set())
 
 
+@pytest.mark.parametrize(("more", "words"), [(["--options", "{}"], "leave --options out"), ([], "give another --out")])
+def test_running_again_into_the_same_file_or_with_other_options_is_refused(more: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        list(asked(given("--again", "out.json", *more)))
+
+
 def test_a_variant_says_its_option() -> None:
     assert options_of("") == {}
     assert options_of("damping=10") == {"damping": 10}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from peft import get_peft_model
+from tests.models import tiny_llama
 from tests.study.test_arms import enabled
 from typer.testing import CliRunner
 
+from rankwise.runs.recipes.methods import Method
 from rankwise.runs.recipes.recipe import Recipe, load_recipe, parse_recipe
 from rankwise.study.arms import DEFAULT, NAMES, PLANNED, YOURS, arms_of
 from rankwise.study.race import Race
@@ -114,6 +118,15 @@ def test_a_race_ends_with_a_recipe_that_loads_a_snippet_and_an_honest_sentence(b
     again = CliRunner().invoke(app, [*arguments, "--set", "training.max_steps=40"])
     assert "going on with the race" in again.output
     assert (out / "report.md").read_text().splitlines()[:4] == report.splitlines()[:4]
+
+
+def test_the_snippet_of_a_prefix_builds(base: Path) -> None:
+    recipe = load_recipe(base)
+    method = Method.model_validate({"name": "prefix", "num_virtual_tokens": 3})
+    names: dict[str, Any] = {}
+    exec(snippet(recipe.model_copy(update={"method": method})), names)
+    model = get_peft_model(tiny_llama(), names["config"])
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) > 0
 
 
 def test_the_snippet_is_python_that_makes_the_config(base: Path) -> None:

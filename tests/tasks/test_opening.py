@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from datasets import Dataset
 from tests.tasks.test_chat import turn
 from tests.tasks.test_chat_borders import BORDERS, merging
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rankwise.tasks.chat import chat_encoder, chat_opening
+from rankwise.tasks.conversations import begins_with
 from rankwise.tasks.opening import Opening, opening
 
 
@@ -54,6 +56,24 @@ def test_a_blank_that_the_tokenizer_keeps_apart_is_asked_with() -> None:
     tokenizer = merging()
     assert opening("1 + 2 = ", tokenizer, special_tokens=True) == Opening(tokenizer("1 + 2 = ")["input_ids"])
     assert opening("d: ", tokenizer, special_tokens=True) == Opening(tokenizer("d:")["input_ids"], " ")
+
+
+def test_what_answers_begin_with_says_whether_the_blank_is_theirs(llama_tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt = "Question: what is it?\nAnswer: "
+    for answer in ("12", "the dog"):
+        asked = opening(prompt, llama_tokenizer, special_tokens=True, follows=answer[0])
+        assert asked.ids == llama_tokenizer(prompt + answer)["input_ids"][: len(asked.ids)]
+    assert opening(prompt, llama_tokenizer, special_tokens=True, follows="1").left == ""
+    assert opening(prompt, llama_tokenizer, special_tokens=True, follows="t").left == " "
+
+
+def test_the_letter_that_most_answers_begin_with() -> None:
+    def rows(*texts: str) -> Dataset:
+        return Dataset.from_dict({"completion": list(texts)})
+
+    assert begins_with(rows(" Yes", "yes.", "12")) == "y"
+    assert begins_with(rows("-3", "(4)", "3 of them")) == "3"
+    assert begins_with(rows("?", "")) is None
 
 
 def test_what_opens_a_text_is_kept_and_what_closes_it_is_not(bert_tokenizer: PreTrainedTokenizerBase) -> None:

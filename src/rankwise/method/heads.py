@@ -21,20 +21,21 @@ WRAPPED = "base_model.model."  # what PEFT puts before a name, in files and wher
 def head_of(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of a model's head by name, where it has one under usual names.
 
-    A head stands right in the model, or in one of transformers' that the user's own module holds; inside of what was
-    pretrained the same names mean other things (a router of experts has a ``classifier``).
+    A head stands right in the model, or right in one of transformers' that the user's own module holds, or beside such
+    a one; elsewhere the same names mean other things (a router of experts has a ``classifier``).
     """
     holders = {name for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}
+    outermost = {name for name in holders if not any(within(name, [other]) for other in holders - {name})}
+    around = {place for name in outermost for place in _and_around(name)}  # with the user's own modules that hold one
     found: dict[str, nn.Module] = {}
-    for place, module in model.named_modules():
-        if place not in holders and any(not name or place.startswith(f"{name}.") for name in holders):
-            continue  # a part of what was pretrained
-        children = dict(module.named_children())
-        beside = BESIDE_A_CLASSIFIER if "classifier" in children and (not place or place in holders) else ()
-        for child, part in children.items():
-            name = f"{place}.{child}".lstrip(".")
-            if (child in HEADS or child in beside) and not within(name, found):
-                found[name] = part
+    for place in ["", *sorted(around)] if "" not in holders else [""]:
+        children = dict(model.get_submodule(place).named_children())
+        beside = BESIDE_A_CLASSIFIER if "classifier" in children else ()
+        found |= {
+            f"{place}.{child}".lstrip("."): part
+            for child, part in children.items()
+            if child in HEADS or child in beside
+        }
     return found
 
 

@@ -129,6 +129,8 @@ def _hollow(recipe: Recipe) -> Any:
         if recipe.method.name not in WITH_PATHS and hasattr(method, "init_lora_weights"):
             method.init_lora_weights = True  # the others look at weights, and there are none
         model = get_peft_model(model, method, low_cpu_mem_usage=True)
+    if recipe.method.name == "prefix":
+        model.word_embeddings = None  # the base's own, held a second time: it can't be given memory twice
     if recipe.method.name in WITH_PATHS:
         rankwise.detach(model)  # nothing is searched here
     if recipe.training.gradient_checkpointing:

@@ -316,13 +316,15 @@ def ending(race: Race, standing: Standing, runs: Sequence[Run]) -> str:
 def snippet(recipe: Recipe) -> str:
     """Return the winner's config as Python: PEFT's own, where plain LoRA can express it."""
     options: Mapping[str, Any] = recipe.method.options
-    own = recipe.method.name in WITH_PATHS
     if recipe.method.name in ("full", "dylora", "adapterdrop"):
         return f"# {recipe.method.name}: rankwise train winner.yaml\n"
+    if recipe.method.name == "prefix":  # which PEFT can't build without
+        options = {"task_type": "CAUSAL_LM", **options}
     fields = "".join(f"    {key}={value!r},\n" for key, value in options.items())
     training = recipe.training
     rate = f"# learning rate {training.learning_rate:g}, {training.schedule} schedule"
     if training.loraplus_lr_ratio is not None:
         rate += f"; of lora_B {training.loraplus_lr_ratio:g} times that"
     name = config_class(recipe.method.name).__name__
-    return f"from {'rankwise' if own else 'peft'} import {name}\n\nconfig = {name}(\n{fields})  {rate}\n"
+    owner = "rankwise" if recipe.method.name in WITH_PATHS else "peft"
+    return f"from {owner} import {name}\n\nconfig = {name}(\n{fields})  {rate}\n"

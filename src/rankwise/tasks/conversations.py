@@ -7,6 +7,7 @@ beside them.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -55,6 +56,13 @@ def form_of(rows: Dataset) -> str:
     """Return ``CONVERSATION`` for rows that the chat template writes, ``PLAIN_TEXTS`` for prompts that are texts."""
     plain_texts = MESSAGES not in rows.column_names and is_text(rows.data.column(COMPLETION).type)
     return PLAIN_TEXTS if plain_texts else CONVERSATION
+
+
+def begins_with(rows: Dataset) -> str | None:
+    """Return the letter or digit that most completions begin with, in lower case; None where none has one."""
+    firsts = (next((c.lower() for c in text if c.isalnum()), None) for text in rows[COMPLETION])
+    counted = Counter(first for first in firsts if first)
+    return counted.most_common(1)[0][0] if counted else None
 
 
 def used_columns(rows: Dataset) -> list[str]:

@@ -59,6 +59,7 @@ class TaskData:
         missing: For each file or split read, how many rows lacked a text or a label and were left out.
         form: How a row is written for the model: ``"conversation"`` by the chat template, ``"prompt-completion"`` as
             one text behind the other, ``"instruction"`` as Alpaca's prompt, ``"text"`` in blocks, else the task's kind.
+        answers_begin: Of plain prompts and completions, the letter or digit that most completions begin with.
     """
 
     task: Task
@@ -73,6 +74,7 @@ class TaskData:
     cut_answers: Mapping[str, int] = field(default_factory=dict)
     missing: Mapping[str, int] = field(default_factory=dict)
     form: str | None = None
+    answers_begin: str | None = None
 
     @property
     def name(self) -> str:

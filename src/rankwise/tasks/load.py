@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from rankwise.tasks.conversations import complete_chats, form_of, with_origin
+from rankwise.tasks.conversations import PLAIN_TEXTS, begins_with, complete_chats, form_of, with_origin
 from rankwise.tasks.data import TaskData
 from rankwise.tasks.docstrings import Docstring, find_docstrings, split_docstrings
 from rankwise.tasks.encode import Encoded, cut_into_blocks, encode, longest, with_pad_token
@@ -137,6 +137,7 @@ def _assemble(
         _check_answers(part, split, spec, longest(tokenizer, spec.max_length))
     if spec.packing:
         encoded["train"] = pack(encoded["train"], longest(tokenizer, spec.max_length))
+    form = _form(rows["train"], task)
     return TaskData(
         task=task,
         tokenizer=tokenizer,
@@ -149,7 +150,8 @@ def _assemble(
         dropped={split: part.dropped for split, part in encoded.items()},
         cut_answers={split: part.cut_answers for split, part in encoded.items()},
         missing=missing or {},
-        form=_form(rows["train"], task),
+        form=form,
+        answers_begin=begins_with(rows["train"]) if form == PLAIN_TEXTS else None,
     )
 
 

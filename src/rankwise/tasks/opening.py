@@ -28,27 +28,34 @@ class Opening(NamedTuple):
         return text.removeprefix(self.left)
 
 
-def opening(text: str, tokenizer: PreTrainedTokenizerBase, *, special_tokens: bool) -> Opening:
+def opening(
+    text: str, tokenizer: PreTrainedTokenizerBase, *, special_tokens: bool, follows: str | None = None
+) -> Opening:
     """Return a text's token ids as they begin a longer text, opened and not closed.
 
-    Whether a blank joins what follows can depend on its script (many tokenizers keep it apart from digits), which is
-    taken to be that of the text's last letter or digit. A tokenizer without offsets ("slow") reads the text as it is.
+    A tokenizer without offsets ("slow") reads the text as it is.
 
     Args:
         text: The prompt; an empty one yields what the tokenizer opens every text with.
         tokenizer: The model's.
         special_tokens: Whether it adds its own, as in a plain text. A chat template has written them.
+        follows: A letter or digit that is likely to follow: whether a blank joins it can depend on its script (many
+            tokenizers keep it apart from digits). Left out, the text's own last one.
     """
     if not tokenizer.is_fast:
         return Opening(tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"])
-    follows = ""
+    probe = ""
     if not text or text[-1].isspace():
-        follows = next((letter.lower() for letter in reversed(text) if letter.isalnum()), "a")
-    read = tokenizer(text + follows, add_special_tokens=special_tokens, return_offsets_mapping=True, verbose=False)
+        probe = follows or next((letter.lower() for letter in reversed(text) if letter.isalnum()), "a")
+    read = tokenizer(text + probe, add_special_tokens=special_tokens, return_offsets_mapping=True, verbose=False)
     ends = [end for _, end in read["offset_mapping"]]
     stop = max((place + 1 for place, end in enumerate(ends) if end), default=0)  # without what closes
-    if follows:
+    if probe:
         stop = next((place for place, end in enumerate(ends) if end > len(text)), stop)
     ids = read["input_ids"][:stop]
-    blanks, held = text[len(text.rstrip()) :], str(tokenizer.decode(ids))
-    return Opening(ids, blanks.removeprefix(held[len(held.rstrip()) :]))
+    return Opening(ids, _blanks(text).removeprefix(_blanks(str(tokenizer.decode(ids)))))
+
+
+def _blanks(text: str) -> str:
+    """Return the white space that a text ends in."""
+    return text[len(text.rstrip()) :]

@@ -58,3 +58,9 @@ def test_errors_of_a_file_name_it(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("model: {name: m}\n")
     with pytest.raises(ValueError, match=r"r\.yaml: data: missing"):
         load_recipe(tmp_path / "r.yaml")
+
+
+def test_a_prefix_does_not_fit_checkpointing() -> None:
+    prefix = {"method": {"name": "prefix", "num_virtual_tokens": 3}, "training": {"gradient_checkpointing": True}}
+    with pytest.raises(ValueError, match=r"gradient_checkpointing runs blocks a second time, and method 'prefix'"):
+        parse_recipe({**SMALL, **prefix})

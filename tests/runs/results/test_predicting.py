@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
+from tests.tasks.test_chat_borders import merging
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rankwise.runs.building.models import load_tokenizer
@@ -16,9 +18,9 @@ from rankwise.runs.results.exporting import export_merged
 from rankwise.runs.results.predicting import _openings, _rows, _task, answer_table, predict
 from rankwise.runs.results.trained import load_trained
 from rankwise.runs.training.train import train
-from rankwise.tasks import IGNORED, DataSpec, load_task
+from rankwise.tasks import IGNORED, TASKS, DataSpec, load_task
 from rankwise.tasks.opening import opening
-from rankwise.tasks.read import read_file
+from rankwise.tasks.read import Source, read_file
 
 Make = Callable[..., Recipe]
 BATCH = {"input_ids": torch.tensor([[2, 9, 14, 30, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
@@ -143,6 +145,8 @@ def test_a_run_asks_in_the_form_that_its_rows_had(make: Make, tmp_path: Path) ->
     assert asked_ids(tmp_path / "texts") == plain
     assert [opening(text, tokenizer, special_tokens=True).ids for text in ("", " ")] == [plain[:1]] * 2
     assert asked_ids(tmp_path / "turns") == by_template["input_ids"]
+    assert RunFolder(tmp_path / "texts").figures()["answers_begin"] == "d"  # of "dot"
+    assert RunFolder(tmp_path / "turns").figures()["answers_begin"] is None
     (tmp_path / "new.jsonl").write_text(json.dumps({"messages": turns[0]["prompt"]}) + "\n")
     with pytest.raises(ValueError, match=r"new\.jsonl, row 1 is a conversation, and the run learned prompts that are"):
         predict(tmp_path / "texts", [str(tmp_path / "new.jsonl")])
@@ -154,13 +158,22 @@ def test_a_run_asks_in_the_form_that_its_rows_had(make: Make, tmp_path: Path) ->
     assert len(predict(tmp_path / "texts", [str(tmp_path / "new.jsonl")], max_new_tokens=2)) == 1
 
 
+def test_a_prompt_that_leaves_nothing_to_read_is_refused() -> None:
+    tokenizer = merging()
+    source = Source(Dataset.from_list([{"text": "x"}, {"text": " "}]), "new.jsonl")
+    with pytest.raises(
+        ValueError, match=r"new\.jsonl, row 2: the prompt is blank, and this tokenizer opens a text with"
+    ):
+        list(_openings(source, TASKS["text"], tokenizer, {"form": "text"}))
+
+
 def asked_ids(run: Path) -> list[int]:
     """The token ids that a run would be asked with about ``PROMPT``."""
     folder = RunFolder(run)
     recipe, trained = folder.recipe(), folder.figures()
     task = _task(recipe, trained)
     tokenizer = AutoTokenizer.from_pretrained(folder.adapter)
-    (asked,) = _openings(_rows([PROMPT], task, recipe), task, tokenizer, trained.get("form"))
+    (asked,) = _openings(_rows([PROMPT], task, recipe), task, tokenizer, trained)
     return asked.ids
 
 
@@ -181,7 +194,7 @@ def test_a_run_on_instructions_asks_alpacas_prompt_and_no_template(make: Make, t
     source = read_file(recipe.data.data_dir / "instruction" / "train.jsonl", texts=("instruction",))
     first = data.train[0]
     learned = [label != IGNORED for label in first["labels"]]
-    begun = {tuple(asked.ids) for asked in _openings(source, task, tokenizer, data.form)}
+    begun = {tuple(asked.ids) for asked in _openings(source, task, tokenizer, {"form": data.form})}
     assert tuple(first["input_ids"][: learned.index(True)]) in begun
     (tmp_path / "new.csv").write_text("instruction,input\nbar,3\nbin,4\n")
     assert _rows([str(tmp_path / "new.csv")], task, recipe).rows["input"][:] == ["3", "4"]

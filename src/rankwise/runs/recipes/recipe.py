@@ -170,6 +170,15 @@ class Recipe(Spec):
         return self
 
     @model_validator(mode="after")
+    def _a_prefix_is_read_once(self) -> Recipe:
+        if self.method.name == "prefix" and self.training.gradient_checkpointing:
+            raise ValueError(
+                "training.gradient_checkpointing runs blocks a second time, and method 'prefix' would put its keys and "
+                "values before the text's twice: leave one of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _quantised_weights_stay(self) -> Recipe:
         if self.model.load_in is None:
             return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def predict(
     rows = source.rows
     with quiet():
         tokenizer = with_pad_token(load_tokenizer(trained_spec(folder)))
-        opened = list(_openings(source, task, tokenizer, trained.get("form"))) if task.kind == "causal" else []
+        opened = list(_openings(source, task, tokenizer, trained)) if task.kind == "causal" else []
         asked = Asked(load_trained(folder), tokenizer, recipe, task)
         answers = _generate(asked, opened, max_new_tokens) if opened else _decide(asked, rows, batch_size)
         found = [{**row, **answer} for row, answer in zip(rows.to_list(), answers, strict=True)]
@@ -158,14 +158,29 @@ def _decide(asked: Asked, rows: Dataset, batch_size: int) -> Iterator[Answer]:
             yield {"choice" if choice else "label": task.label_names[best], "probability": float(row[best])}
 
 
-def _openings(source: Source, task: Task, tokenizer: PreTrainedTokenizerBase, form: str | None) -> Iterator[Opening]:
-    """Yield each row's prompt in the form that the run's rows had."""
+def _openings(
+    source: Source, task: Task, tokenizer: PreTrainedTokenizerBase, trained: Mapping[str, Any]
+) -> Iterator[Opening]:
+    """Yield each row's prompt in the form that the run's rows had.
+
+    Raises:
+        ValueError: A prompt leaves the model nothing to read.
+    """
     if task.name == CHAT:
-        yield from _chat_openings(source, tokenizer, form)
-        return
-    for row in source.rows:
-        text = prompt_of(row["instruction"], row.get("input")) if task.name == INSTRUCTION else next(iter(row.values()))
-        yield _text_opening(text, tokenizer)
+        found = _chat_openings(source, tokenizer, trained.get("form"), trained.get("answers_begin"))
+    else:
+        texts = (
+            prompt_of(row["instruction"], row.get("input")) if task.name == INSTRUCTION else next(iter(row.values()))
+            for row in source.rows
+        )
+        found = (_text_opening(text, tokenizer) for text in texts)
+    for index, each in enumerate(found):
+        if not each.ids:
+            raise ValueError(
+                f"{source.where}, row {source.number(index)}: the prompt is blank, and this tokenizer opens a text "
+                "with no token of its own: give a prompt with a word in it"
+            )
+        yield each
 
 
 def _text_opening(text: str, tokenizer: PreTrainedTokenizerBase) -> Opening:
@@ -175,7 +190,9 @@ def _text_opening(text: str, tokenizer: PreTrainedTokenizerBase) -> Opening:
     return Opening([*begin, *ids], left)
 
 
-def _chat_openings(source: Source, tokenizer: PreTrainedTokenizerBase, form: str | None) -> Iterator[Opening]:
+def _chat_openings(
+    source: Source, tokenizer: PreTrainedTokenizerBase, form: str | None, follows: str | None
+) -> Iterator[Opening]:
     """Yield plain prompts for a run on plain texts, else what the chat template makes: a text is the user's turn.
 
     Runs of earlier versions kept no form: there a text is a turn where the tokenizer has a template.
@@ -190,7 +207,7 @@ def _chat_openings(source: Source, tokenizer: PreTrainedTokenizerBase, form: str
                     f"{where} is a conversation, and the run learned prompts that are plain texts, which no chat "
                     "template wrote: give the prompt as a text, as in the rows it was trained on"
                 )
-            yield opening(asked, tokenizer, special_tokens=True)
+            yield opening(asked, tokenizer, special_tokens=True, follows=follows)
         elif form is None and tokenizer.chat_template is None and isinstance(asked, str):
             yield _text_opening(asked, tokenizer)
         else:

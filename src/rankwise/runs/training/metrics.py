@@ -122,6 +122,7 @@ def identity(job: Job, command: str | None) -> Figures:
         "task": job.data.name,
         "task_type": job.data.task_type,
         "form": job.data.form,
+        "answers_begin": job.data.answers_begin,
         "model_arguments": job.data.model_arguments(),
         "method": recipe.method.name,
         "seed": recipe.seed,
