@@ -160,7 +160,7 @@ def test_a_run_asks_in_the_form_that_its_rows_had(make: Make, tmp_path: Path) ->
 
 def test_a_prompt_that_leaves_nothing_to_read_is_refused() -> None:
     tokenizer = merging()
-    source = Source(Dataset.from_list([{"text": "x"}, {"text": " "}]), "new.jsonl")
+    source = Source(Dataset.from_list([{"text": "x"}, {"text": ""}]), "new.jsonl")
     with pytest.raises(
         ValueError, match=r"new\.jsonl, row 2: the prompt is blank, and this tokenizer opens a text with"
     ):
