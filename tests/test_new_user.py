@@ -57,15 +57,14 @@ def test_from_a_file_to_a_pipeline(tmp_path: Path, model: Path, reviews: Path, m
     call("init", "mine.yaml", *options, "--method", "heterolora")
     fast = {"training.batch_size": 8, "training.learning_rate": 3e-3, "training.epochs": 2, "training.report_to": []}
     settings = [word for key, value in fast.items() for word in ("--set", f"{key}={value}")]
-    settings += ["--set", "method.target_modules=[query,value]", "--set", "method.search_every=4"]
+    settings += ["--set", "method.target_modules=[query,value]"]
 
     said = call("plan", "mine.yaml", *settings, "--room", 8).output
     assert "fits: about" in said
     shown = call("train", "mine.yaml", *settings, "--out", "run").output
     assert "train: 58 rows" in shown
     assert "labels complaint 29, praise 29" in shown
-    assert "search: every 4 steps" in shown
-    assert re.search(r"search 2 \(online, \d+\.\d s\) chose", shown)
+    assert re.search(r"ranks: chosen in \d+\.\d s for \d of 4 paths: \S*\.(query|value) \d", shown)
     assert "finished already" in call("train", "mine.yaml", *settings, "--out", "run", "--resume").output
     longer = call("train", "run/config.yaml", "--out", "run", "--resume", "--set", "training.epochs=3").output
     assert "3.00" in longer

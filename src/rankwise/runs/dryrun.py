@@ -31,6 +31,7 @@ from rankwise.tasks import CHAT, TASKS, Task
 WITH_HEAD = {"modernbert": AutoModelForMaskedLM}
 STEPS = 2
 ROWS = 24
+PACKED_ROWS = 16 * ROWS  # some ten fit into one sequence, and to a plan a sequence is one example
 LENGTH = 64
 CHAT_LENGTH = 256  # a template of the user's own may say much before the first answer
 WORDS = tuple(f"{start}{middle}{end}" for start in "bdklmnt" for middle in "aeiou" for end in "nrst")
@@ -110,7 +111,7 @@ def stand_in(recipe: Recipe, room: Path) -> Recipe:
     local = any(path is not None and path.exists() for path in files.values()) or recipe.data.task == "docstrings"
     local = local or (recipe.data.dataset is not None and Path(recipe.data.dataset).is_dir())
     cut: dict[str, Any] = {
-        "max_train_samples": ROWS,
+        "max_train_samples": _rows(recipe),
         "max_eval_samples": ROWS,
         "max_length": CHAT_LENGTH if recipe.data.task == CHAT else LENGTH,
         "block_size": None,
@@ -119,11 +120,11 @@ def stand_in(recipe: Recipe, room: Path) -> Recipe:
     if not local:
         cut |= {"train_file": None, "validation_file": None, "test_file": None, "text_columns": ()}
         cut |= {"dataset": None, "config": None, "splits": {}, "validation_fraction": 0}
-        cut["data_dir"] = _write_data(TASKS[_named(recipe)], room / "data")
+        cut["data_dir"] = _write_data(TASKS[_named(recipe)], room / "data", _rows(recipe))
     training: dict[str, Any] = {
         "epochs": 1.0,
         "max_steps": STEPS,
-        "batch_size": 4,
+        "batch_size": 1 if recipe.data.packing else 4,
         "eval_batch_size": 8,
         "accumulation": 1,
     }
@@ -136,6 +137,10 @@ def stand_in(recipe: Recipe, room: Path) -> Recipe:
         training["warmup"] = 0  # the one step before the edits must move something
     content["training"] |= training | ({"every": 1} if recipe.training.evaluate == "steps" else {})
     return Recipe.model_validate(content)
+
+
+def _rows(recipe: Recipe) -> int:
+    return PACKED_ROWS if recipe.data.packing else ROWS
 
 
 def _short(method: Method) -> dict[str, Any]:
@@ -244,8 +249,8 @@ def _chat_template(spec: ModelSpec, kind: str) -> Any:
     return CHATML if kind in MARKED else UNMARKED
 
 
-def _write_data(task: Task, folder: Path) -> Path:
-    """Write every split of a task with made-up sentences and every label in turn."""
+def _write_data(task: Task, folder: Path, count: int) -> Path:
+    """Write every split of a task with made-up sentences and every label in turn, twice as many rows as are read."""
     home = folder / task.name
     home.mkdir(parents=True)
     if task.name == "text":
@@ -254,7 +259,7 @@ def _write_data(task: Task, folder: Path) -> Path:
         return folder
     for split in ("train", "validation", *task.extra):
         name = task.splits.get(split, split)
-        rows = [json.dumps(_row(task, n)) for n in range(ROWS * 2)]
+        rows = [json.dumps(_row(task, n)) for n in range(count * 2)]
         (home / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
 

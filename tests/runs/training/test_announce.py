@@ -32,6 +32,26 @@ def test_a_search_is_told_in_a_line_the_best_first() -> None:
     )
 
 
+def test_a_choice_of_ranks_is_told_the_largest_first() -> None:
+    ranks = {f"layers.{n}.value": n for n in range(1, 8)}
+    record = SearchRecord(
+        step=0,
+        search=0,
+        proxy="newton",
+        how="probe",
+        scores=dict.fromkeys([*ranks, "layers.8.value"], 0.0),
+        chosen=list(ranks),
+        ranks=ranks,
+        unspent="12 parameters: no component costs so little",
+        seconds=2.04,
+    )
+    assert told(record) == (
+        "ranks: chosen in 2.0 s for 7 of 8 paths: layers.7.value 7, layers.6.value 6, layers.5.value 5, "
+        "layers.4.value 4, layers.3.value 3, layers.2.value 2 and 1 more; unspent 12 parameters: no component costs "
+        "so little"
+    )
+
+
 def test_an_edit_is_told_with_the_loss_around_it_where_there_is_one() -> None:
     edit = Merge("layers.4.layer", "layers.5.layer")
     record = EditRecord(step=8, edits=[edit], before=[], due="merge", counts={"enabled": 1200}, measured=[0.5, 0.75])

@@ -101,6 +101,9 @@ def _plans(job: Job, args: TrainingArguments, steps: int) -> Iterator[str]:
     """Yield what the method is going to search or edit, and when."""
     if not job.has_paths:
         return
+    yield from (
+        told(record) for record in rankwise.history(job.model) if isinstance(record, SearchRecord) and record.ranks
+    )
     config: Any = job.model.peft_config[job.model.active_adapter]
     if isinstance(config, rankwise.Lor2cConfig):
         total = math.ceil(args.num_train_epochs) if config.edit_unit == "epochs" else steps
@@ -132,10 +135,23 @@ def told(record: Record) -> str:
         measured = f"; dev loss {record.measured[0]:.4f} -> {record.measured[1]:.4f}" if loss else ""
         return f"step {record.step}: {words(record)}; {record.counts['enabled']:,} parameters on{measured}"
     assert isinstance(record, SearchRecord)
+    if record.ranks:
+        return _ranks_told(record)
     changes = f" (+{len(record.switched_on)}, -{len(record.switched_off)})"
     names = sorted(record.chosen, key=lambda name: -(record.scores.get(name) or 0.0))
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return (
         f"step {record.step}: search {record.search + 1} ({record.how}, {record.seconds:.1f} s) chose {len(names)} of "
         f"{len(record.paths)} paths{changes}: {', '.join(names[:SHOWN])}{more}"
+    )
+
+
+def _ranks_told(record: SearchRecord) -> str:
+    """Return a choice of ranks as one line, the largest first."""
+    ranks = sorted(record.ranks.items(), key=lambda item: -item[1])
+    more = f" and {len(ranks) - SHOWN} more" if len(ranks) > SHOWN else ""
+    return (
+        f"ranks: chosen in {record.seconds:.1f} s for {len(ranks)} of {len(record.paths)} paths: "
+        f"{', '.join(f'{name} {rank}' for name, rank in ranks[:SHOWN])}{more}"
+        + (f"; unspent {record.unspent}" if record.unspent else "")
     )
