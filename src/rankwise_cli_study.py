@@ -54,6 +54,7 @@ def _command() -> str:
 @study_commands.command(
     epilog="Examples:\n\n"
     "[bold]rankwise study run study.yaml --out studies/mine --workers 2[/]\n\n"
+    "A part of it first: [bold]rankwise study run study.yaml --out studies/mine --only 'all_linear-*'[/]\n\n"
     "On many machines that share the folder, the same command on each: "
     "[bold]rankwise study run study.yaml --out /shared/mine --storage postgresql://me@host/studies[/]"
 )
@@ -63,6 +64,14 @@ def run(
         Path | None, typer.Option(help="The study's folder; by default study-runs/<its name>.", show_default=False)
     ] = None,
     overrides: Overrides = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GROUPS",
+            help="Run these groups now, * for any part of a name; may be given again. Without it: all that are left.",
+            show_default=False,
+        ),
+    ] = None,
     workers: Workers = 1,
     storage: Storage = None,
     engine: Annotated[
@@ -89,7 +98,7 @@ def run(
             dry_run_study(checked, console)
             return
         root = out or Path("study-runs") / study.stem
-        task = Work(root, storage, heartbeat, workers=workers, cpus=cpus, gpus=gpus)
+        task = Work(root, storage, heartbeat, workers=workers, cpus=cpus, gpus=gpus, only=tuple(only or ()))
         folder = run_study(checked, task, console=console, command=_command(), engine=engine, retry_failed=retry_failed)
         for table in study_tables(folder, checked):
             console.print(terminal(table))

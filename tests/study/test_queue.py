@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy.event import listen
+from tests.study.cells import started, two_arms
 
 from rankwise.study.folder import StudyFolder
 from rankwise.study.plan import Group, Seeds, Study
@@ -102,6 +103,20 @@ def test_a_running_worker_takes_cells_that_others_add_or_let_run_again(tmp_path:
         _, _, again = take(folder, queue)
         assert again is not None
         assert again.name == first.name
+
+
+def test_a_worker_takes_cells_of_the_groups_that_it_was_asked_for_alone(tmp_path: Path) -> None:
+    folder = started(tmp_path, two_arms())
+    with Queue(default_storage(tmp_path), "q") as queue:
+        taken = []
+        while True:
+            _, plan, claim = take(folder, queue, ["b*"])
+            if claim is None:
+                break
+            taken.append(claim.name)
+        assert [cell.group for cell in plan.cells] == ["b", "b"]
+        assert sorted(taken) == sorted(cell.name for cell in plan.cells)
+        assert sorted(name.partition("/")[0] for name in queue.names("WAITING")) == ["a", "a"]
 
 
 def rename(path: Path, name: str, to: str) -> None:

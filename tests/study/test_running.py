@@ -54,6 +54,22 @@ def test_a_study_runs_tells_and_goes_on(write: Write, tmp_path: Path) -> None:
     assert "method.r=4" in " ".join(other.output.split())
 
 
+def test_a_part_of_a_study_runs_first_and_the_rest_later(write: Write, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    study = write(**{**ONE_ARM, "arms": {"four": {}, "two": {"method.r": 2}}})
+    done = call("study", "run", study, "--out", out, "--only", "tw*")
+    assert done.exit_code == 0, done.output
+    assert "1 runs known by now, 0 of them done" in done.output
+    assert "1/1" in done.output
+    assert not (out / "four").exists()
+    assert call("study", "run", study, "--out", out).exit_code == 0
+    assert RunFolder(out / "four" / "report-rate-own-seed-1").finished
+    wrong = call("study", "run", study, "--out", out, "--only", "three-*")
+    assert wrong.exit_code == 2
+    said = " ".join(wrong.output.split())
+    assert "--only 'three-*' fits no group: they are four, two, and * stands for any part of a name" in said
+
+
 def test_a_failed_cell_keeps_its_error_and_the_others_run(write: Write, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arms = {"four": {}, "wrong": {"method.target_modules": ["nothing"]}}

@@ -45,7 +45,7 @@ def run_on_ray(task: Work, console: Console) -> None:
     running: dict[Any, Cell] = {}
     while True:
         planner = folder.planner()  # another process may have added cells
-        plan = folder.plan(planner)
+        plan = folder.plan(planner).of(task.only)
         taken = {cell.name for cell in running.values()}
         for cell in plan.cells:
             if cell.name not in taken and folder.loss(cell) is None:
@@ -62,7 +62,7 @@ def run_on_ray(task: Work, console: Console) -> None:
             if folder.loss(cell) is None:
                 folder.fail(cell, "its task ended without a result")
             console.print(
-                outcome(folder, folder.plan(planner), cell, workers=len(running) + 1),
+                outcome(folder, folder.plan(planner).of(task.only), cell, workers=len(running) + 1),
                 highlight=False,
                 soft_wrap=True,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -43,9 +44,17 @@ class Plan(NamedTuple):
     cells: list[Cell]
     notes: list[str]
 
+    def of(self, only: Sequence[str]) -> Plan:
+        """Return the plan of the groups whose name fits one of the patterns; without any, all of it."""
+        return self._replace(cells=[cell for cell in self.cells if not only or fits(cell.group, only)])
+
 
 class Planner(Protocol):
     """What a folder of cells is run by."""
+
+    @property
+    def groups(self) -> list[Group]:
+        """What has cells."""
 
     def plan(self, found: Found) -> Plan:
         """Return every cell known by now, given the results so far."""
@@ -102,6 +111,11 @@ class Group(BaseModel):
         label = "own" if rate is None else f"{rate:g}"
         name = f"{self.name}/{role}-rate-{label}-seed-{seed}"  # a run that chose has not seen what a report is about
         return Cell(name, self.name, merged(self.content, over), rate, seed, role)
+
+
+def fits(group: str, only: Sequence[str]) -> bool:
+    """Return whether a group's name fits one of the patterns (``*`` stands for anything)."""
+    return any(fnmatchcase(group, pattern) for pattern in only)
 
 
 def slug(text: str) -> str:

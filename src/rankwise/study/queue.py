@@ -132,8 +132,8 @@ class Queue:
             fail_stale_trials(self.study)
 
     @_told()
-    def claim(self) -> Claim | None:
-        """Take the first cell that waits; none if there is none.
+    def claim(self, names: Collection[str] | None = None) -> Claim | None:
+        """Take the first cell that waits, of these if any are given; none if there is none.
 
         Call it under the lock of the study's folder: two at once may take the same cell.
         """
@@ -141,6 +141,8 @@ class Queue:
         from optuna.trial import TrialState
 
         for trial in self.trials("WAITING"):
+            if names is not None and trial.user_attrs[CELL] not in names:
+                continue
             number = self._id(trial)
             # Before it is ours: a worker that dies between the two would leave a cell that never counts as lost.
             self.storage.record_heartbeat(number)

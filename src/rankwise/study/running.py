@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -14,7 +14,7 @@ from rankwise.runs.dryrun import dry_run
 from rankwise.runs.recipes.recipe import parse_recipe
 from rankwise.study.folder import StudyFolder
 from rankwise.study.formats import FORMATS
-from rankwise.study.plan import Planner, Study
+from rankwise.study.plan import Planner, Study, fits
 from rankwise.study.queue import check_installed
 from rankwise.study.status import error_line, status_table
 from rankwise.study.tables import study_tables
@@ -32,7 +32,7 @@ def run_study(
     engine: str = "local",
     retry_failed: bool = False,
 ) -> StudyFolder:
-    """Run every cell of a study that has not finished, in any number of processes and on any number of machines.
+    """Run every cell of a study, or of the groups asked for, that has not finished; any number of processes may help.
 
     Args:
         planner: What is run.
@@ -44,9 +44,10 @@ def run_study(
 
     Raises:
         ModuleNotFoundError: Optuna, or Ray, is not installed.
-        ValueError: The folder holds another study, or the storage can't be opened.
+        ValueError: The folder holds another study, no group is asked for, or the storage can't be opened.
     """
     check_choice("--engine", engine, ENGINES)
+    _check_only(task.only, planner)
     check_installed()
     folder = StudyFolder(task.root)
     with folder.lock():  # one process makes the storage's tables and fills the queue
@@ -57,7 +58,7 @@ def run_study(
                 for name in failed:
                     queue.forgive(name)
                 refresh(folder, planner, queue)
-    plan = folder.plan(planner)
+    plan = folder.plan(planner).of(task.only)
     done = sum(folder.loss(cell) is not None for cell in plan.cells)
     console.print(
         f"{len(plan.cells)} runs known by now, {done} of them done; figures in {escape(str(folder.root))}",
@@ -67,6 +68,15 @@ def run_study(
     for note in folder.plan(planner).notes:
         console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
     return folder
+
+
+def _check_only(only: Sequence[str], planner: Planner) -> None:
+    names = [group.name for group in planner.groups]
+    for pattern in only:
+        if not any(fits(name, [pattern]) for name in names):
+            raise ValueError(
+                f"--only {pattern!r} fits no group: they are {', '.join(names)}, and * stands for any part of a name"
+            )
 
 
 def check_failed(folder: StudyFolder, planner: Planner) -> None:

@@ -53,6 +53,7 @@ class Work:
         workers: How many there are on this machine.
         cpus: Cores of a cell as a Ray task.
         gpus: Accelerators of a cell as a Ray task.
+        only: Patterns of the names of groups; cells of others are left to other workers. None: all.
     """
 
     root: Path
@@ -62,6 +63,7 @@ class Work:
     workers: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
+    only: tuple[str, ...] = ()
 
     def queue(self, folder: StudyFolder) -> Queue:
         """Open the queue; the first time only under the folder's lock."""
@@ -79,19 +81,21 @@ def refresh(folder: StudyFolder, planner: Planner, queue: Queue) -> Plan:
     return folder.plan(planner) if given_up else plan
 
 
-def take(folder: StudyFolder, queue: Queue) -> tuple[Planner, Plan, Claim | None]:
-    """Bring plan and queue up to date and take a cell, all under the folder's lock; none if none waits.
+def take(folder: StudyFolder, queue: Queue, only: Sequence[str] = ()) -> tuple[Planner, Plan, Claim | None]:
+    """Bring plan and queue up to date and take a cell of the groups asked for, all under the folder's lock.
+
+    The plan returned is that of these groups; there is no cell where none of them waits.
 
     The plan is read anew each time: another process may have added cells to it, and to the queue.
     """
     with folder.lock():
         planner = folder.planner()
-        plan = refresh(folder, planner, queue)
-        return planner, plan, queue.claim()
+        plan = refresh(folder, planner, queue).of(only)
+        return planner, plan, queue.claim({cell.name for cell in plan.cells} if only else None)
 
 
 def work(task: Work, console: Console | None = None) -> None:
-    """Take cells until all of the study have come to their end.
+    """Take cells until all of the study, or of the groups asked for, have come to their end.
 
     Args:
         task: What to work on.
@@ -102,15 +106,14 @@ def work(task: Work, console: Console | None = None) -> None:
         queue = task.queue(folder)
     with queue:
         while True:
-            planner, plan, claim = take(folder, queue)
+            planner, plan, claim = take(folder, queue, task.only)
             if claim is not None:
                 cell = next((cell for cell in plan.cells if cell.name == claim.name), None)
                 _take(folder, queue, claim, cell)
                 if console is not None and cell is not None and folder.loss(cell) is not None:
                     workers = len(queue.names("RUNNING")) + 1
-                    console.print(
-                        outcome(folder, folder.plan(planner), cell, workers=workers), highlight=False, soft_wrap=True
-                    )
+                    plan = folder.plan(planner).of(task.only)
+                    console.print(outcome(folder, plan, cell, workers=workers), highlight=False, soft_wrap=True)
             elif all(folder.loss(cell) is not None for cell in plan.cells):
                 return
             else:
