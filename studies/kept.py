@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -63,7 +64,7 @@ def switching(root: Path, study: Study) -> str:
     for group in study.groups:
         each = [json.loads(file.read_text("utf-8")) for file in sorted(root.glob(f"{group.name}/report-*/{CHOICES}"))]
         if each:
-            rows.append([group.arm, *_switching_of(each)])
+            rows.append([", ".join((group.arm, *group.point.values())), *_switching_of(each)])
     if not rows:
         return ""
     head = ["arm", "searches a run", "on at a time", "ever on", "overlap with the one before", "chosen most"]
@@ -74,7 +75,7 @@ def switching(root: Path, study: Study) -> str:
 def _switching_of(runs: Iterable[list[list[str]]]) -> list[str]:
     runs = list(runs)
     overlaps = [len({*a} & {*b}) / min(len(a), len(b)) for run in runs for a, b in pairwise(run) if a and b]
-    ends = Counter(name.rpartition(".")[2] for run in runs for choice in run for name in choice)
+    ends = Counter(map(_kinds(runs).__getitem__, (name for run in runs for choice in run for name in choice)))
     most = ", ".join(f"{name} {count / ends.total():.0%}" for name, count in ends.most_common(3))
     return [
         f"{mean(map(len, runs)):g}",
@@ -83,6 +84,13 @@ def _switching_of(runs: Iterable[list[list[str]]]) -> list[str]:
         f"{mean(overlaps):.2f}" if overlaps else "",
         most,
     ]
+
+
+def _kinds(runs: Iterable[list[list[str]]]) -> dict[str, str]:
+    """Return what each path of the runs is in its block: its last word, or all where that says two (BERT's `dense`)."""
+    inside = {name: re.split(r"(?:^|\.)\d+\.", name)[-1] for run in runs for choice in run for name in choice}
+    words = Counter(kind.rpartition(".")[2] for kind in set(inside.values()))
+    return {name: kind if words[last := kind.rpartition(".")[2]] > 1 else last for name, kind in inside.items()}
 
 
 def kept_tables(root: Path = KEPT) -> dict[str, str]:

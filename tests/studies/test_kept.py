@@ -35,6 +35,8 @@ def test_what_searches_chose_is_counted_over_runs() -> None:
     runs = [[["0.q", "0.v"], ["0.v", "1.v"], ["0.v"]], [["0.q"], ["1.k"]]]
     assert _switching_of(runs) == ["2.5", "1.4", "2.5", "0.50", "v 57%, q 29%, k 14%"]
     assert _switching_of([[["0.q"]]])[3] == "", "one search has none before it"
+    dense = [[["l.0.attention.output.dense", "l.1.output.dense", "l.0.value", "l.1.value"]]]
+    assert _switching_of(dense)[4] == "value 50%, attention.output.dense 25%, output.dense 25%"
 
 
 def test_every_study_that_was_kept_has_tables_and_its_names() -> None:
