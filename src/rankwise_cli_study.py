@@ -95,7 +95,7 @@ def run(
         from rankwise.study.working import Work
 
         if dry:
-            dry_run_study(checked, console)
+            dry_run_study(checked, console, only or ())
             return
         root = out or Path("study-runs") / study.stem
         task = Work(root, storage, heartbeat, workers=workers, cpus=cpus, gpus=gpus, only=tuple(only or ()))

@@ -95,6 +95,13 @@ def test_a_dry_run_counts_and_keeps_nothing(write: Write, tmp_path: Path, monkey
     assert not (tmp_path / "study-runs").exists()
 
 
+def test_a_dry_run_of_a_part_counts_that(write: Write) -> None:
+    done = call("study", "run", write(), "--dry-run", "--only", "two")
+    assert done.exit_code == 0, done.output
+    assert "four" not in done.output
+    assert "1 groups: 6 runs to choose rates (more where a grid has to grow), 2 for the report\n" in done.output
+
+
 RATES = Rates.model_validate({"from": 1e-3, "to": 4e-3, "factor": 2})
 
 

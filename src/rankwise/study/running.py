@@ -100,8 +100,20 @@ def _engine(name: str) -> Callable[[Work, Console], None]:
     return run_on_ray
 
 
-def dry_run_study(study: Study, console: Console) -> None:
-    """Train every group's recipe for two steps on a tiny stand-in of its model, and say how many runs there are."""
+def dry_run_study(study: Study, console: Console, only: Sequence[str] = ()) -> None:
+    """Train the recipe of every group asked for two steps on a tiny stand-in, and say how many runs they have.
+
+    Args:
+        study: The study.
+        console: Where to say it.
+        only: Patterns of the names of groups; none: all.
+
+    Raises:
+        ValueError: A pattern fits no group, or what training a recipe would raise.
+    """
+    _check_only(only, study)
+    if only:
+        study = study.model_copy(update={"groups": [group for group in study.groups if fits(group.name, only)]})
     for group in study.groups:
         dry_run(parse_recipe(group.content))
         console.print(f"[green]{escape(group.name)}: went through[/]", highlight=False)
