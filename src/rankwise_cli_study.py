@@ -48,7 +48,14 @@ Dry = Annotated[
 
 
 def _command() -> str:
-    return shlex.join(["rankwise", *sys.argv[1:]])
+    """Return the command line; without ``--only``, so that what a table names runs all that is in it."""
+    given, whole = iter(sys.argv[1:]), []
+    for word in given:
+        if word == "--only":
+            next(given, None)
+        elif not word.startswith("--only="):
+            whole.append(word)
+    return shlex.join(["rankwise", *whole])
 
 
 @study_commands.command(
@@ -103,7 +110,7 @@ def run(
         for table in study_tables(folder, checked):
             console.print(terminal(table))
         console.print(f"tables for elsewhere: rankwise study table {escape(str(root))}", highlight=False)
-        check_failed(folder, checked)
+        check_failed(folder, checked, task.only)
 
 
 @study_commands.command(epilog="Example: [bold]rankwise study status study-runs/mine[/]")

@@ -58,8 +58,8 @@ def keep(study: Path, out: Path, names: Mapping[str, str]) -> int:
 def switching(root: Path, study: Study) -> str:
     """Return what the searches of each arm chose in the runs that are reported, as a Markdown table; "" without any.
 
-    An arm at a point of axes stands there with it. Overlap is the share of the smaller choice that the next one keeps, as
-    a mean over pairs of consecutive searches.
+    An arm at a point of axes stands there with it. Overlap is the share of the smaller choice that the next one keeps,
+    as a mean over pairs of consecutive searches.
     """
     rows = []
     for group in study.groups:

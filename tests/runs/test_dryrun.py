@@ -45,6 +45,17 @@ def test_a_rank_choice_asks_for_no_more_than_few_rows_tell(budget: float, left: 
         assert dry_run(recipe).metrics["searches"] == 1
 
 
+def test_packed_conversations_are_enough_for_a_plan() -> None:
+    method = {"name": "heterolora", "granularity": "rank", "mode": "static", "budget": 0.25, "r": 8, "lora_alpha": 16}
+    content = {
+        "model": {"name": "Qwen/Qwen3-0.6B"},
+        "data": {"task": "chat", "dataset": "trl-lib/Capybara", "packing": True},
+        "method": {**method, "target_modules": ["q_proj", "v_proj"]},
+        "training": {"batch_size": 1},
+    }
+    assert dry_run(parse_recipe(content)).metrics["searches"] == 1
+
+
 @pytest.mark.parametrize(
     ("options", "left"),
     [

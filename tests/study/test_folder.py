@@ -187,6 +187,10 @@ def test_errors_that_are_forgotten_let_their_cells_run_again(folder: StudyFolder
     assert folder.forget_errors(folder.planner()) == [second.name, third.name]
     assert [folder.loss(cell) for cell in (first, second, third)] == [0.5, None, None]
     assert folder.forget_errors(folder.planner()) == []
+    folder.fail(second, "again")
+    assert folder.forget_errors(folder.planner(), ["b"]) == []
+    assert folder.error_file(second).is_file()
+    assert folder.forget_errors(folder.planner(), ["a"]) == [second.name]
 
 
 def test_one_process_at_a_time_holds_the_lock(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from rankwise.study.race import Race
 from rankwise.study.running import check_failed, counted, run_study, study_status, write_tables
 from rankwise.study.working import Work
 from rankwise_cli import app
+from rankwise_cli_study import _command
 
 
 def call(*arguments: object) -> Result:
@@ -134,6 +135,12 @@ def test_failed_runs_are_named_with_the_first_line_of_their_errors(tmp_path: Pat
     assert str(caught.value) == (
         f"2 of 4 runs failed ({first.name}: ValueError: x; {second.name}: KeyError: y): --retry-failed runs them again"
     )
+    check_failed(folder, folder.planner(), ["b"])  # both are of a
+
+
+def test_a_table_names_a_command_that_runs_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["rankwise", "study", "run", "s.yaml", "--only", "a-*", "--only=b", "--out", "o"])
+    assert _command() == "rankwise study run s.yaml --out o"
 
 
 def test_tables_are_written_in_one_move(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def _chat_template(spec: ModelSpec, kind: str) -> Any:
 
 
 def _write_data(task: Task, folder: Path, count: int) -> Path:
-    """Write every split of a task with made-up sentences and every label in turn, twice as many rows as are read."""
+    """Write every split of a task with made-up sentences and every label in turn, more rows than are read."""
     home = folder / task.name
     home.mkdir(parents=True)
     if task.name == "text":

@@ -148,9 +148,9 @@ class StudyFolder:
         """Keep the error of a cell."""
         write_text_atomic(self.error_file(cell), error)
 
-    def forget_errors(self, planner: Planner) -> list[str]:
-        """Let failed cells be run again, and return their names."""
-        failed = [cell for cell in self.plan(planner).cells if self.error_file(cell).is_file()]
+    def forget_errors(self, planner: Planner, only: Sequence[str] = ()) -> list[str]:
+        """Let failed cells, of the groups asked for, be run again, and return their names."""
+        failed = [cell for cell in self.plan(planner).of(only).cells if self.error_file(cell).is_file()]
         for cell in failed:
             self.error_file(cell).unlink()
         self._losses.clear()

@@ -44,7 +44,7 @@ def run_study(
 
     Raises:
         ModuleNotFoundError: Optuna, or Ray, is not installed.
-        ValueError: The folder holds another study, no group is asked for, or the storage can't be opened.
+        ValueError: The folder holds another study, a pattern fits no group, or the storage can't be opened.
     """
     check_choice("--engine", engine, ENGINES)
     _check_only(task.only, planner)
@@ -52,7 +52,7 @@ def run_study(
     folder = StudyFolder(task.root)
     with folder.lock():  # one process makes the storage's tables and fills the queue
         folder.start(planner, command)
-        failed = folder.forget_errors(planner) if retry_failed else []
+        failed = folder.forget_errors(planner, task.only) if retry_failed else []
         if engine == "local":
             with task.queue(folder) as queue:
                 for name in failed:
@@ -79,13 +79,13 @@ def _check_only(only: Sequence[str], planner: Planner) -> None:
             )
 
 
-def check_failed(folder: StudyFolder, planner: Planner) -> None:
-    """Raise where runs failed, with their names.
+def check_failed(folder: StudyFolder, planner: Planner, only: Sequence[str] = ()) -> None:
+    """Raise where runs of the groups asked for failed, with their names.
 
     Raises:
         RuntimeError: Some did.
     """
-    cells = folder.plan(planner).cells
+    cells = folder.plan(planner).of(only).cells
     failed = [cell for cell in cells if folder.error_file(cell).is_file()]
     if failed:
         told = "; ".join(f"{cell.name}: {error_line(folder, cell)}" for cell in failed)

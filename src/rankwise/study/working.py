@@ -111,8 +111,9 @@ def work(task: Work, console: Console | None = None) -> None:
                 cell = next((cell for cell in plan.cells if cell.name == claim.name), None)
                 _take(folder, queue, claim, cell)
                 if console is not None and cell is not None and folder.loss(cell) is not None:
-                    workers = len(queue.names("RUNNING")) + 1
                     plan = folder.plan(planner).of(task.only)
+                    ours = {each.name for each in plan.cells}
+                    workers = 1 + sum(name in ours for name in queue.names("RUNNING"))
                     console.print(outcome(folder, plan, cell, workers=workers), highlight=False, soft_wrap=True)
             elif all(folder.loss(cell) is not None for cell in plan.cells):
                 return

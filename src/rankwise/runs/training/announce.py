@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -37,7 +37,7 @@ class Announce(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Print what is going to happen; after a resume what has happened already stays untold."""
+        """Print what is going to happen; after a resume what has happened already stays untold, but for its ranks."""
         if state.is_world_process_zero:
             self._say(*before(self.job, args, state.max_steps))
             self.told = len(self._records())
@@ -92,13 +92,12 @@ def data_lines(data: TaskData) -> Iterator[str]:
             count = found[what]
             line += f"; {count:,} {said} ({count / (rows + found['dropped']):.1%})" if count else ""
         labels = sorted(found.get("labels", {}).items(), key=lambda item: -item[1])
-        shown = ", ".join(f"{label} {count:,}" for label, count in labels[:SHOWN])
-        more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
-        yield line + (f"; labels {shown}{more}" if labels else "")
+        shown = _first([f"{label} {count:,}" for label, count in labels])
+        yield line + (f"; labels {shown}" if labels else "")
 
 
 def _plans(job: Job, args: TrainingArguments, steps: int) -> Iterator[str]:
-    """Yield what the method is going to search or edit, and when."""
+    """Yield the ranks that were chosen, and what the method is going to search or edit, and when."""
     if not job.has_paths:
         return
     yield from (
@@ -139,19 +138,23 @@ def told(record: Record) -> str:
         return _ranks_told(record)
     changes = f" (+{len(record.switched_on)}, -{len(record.switched_off)})"
     names = sorted(record.chosen, key=lambda name: -(record.scores.get(name) or 0.0))
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return (
         f"step {record.step}: search {record.search + 1} ({record.how}, {record.seconds:.1f} s) chose {len(names)} of "
-        f"{len(record.paths)} paths{changes}: {', '.join(names[:SHOWN])}{more}"
+        f"{len(record.paths)} paths{changes}: {_first(names)}"
     )
 
 
 def _ranks_told(record: SearchRecord) -> str:
     """Return a choice of ranks as one line, the largest first."""
     ranks = sorted(record.ranks.items(), key=lambda item: -item[1])
-    more = f" and {len(ranks) - SHOWN} more" if len(ranks) > SHOWN else ""
     return (
         f"ranks: chosen in {record.seconds:.1f} s for {len(ranks)} of {len(record.paths)} paths: "
-        f"{', '.join(f'{name} {rank}' for name, rank in ranks[:SHOWN])}{more}"
+        f"{_first([f'{name} {rank}' for name, rank in ranks])}"
         + (f"; unspent {record.unspent}" if record.unspent else "")
     )
+
+
+def _first(words: Sequence[str]) -> str:
+    """Return the first of them in a line, and how many more there are."""
+    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    return ", ".join(words[:SHOWN]) + more
