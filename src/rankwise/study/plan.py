@@ -46,7 +46,7 @@ class Plan(NamedTuple):
 
     def of(self, only: Sequence[str]) -> Plan:
         """Return the plan of the groups whose name fits one of the patterns; without any, all of it."""
-        return self._replace(cells=[cell for cell in self.cells if not only or fits(cell.group, only)])
+        return self._replace(cells=[cell for cell in self.cells if fits(cell.group, only)])
 
 
 class Planner(Protocol):
@@ -114,8 +114,8 @@ class Group(BaseModel):
 
 
 def fits(group: str, only: Sequence[str]) -> bool:
-    """Return whether a group's name fits one of the patterns (``*`` stands for anything)."""
-    return any(fnmatchcase(group, pattern) for pattern in only)
+    """Return whether a group's name fits one of the patterns (``*`` stands for anything), or none are given."""
+    return not only or any(fnmatchcase(group, pattern) for pattern in only)
 
 
 def slug(text: str) -> str:

@@ -112,8 +112,7 @@ def dry_run_study(study: Study, console: Console, only: Sequence[str] = ()) -> N
         ValueError: A pattern fits no group, or what training a recipe would raise.
     """
     _check_only(only, study)
-    if only:
-        study = study.model_copy(update={"groups": [group for group in study.groups if fits(group.name, only)]})
+    study = study.model_copy(update={"groups": [group for group in study.groups if fits(group.name, only)]})
     for group in study.groups:
         dry_run(parse_recipe(group.content))
         console.print(f"[green]{escape(group.name)}: went through[/]", highlight=False)
