@@ -76,7 +76,7 @@ def switching(root: Path, study: Study) -> str:
 def _switching_of(runs: Iterable[list[list[str]]]) -> list[str]:
     runs = list(runs)
     overlaps = [len({*a} & {*b}) / min(len(a), len(b)) for run in runs for a, b in pairwise(run) if a and b]
-    ends = Counter(map(_kinds(runs).__getitem__, (name for run in runs for choice in run for name in choice)))
+    ends = Counter(_kind(name) for run in runs for choice in run for name in choice)
     most = ", ".join(f"{name} {count / ends.total():.0%}" for name, count in ends.most_common(3))
     return [
         f"{mean(map(len, runs)):g}",
@@ -87,11 +87,9 @@ def _switching_of(runs: Iterable[list[list[str]]]) -> list[str]:
     ]
 
 
-def _kinds(runs: Iterable[list[list[str]]]) -> dict[str, str]:
-    """Return what each path of the runs is in its block: its last word, or all where that says two (BERT's `dense`)."""
-    inside = {name: re.split(r"(?:^|\.)\d+\.", name)[-1] for run in runs for choice in run for name in choice}
-    words = Counter(kind.rpartition(".")[2] for kind in set(inside.values()))
-    return {name: kind if words[last := kind.rpartition(".")[2]] > 1 else last for name, kind in inside.items()}
+def _kind(path: str) -> str:
+    """Return what a path is in its block: its name behind the block's number."""
+    return re.split(r"(?:^|\.)\d+\.", path)[-1]
 
 
 def kept_tables(root: Path = KEPT) -> dict[str, str]:

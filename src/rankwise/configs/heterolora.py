@@ -70,8 +70,9 @@ class HeteroLoraConfig(PathConfig):
         rank_shape: ``"same"`` rank everywhere, or ``"shortcuts"`` take what ``r`` leaves.
         mode: ``"dynamic"`` searches again and again, ``"static"`` once before training, ``"off"`` never. The defaults
             are the paper's; with them a search lost to uniform LoRA on all projections (it ended at a higher loss)
-            wherever both were measured. A choice of ranks (``mode="static"``, ``granularity="rank"``) never did by
-            more than could be told (docs/when-to-use-which.md).
+            wherever both were measured. A choice of ranks (``mode="static"``, ``granularity="rank"``) won or was
+            level, but for the test questions of TREC with a rank for every projection, in one study of two
+            (docs/when-to-use-which.md).
         granularity: ``"path"`` switches whole paths (the paper). ``"rank"``, with ``mode="static"``, lets the one
             search give every path a rank of its own by a joint second-order choice (``rankwise.rank_plan``). Until
             then each candidate is there at rank 1 and off; afterwards the config says ``mode="off"`` and has the ranks
