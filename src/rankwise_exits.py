@@ -55,7 +55,7 @@ def explained(debug: bool, *, on: str = "a run with a checkpoint goes on with --
         if debug:
             raise
         text, code = str(error) or type(error).__name__, USER_ERROR if isinstance(error, MISTAKES) else RUN_FAILED
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, (KeyboardInterrupt, typer.Abort)):  # the latter at a prompt
             terminated = isinstance(error, _Terminated)
             text = f"{'terminated' if terminated else 'interrupted'}; {on}"
             code = TERMINATED if terminated else INTERRUPTED

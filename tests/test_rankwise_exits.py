@@ -57,6 +57,7 @@ def code_of(error: BaseException, **options: str) -> int:
         (ModuleNotFoundError("x"), USER_ERROR),
         (OSError(28, "No space left on device"), RUN_FAILED),
         (RuntimeError("x"), RUN_FAILED),
+        (typer.Abort(), INTERRUPTED),  # Ctrl-C or Ctrl-D at a prompt
         (NotImplementedError("x"), RUN_FAILED),
         (KeyboardInterrupt(), INTERRUPTED),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import dispatch_model
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from peft import PeftModel, get_peft_model
 from tests.families import FAMILIES
 from tests.gpu.cuda import CUDA, ON_CUDA, adamw, moved, one_step, there
@@ -123,6 +124,35 @@ def test_a_base_that_is_partly_offloaded(kept_on: str) -> None:
     model.get_base_model().hf_device_map = places
     dispatch_model(model.get_base_model(), places, main_device=0, force_hooks=True)
     torch.testing.assert_close(logits(model, tokens().to(CUDA)).cpu(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def on_two(base: Any) -> Any:
+    """Lay the blocks behind the first on the CPU, where they run, and all else on the GPU."""
+    base.to(CUDA)
+    for block in base.model.layers[1:]:
+        add_hook_to_module(block.to("cpu"), AlignDevicesHook(execution_device=torch.device("cpu")))
+        block._hf_hook.io_same_device = False
+    add_hook_to_module(base.model.norm, AlignDevicesHook(execution_device=CUDA))
+    return base
+
+
+def test_blocks_that_run_on_two_devices_give_the_logits_of_one() -> None:
+    for kinds in (["res1", "res2", "in", "cut"], ["layer"]):
+        fields = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj"], "shortcuts": kinds, "mode": "off"}
+        model, there = adapted(tiny_llama(3), **fields), adapted(on_two(tiny_llama(3)), **fields)
+        for each in (model, there):
+            fill_(each)
+        wanted = logits(model)
+        torch.testing.assert_close(logits(there, tokens().to(CUDA)).cpu(), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", ["linear", "all"])
+def test_a_model_on_two_devices_is_planned_as_one(space: str) -> None:
+    data = text_batches(8)
+    wanted = rankwise.rank_plan(tiny_llama(3), data, budget=600, space=space)
+    found = rankwise.rank_plan(on_two(tiny_llama(3)), moved(data), budget=600, space=space)
+    assert found.gain == pytest.approx(wanted.gain, rel=1e-2)
+    assert found.spent <= 600
 
 
 @pytest.mark.parametrize("name", FIVE)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
-from peft import get_peft_model
-from tests.models import keep_only_, one_of_trio, tiny_bert
-from torch import nn
+import torch
+from peft import PeftModel, get_peft_model
+from tests.models import fill_, keep_only_, logits, one_of_trio, tiny_bert, tokens
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import rankwise
 from rankwise.paths.path_set import _modules_of, head_parameters, path_set, path_sets
@@ -76,3 +79,69 @@ def test_modules_are_walked_as_torch_does() -> None:
     own = {id(p) for path in path_set(model).resident for p in path.parameters}
     trains = {id(p): p.numel() for p in model.parameters() if p.requires_grad and id(p) not in own}
     assert head_parameters(model, path_set(model)) == sum(trains.values())
+
+
+class Twin(nn.Module):
+    """Two networks of which one's names end in the other's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(8, 8))
+        self.teacher = nn.ModuleDict({"encoder": nn.Sequential(nn.Linear(8, 6))})
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.teacher["encoder"](self.encoder(x))
+        return made
+
+
+def test_a_tensor_belongs_to_the_module_whose_whole_name_it_has() -> None:
+    model = get_peft_model(Twin(), rankwise.HeteroLoraConfig(r=2, target_modules=["0"], mode="off"))
+    paths = path_set(model)
+    for prefix in ("", "base_model.model.", "module.base_model.model."):
+        for module in ("encoder.0", "teacher.encoder.0"):
+            key = f"{prefix}{module}.lora_B.default.weight"
+            assert paths.owners([key])[key].module == module
+    assert paths.owners(["base_model.model.encoder.0.weight", "encoder.0.lora_B.other.weight", "head.weight"]) == {}
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_switching_one_off_keeps_what_its_namesake_has_learned(low_cpu_mem_usage: bool, tmp_path: Path) -> None:
+    for off in ("encoder.0", "teacher.encoder.0"):
+        model = get_peft_model(Twin(), rankwise.HeteroLoraConfig(r=2, target_modules=["0"], mode="off")).eval()
+        base = copy.deepcopy(model).unload()
+        fill_(model)
+        rankwise.apply_(model, [rankwise.Disable(off)])
+        model.save_pretrained(str(tmp_path / off), enabled_only=True)
+        again = PeftModel.from_pretrained(base, str(tmp_path / off), low_cpu_mem_usage=low_cpu_mem_usage).eval()
+        x = torch.ones(3, 8)
+        assert torch.equal(again(x), model(x))
+
+
+def test_the_average_of_a_model_that_is_searched_computes_what_it_saves(tmp_path: Path) -> None:
+    """``AveragedModel`` copies buffers in place."""
+    model = one_of_trio("llama", mode="off")
+    fill_(model)
+    average = AveragedModel(model)
+    rankwise.apply_(model, [rankwise.Disable("layers.0.q_proj"), rankwise.Disable("layers.1.v_proj")])
+    average.update_parameters(model)
+    average(input_ids=tokens())
+    names = [name for name, path in rankwise.named_paths(model).items() if path.enabled]
+    assert [name for name, path in rankwise.named_paths(average.module).items() if path.enabled] == names
+    assert torch.equal(logits(average.module), logits(model))
+
+
+def test_a_model_whose_last_adapter_is_gone_has_no_paths() -> None:
+    model = one_of_trio("bert")
+    model.delete_adapter("default")
+    with pytest.raises(ValueError, match="has no rankwise paths; make some with"):
+        rankwise.named_paths(model)
+
+
+def test_a_frozen_block_path_is_not_to_be_switched_off_once_more() -> None:
+    model = one_of_trio("llama", shortcuts=["res1"], on_disable="freeze", mode="off")
+    fill_(model)
+    with pytest.raises(ValueError, match=r"or switch them off first: rankwise\.apply_"):
+        model.merge_and_unload()
+    rankwise.apply_(model, [rankwise.Disable(name) for name in rankwise.named_paths(model)])
+    with pytest.raises(ValueError, match=r"\(save_pretrained\); the frozen ones are off already and stay in the sum$"):
+        model.merge_and_unload()

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from rankwise.paths.state import AllocationState, Status
+from rankwise.paths.state import AllocationState, Status, check_name
 
 ON, GONE = Status(True, True, 1, 2, True), Status(False, False, 0, 0, False)
 
@@ -34,3 +34,38 @@ def test_a_copy_changes_alone_and_a_removed_adapter_is_gone() -> None:
     assert twin["default"].tolist() == [0, 0, 0, 0, 0]
     state.remove("other")
     assert list(state.state_dict()) == ["default"]
+
+
+def test_a_tensor_that_somebody_writes_to_is_read_again() -> None:
+    """In place, as averages of weights do; what is written here is known already."""
+    state = made(default=ON, other=ON)
+    state["default"].copy_(made(default=GONE)["default"])
+    state.refresh()
+    assert state.status == {"default": GONE, "other": ON}
+    state.status["other"] = GONE  # staged, and not in the tensor yet
+    state.refresh()
+    assert state.status["other"] == GONE
+    state.write_("other", made(other=GONE)["other"])
+    marks = state.marks
+    state.refresh()
+    assert state.marks is marks, "nothing was read"
+
+
+def test_a_copy_is_told_from_what_it_was_copied_from() -> None:
+    """Both were written to as often; that says nothing of the copy."""
+    state = made(default=GONE)
+    for _ in range(3):
+        state.write_("default", made(default=GONE)["default"])
+        twin = copy.deepcopy(state)
+        for _ in range(3):
+            for status in (ON, GONE):
+                twin["default"].copy_(made(default=status)["default"])
+                twin.refresh()
+                assert twin.status == {"default": status}
+
+
+def test_a_name_that_a_module_has_for_itself_is_refused() -> None:
+    for name in ("status", "marks", "keys", "training"):
+        with pytest.raises(ValueError, match=f"an adapter can't be called '{name}'"):
+            check_name(name)
+    check_name("default")

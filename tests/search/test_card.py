@@ -64,3 +64,10 @@ def test_lor2c_has_a_card_too(tmp_path: Path, share: bool) -> None:
     model = get_peft_model(tiny_bert(3), rankwise.Lor2cConfig(r=4, share=share))
     model.save_pretrained(str(tmp_path))
     assert "LoR2C (arXiv 2503.00572)" in (tmp_path / CARD).read_text(encoding="utf-8")
+
+
+def test_layers_that_have_names_are_no_rows(tmp_path: Path) -> None:
+    base = nn.ModuleDict({"layers": nn.ModuleDict({"up": nn.Sequential(nn.Linear(4, 4))})})
+    model = get_peft_model(base, rankwise.HeteroLoraConfig(r=2, target_modules=["0"], mode="off"))
+    assert picture(rankwise.named_paths(model)) == "● layers.up.0"
+    model.save_pretrained(str(tmp_path))

@@ -292,10 +292,10 @@ def test_what_a_bare_loop_cannot_know_is_an_error(fields: dict[str, Any], words:
         model(**class_batches(1)[0])
 
 
-@pytest.mark.parametrize("length", [0, "3", True])
+@pytest.mark.parametrize("length", [0, "3", True, 6.25, float("inf"), float("nan")])
 @pytest.mark.parametrize("name", ["steps_per_epoch", "total_steps"])
 def test_a_length_that_is_no_number_of_steps_is_refused(name: str, length: Any) -> None:
-    with pytest.raises(ValueError, match=f"{name}={length!r} must be a number of at least 1"):
+    with pytest.raises(ValueError, match=f"{name}={length!r} must be a whole number of optimizer steps"):
         Allocator(searching(), **{name: length})
 
 

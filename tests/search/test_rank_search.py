@@ -376,3 +376,8 @@ def test_two_processes_choose_the_ranks_that_one_does_and_stay_replicas(tmp_path
     first, second = in_two_processes(replica, tmp_path, str(tmp_path / "two"), 4)
     assert first == second
     assert first["ranks"] == replica(None, str(tmp_path / "one"), 8)["ranks"]
+
+
+def test_a_trainer_that_finds_no_checkpoint_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds no checkpoint: leave it out to start anew"):
+        trainer_of(undecided(), tmp_path).train(resume_from_checkpoint=True)

@@ -221,3 +221,13 @@ def test_a_driver_that_is_missing_is_named() -> None:
 def test_a_storage_that_can_not_be_opened_says_what_one_looks_like(url: str) -> None:
     with pytest.raises(ValueError, match="sqlite:///FILE or postgresql://USER@HOST/NAME"):
         Queue(url, "q")
+
+
+@pytest.mark.parametrize("name", ["a study", "what?", "50%20", "x#y", "für"])
+def test_the_queue_lies_in_its_folder_whatever_that_is_called(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    with Queue(default_storage(folder), "q") as queue:
+        queue.fill(["a"])
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert (folder / "queue.db").stat().st_size

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from peft import PeftType
+from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from rankwise.configs.path import PathConfig
@@ -40,6 +40,19 @@ def digests(folder: Path) -> dict[str, str]:
     return found
 
 
+def config_class(kind: object) -> type[PeftConfig] | None:
+    """Return the class of a method's configs, or None for a method that is not known.
+
+    Args:
+        kind: ``peft_type`` of a config that was saved.
+    """
+    return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)] if isinstance(kind, str) and kind in _methods() else None
+
+
+def _methods() -> set[str]:
+    return {str(each.value) for each in PEFT_TYPE_TO_CONFIG_MAPPING}
+
+
 def check_folder(folder: Path) -> bool:
     """Refuse a damaged adapter folder, and return whether digests vouch for it; other methods' are left to PEFT.
 
@@ -49,16 +62,14 @@ def check_folder(folder: Path) -> bool:
         ValueError: A file is damaged; the message names it, and the field.
     """
     if not (folder / CONFIG).is_file():
-        return False  # an id on the hub, or PEFT's to refuse
+        return False  # PEFT's to refuse
     config = read_json_object(folder / CONFIG, AGAIN)
-    kind = config.get("peft_type")
-    known = {str(each.value) for each in PEFT_TYPE_TO_CONFIG_MAPPING}
-    if not isinstance(kind, str) or kind not in known:
+    cls = config_class(kind := config.get("peft_type"))
+    if cls is None:
         raise ValueError(
             f"{folder / CONFIG} has peft_type={kind!r:.60}, which is no method that is known here"
-            f"{nearest(str(kind)[:60], known)}; {AGAIN}, or import the package that defines it"
+            f"{nearest(str(kind)[:60], _methods())}; {AGAIN}, or import the package that defines it"
         )
-    cls = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]
     if not issubclass(cls, PathConfig):
         return False
     _check_config(folder, cls, config)

@@ -40,7 +40,7 @@ def initial_value(key: str, paths: PathSet) -> Tensor:
     Raises:
         ValueError: The initial values depend on the base's weights.
     """
-    path = next(p for p in paths.resident if f"{p.module}.lora_" in key)
+    path = paths.owners([key])[key]
     init = paths.config.init_lora_weights
     if init == "orthogonal":
         raise ValueError(

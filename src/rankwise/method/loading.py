@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from rankwise.errors import nearest
 from rankwise.method.initial import initial_value
 from rankwise.method.structure import check_structure
-from rankwise.paths.path_set import PathSet
+from rankwise.paths.path_set import FACTORS, PathSet
 
-FACTORS = ("lora_A", "lora_B")
 _OTHER_HEADS = ContextVar("rankwise_other_heads", default=False)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import pickle
-from pathlib import Path
 from typing import Any
 
 from aenum import extend_enum
@@ -20,6 +19,7 @@ from transformers.integrations.peft import PeftAdapterMixin
 
 from rankwise.configs.path import PathConfig
 from rankwise.method.folders import check_folder
+from rankwise.method.hub import adapter_folder
 from rankwise.method.loading import other_heads
 from rankwise.method.unwinding import unwound
 from rankwise.paths.path_set import has_adapter, holders
@@ -62,7 +62,7 @@ def wrap_peft_model(before_saving: Any, after_saving: Any, after_loading: Any) -
         before_saving: Called with (model, keyword arguments) of ``save_pretrained``, which thereby takes
             ``enabled_only``; returns the keyword arguments for PEFT's own method.
         after_saving: Called with (model, folder, selected adapters or None for all) when PEFT has written its files.
-        after_loading: Called with (model, folder or hub id, adapter name, what ``check_folder`` returned) when PEFT has
+        after_loading: Called with (model, folder, adapter name, what ``check_folder`` returned) when PEFT has
             read its files.
     """
     save, load, make = PeftModel.save_pretrained, PeftModel.load_adapter, PeftModel.from_pretrained.__func__  # type: ignore[attr-defined]
@@ -79,7 +79,7 @@ def wrap_peft_model(before_saving: Any, after_saving: Any, after_loading: Any) -
 
     @functools.wraps(load)
     def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-        folder = Path(model_id, kwargs.get("subfolder") or "")
+        folder = adapter_folder(model_id, **kwargs)
         vouched = check_folder(folder)
         with unwound(self, always=False), other_heads(bool(kwargs.get("ignore_mismatched_sizes"))):
             try:
@@ -95,7 +95,7 @@ def wrap_peft_model(before_saving: Any, after_saving: Any, after_loading: Any) -
 
     @functools.wraps(make)
     def from_pretrained(cls: type[PeftModel], model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
-        check_folder(Path(model_id, kwargs.get("subfolder") or ""))  # PEFT reads the config before it loads
+        check_folder(adapter_folder(model_id, **kwargs))  # PEFT reads the config before it loads
         with unwound(model, always=False):
             return make(cls, model, model_id, *args, **kwargs)
 
@@ -126,7 +126,8 @@ def wrap_transformers(after_saving: Any, after_loading: Any) -> None:
     ) -> Any:
         if peft_model_id is None:  # config and tensors were given, there is no folder
             return load(self, peft_model_id, adapter_name, *args, **kwargs)
-        folder = Path(peft_model_id, (kwargs.get("adapter_kwargs") or {}).get("subfolder") or "")
+        download = getattr(kwargs.get("load_config"), "download_kwargs", None) or {}
+        folder = adapter_folder(peft_model_id, **{**download, **kwargs, **(kwargs.get("adapter_kwargs") or {})})
         vouched = check_folder(folder)
         with unwound(self, always=False):
             result = load(self, peft_model_id, adapter_name, *args, **kwargs)

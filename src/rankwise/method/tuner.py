@@ -40,7 +40,7 @@ from rankwise.paths.gate import Gate
 from rankwise.paths.linear import PathLinear
 from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.path_set import PathSet, PathSets, check_mergeable, crossings, live_shortcuts, path_set
-from rankwise.paths.state import AllocationState, Status
+from rankwise.paths.state import AllocationState, Status, check_name
 from rankwise.wiring.block_host import BlockHost
 from rankwise.wiring.names import locate, path_names
 from rankwise.wiring.wiring import Wiring
@@ -77,6 +77,7 @@ class PathModel(LoraModel):
         low_cpu_mem_usage: bool,
         state_dict: dict[str, Tensor] | None,
     ) -> None:
+        check_name(adapter_name)
         config = self.peft_config[adapter_name]
         assert isinstance(config, PathConfig)
         wiring = _wiring_for(model, config)

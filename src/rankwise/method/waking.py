@@ -13,7 +13,14 @@ from rankwise.paths.path_set import PathSet
 
 
 def before_forward(module: Any, args: Any) -> None:
-    """Wake the search of each adapter at its first training forward, and notice a step that was skipped."""
+    """Wake the search of each adapter at its first training forward, and notice a step that was skipped.
+
+    And notice that somebody has written to what says which paths are on: an average of weights does, in its copy. What
+    several processes train writes to all buffers before each forward pass, and always the same.
+    """
+    if world_size() == 1 and not torch.compiler.is_compiling():
+        for paths in module.rankwise_paths.values():
+            paths.refresh()
     if not torch.is_grad_enabled():
         return
     for paths in module.rankwise_paths.values():

@@ -186,4 +186,4 @@ def write_(paths: Iterable[LowRankPath]) -> None:
     for device, own in devices.items():
         values = torch.tensor([path.status for path in own], dtype=torch.int64)
         for path, row in zip(own, values.to(device), strict=True):
-            path.state[path.adapter].copy_(row)
+            path.state.write_(path.adapter, row)

@@ -16,6 +16,8 @@ from rankwise.paths.session import Session
 from rankwise.paths.state import Status
 from rankwise.rules.records import Record
 
+FACTORS = ("lora_A", "lora_B")
+
 
 class PathSet:
     """The paths of one adapter of one model.
@@ -74,6 +76,11 @@ class PathSet:
         idle = {id(p): p for path in self.resident for p in path.parameters if id(p) not in used}
         return list(idle.values())
 
+    def refresh(self) -> None:
+        """Read again what is on, where somebody else has written to the tensors that say it."""
+        for path in self.resident:
+            path.state.refresh()
+
     @property
     def moves(self) -> bool:
         """Whether something has to be done around optimizer steps: a search, edits, or keeping idle paths still."""
@@ -99,6 +106,23 @@ class PathSet:
     def host(self) -> Any:
         """A module that knows which adapters are active; all agree."""
         return self.resident[0].host
+
+    def owners(self, keys: Iterable[str]) -> dict[str, LowRankPath]:
+        """Return whose factor each tensor of a state dict is; others are left out.
+
+        Args:
+            keys: Their names there, with the adapter's, behind whatever wrappers put in front. Where the names of
+                several modules end one, the longest is meant.
+        """
+        by_module = {path.module: path for path in self.resident}
+        found = {}
+        for key in keys:
+            name = next((head for factor in FACTORS if (head := key.rpartition(f".{factor}.{self.adapter}.")[0])), "")
+            while name and name not in by_module:
+                name = name.partition(".")[2]
+            if name:
+                found[key] = by_module[name]
+        return found
 
     def costs(self) -> dict[str, int]:
         """The number of parameters of each path."""
@@ -174,6 +198,8 @@ def holders(model: nn.Module) -> dict[str, Any]:
             sets: PathSets = module.__dict__["rankwise_paths"]
             for gone in [adapter for adapter, paths in sets.items() if not paths.present]:
                 del sets[gone]
+            for paths in sets.values():
+                paths.refresh()
             found[WRAPPERS.sub("", name)] = module
     return found
 
@@ -192,7 +218,8 @@ def path_sets(model: nn.Module) -> dict[str, PathSet]:
         )
     for holder in found.values():
         sets: PathSets = holder.rankwise_paths
-        return sets
+        if sets:
+            return sets
     raise ValueError(
         f"{type(model).__name__} has no rankwise paths; make some with "
         "peft.get_peft_model(model, rankwise.HeteroLoraConfig(...)) or rankwise.Lor2cConfig(...)"
@@ -241,8 +268,12 @@ def check_mergeable(paths: PathSet) -> None:
     if live:
         raise ValueError(
             f"adapter {paths.adapter!r} has {len(live)} live block paths, which run beside the network and have no "
-            f"weight to be merged into: {', '.join(live)}. Keep the adapter as it is (save_pretrained), or switch "
-            "them off first: rankwise.apply_(model, [rankwise.Disable(name), ...])"
+            f"weight to be merged into: {', '.join(live)}. Keep the adapter as it is (save_pretrained)"
+            + (
+                "; the frozen ones are off already and stay in the sum"
+                if any(path.contributing and not path.enabled for path in paths.resident)
+                else ", or switch them off first: rankwise.apply_(model, [rankwise.Disable(name), ...])"
+            )
         )
 
 

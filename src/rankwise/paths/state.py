@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -33,10 +35,12 @@ class AllocationState(BufferDict):
     The tensors are persistent buffers, so the allocation is saved and restored with the weights by everything that
     saves and restores weights: ``save_pretrained``, ``from_pretrained``, ``load_adapter`` of PEFT and of transformers,
     a Trainer's checkpoints. What the forward pass reads is a copy in plain Python, renewed whenever a tensor is put in
-    place, so that it never waits for a device.
+    place, so that it never waits for a device; ``refresh`` notices a tensor that was written in place, as averages of
+    weights are.
     """
 
     status: dict[str, Status]
+    marks: Mapping[str, tuple[int, int]] = MappingProxyType({})  # of the tensors, when they were read or written here
 
     def __init__(self) -> None:
         super().__init__(persistent=True)
@@ -45,11 +49,15 @@ class AllocationState(BufferDict):
     def put(self, adapter: str, status: Status, device: torch.device | None = None) -> None:
         """Set the status of an adapter's path; ``device`` is where a new tensor is made."""
         values = torch.tensor([int(value) for value in status], dtype=torch.int64)
-        if adapter in self:
-            self[adapter].copy_(values)
-        else:
+        if adapter not in self:
             self[adapter] = values.to(device if device is not None and device.type != "meta" else "cpu")
+        self.write_(adapter, values)
         self.status[adapter] = status
+
+    def write_(self, adapter: str, values: torch.Tensor) -> None:
+        """Bring a tensor up to a status that is known already."""
+        self[adapter].copy_(values)
+        self.marks = {**self.marks, adapter: _mark(self[adapter])}
 
     def remove(self, adapter: str) -> None:
         """Forget an adapter, unless PEFT has let it."""
@@ -61,10 +69,18 @@ class AllocationState(BufferDict):
         super().__delitem__(adapter)
         self.status.pop(adapter, None)
 
+    def refresh(self) -> None:
+        """Read the status again if somebody else has written to a tensor."""
+        if any(self.marks.get(name) != _mark(tensor) for name, tensor in self.items() if not tensor.is_meta):
+            self._read()
+
     def _read(self) -> None:
-        for adapter in self:
-            enabled, contributing, first, last, available = self[adapter].tolist()
+        for adapter, tensor in self.items():
+            if tensor.is_meta:
+                continue
+            enabled, contributing, first, last, available = tensor.tolist()
             self.status[adapter] = Status(bool(enabled), bool(contributing), first, last, bool(available))
+        self.marks = {adapter: _mark(tensor) for adapter, tensor in self.items()}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -75,3 +91,21 @@ class AllocationState(BufferDict):
         super().__setattr__(name, value)
         if name in self.__dict__.get("_buffers", {}) and not value.is_meta:
             self._read()
+
+
+def check_name(adapter: str) -> None:
+    """Refuse a name for an adapter that a module has for itself.
+
+    Raises:
+        ValueError: Says so.
+    """
+    if hasattr(AllocationState(), adapter):
+        raise ValueError(
+            f"an adapter can't be called {adapter!r}, as modules that hold adapters by their names have an attribute "
+            "of that name: give it another"
+        )
+
+
+def _mark(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return what tells a tensor from another, a copy of it say, and how often it was written to, if that is known."""
+    return id(tensor), -1 if tensor.is_inference() else tensor._version

@@ -11,17 +11,22 @@ FALLBACK_EVERY = 50
 
 
 def check_length(name: str, length: Any) -> None:
-    """Refuse a number of steps that is none.
+    """Refuse a number of steps that is none, or is not whole: no step would ever equal what follows from it.
 
     Args:
         name: What the user calls it.
         length: The number, or None where it is unknown.
 
     Raises:
-        ValueError: It is no number, or below 1.
+        ValueError: It is no whole number, or below 1.
     """
-    if length is not None and (isinstance(length, bool) or not isinstance(length, Real) or length < 1):
-        raise ValueError(f"{name}={length!r} must be a number of at least 1, or left out where it is unknown")
+    if length is None:
+        return
+    if isinstance(length, bool) or not isinstance(length, Real) or length < 1 or length % 1:
+        raise ValueError(
+            f"{name}={length!r} must be a whole number of optimizer steps, at least 1 (with accumulation "
+            "math.ceil(len(dataloader) / accumulation_steps)), or left out where it is unknown"
+        )
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def collect_signals(
     signals = {}
     for choice, source in sources.items():
         slopes = [along[choice][name].slopes(gradients[source.slopes][name]) for name in owners]
-        lin = torch.cat(slopes).numpy(force=True) * factor
+        lin = torch.cat([each.to(device) for each in slopes]).numpy(force=True) * factor
         signals[choice] = Signal(
             slopes=lin.clip(min=0.0) if cross_validate else lin,
             examples=np.concatenate(found[choice]),

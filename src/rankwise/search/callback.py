@@ -243,9 +243,14 @@ def choose_ranks_before_training(trainer: Trainer, resume: str | bool | None) ->
     for paths in [paths for paths in folders if paths.config.undecided and paths.trains]:
         if resume:
             folder = get_last_checkpoint(trainer.args.output_dir) if resume is True else resume
+            if folder is None:
+                raise ValueError(
+                    f"resume_from_checkpoint=True, and {trainer.args.output_dir} holds no checkpoint: leave it out to "
+                    "start anew, or give the checkpoint's folder"
+                )
             if trainer.optimizer is not None:
                 check_not_owned(paths, trainer.optimizer)
-            restore_ranks_(paths, Path(str(folder)) / folders[paths])
+            restore_ranks_(paths, Path(folder) / folders[paths])
             continue
         each = [c for c in trainer.callback_handler.callbacks if isinstance(c, AllocationCallback)]
         given = each[-1] if each else AllocationCallback()  # the user's own comes after the automatic one

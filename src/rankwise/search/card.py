@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def picture(paths: Mapping[str, LowRankPath]) -> str:
     for name, path in paths.items():
         mark = ON if path.enabled else FROZEN if path.contributing else OFF
         first, _, rest = name.removeprefix("layers.").partition(".")
-        if name.startswith("layers.") and rest:
+        if name.startswith("layers.") and rest and re.fullmatch(r"\d+(-\d+)?", first):
             cells.setdefault(first, {})[rest] = mark
         else:
             outside.append(f"{mark} {name}")

@@ -95,14 +95,8 @@ def before_saving(model: PeftModel, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_idle_paths(state: dict[str, Tensor], sets: dict[str, PathSet]) -> dict[str, Tensor]:
-    idle = {
-        f"{path.module}.{factor}.{path.adapter}."
-        for paths in sets.values()
-        for path in paths.resident
-        if not path.contributing
-        for factor in ("lora_A", "lora_B")
-    }
-    return {key: value for key, value in state.items() if not any(part in key for part in idle)}
+    owners = {key: path for paths in sets.values() for key, path in paths.owners(state).items()}
+    return {key: value for key, value in state.items() if key not in owners or owners[key].contributing}
 
 
 def after_saving(model: PeftModel, folder: str | Path, selected: Iterable[str] | None = None) -> None:

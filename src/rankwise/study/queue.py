@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -217,7 +218,7 @@ class Queue:
 
 def default_storage(folder: Path) -> str:
     """Return the SQLite storage of a study's folder."""
-    return f"sqlite:///{(folder / 'queue.db').absolute()}"
+    return f"sqlite:///{quote(str((folder / 'queue.db').absolute()))}"
 
 
 def check_installed() -> None:

@@ -78,12 +78,14 @@ class BlockHost(nn.Module, LoraLayer):
             adapters: Whose paths.
             **_: What PEFT puts into the calls of all its LoRA layers.
         """
-        dtype = result.dtype
+        dtype, device = result.dtype, result.device
         for adapter in adapters:
             gate = self.gate(adapter)
-            source = None if x is None else self._cast_input_dtype(x.reshape(result.shape), gate.path.lora_A.dtype)
-            result = gate.forward(self, adapter, source, result)
-        return result.to(dtype)
+            down = gate.path.lora_A
+            place = device if down.is_meta else down.device  # the source's block may lie on another device than this
+            source = None if x is None else self._cast_input_dtype(x.reshape(result.shape), down.dtype).to(place)
+            result = gate.forward(self, adapter, source, result.to(place))
+        return result.to(device, dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Merge nothing: the model refuses to merge while a block path is live."""

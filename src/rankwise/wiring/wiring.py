@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -157,6 +158,8 @@ class Wiring:
             )
         if "cut" in kinds and len(self.blocks) == 1:
             raise ValueError("shortcuts names 'cut', which comes from the block before, and this model has one block")
+        if "cut" in kinds:
+            _check_keywords(self.blocks)
         if not self.names(config):
             raise ValueError(
                 f"shortcuts={list(kinds)!r} with layers_to_transform={config.layers_to_transform!r} leaves no path in "
@@ -241,3 +244,15 @@ def _one_width(blocks: dict[str, nn.Module], anatomy: Anatomy) -> int:
             f"{widths[other]}: leave shortcuts out"
         )
     return next(iter(widths.values()))
+
+
+def _check_keywords(blocks: Mapping[str, nn.Module]) -> None:
+    """Refuse ``cut`` paths where a block can't hand the mid of the block before on to its attention."""
+    for name, block in blocks.items():
+        taken = inspect.signature(block.forward).parameters.values()
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken):
+            raise ValueError(
+                f"shortcuts names 'cut', whose source reaches a block as a keyword argument, and {name!r} "
+                f"({type(block).__name__}) takes none but its own: give its forward **kwargs and pass them on to its "
+                "attention, or leave 'cut' out"
+            )
