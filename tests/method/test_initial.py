@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from tests.models import adapted, one_of_trio, tiny_bert
+from tests.models import adapted, one_of_trio, tiny_bert, tiny_llama
 from torch import nn
 
 import rankwise
@@ -62,3 +64,18 @@ def test_another_adapter_draws_other_values_and_the_global_generator_stays() -> 
     assert torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0], drawn[1])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_where_tensors_are_made_by_default_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An accelerator would draw by a generator of its own; that of tensors without values stands for it here."""
+    fields: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"], "shortcuts": ["res1"], "mode": "off"}
+    wanted = rankwise.named_paths(adapted(tiny_llama(), **fields))
+    base = tiny_llama()
+    monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("cuda"))
+    torch.set_default_device("meta")
+    try:
+        found = rankwise.named_paths(adapted(base, **fields))
+    finally:
+        torch.set_default_device(None)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(path.lora_A, wanted[name].lora_A) for name, path in found.items())

@@ -216,3 +216,15 @@ def test_inference_mode_is_named(inside: bool) -> None:
         rankwise.rank_plan(model, class_batches(6), budget=300)
     with torch.inference_mode(), pytest.raises(ValueError, match=r"inference_mode\(\)"):
         rankwise.score_paths(adapted(tiny_bert(), task_type="SEQ_CLS"), class_batches())
+
+
+def test_where_tensors_are_made_by_default_changes_no_draw() -> None:
+    """A generator of the CPU draws nothing on another device, which one without values stands for here."""
+    model = adapted(tiny_bert(), task_type="SEQ_CLS", target_modules=["query", "value"], mode="static")
+    data = class_batches(4)
+    wanted = rankwise.score_paths(model, data, proxy="newton")
+    torch.set_default_device("meta")
+    try:
+        assert rankwise.score_paths(model, data, proxy="newton") == wanted
+    finally:
+        torch.set_default_device(None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,15 @@ def seeded(seed: int, module: str, adapter: str) -> Iterator[None]:
 
     The name ``"default"`` is left out, so that single adapters start as they did in version 0.1. Paths that are off and
     were left out of a file start anew under the name that the adapter is loaded by; nothing but their start depends on
-    it.
+    it. Drawn on the CPU, and so the same everywhere, also where ``torch.set_default_device`` names an accelerator.
     """
     names = (module,) if adapter == "default" else (module, adapter)
+    elsewhere = torch.get_default_device().type not in ("cpu", "meta")
     before = torch.get_rng_state()
     try:
         torch.default_generator.manual_seed(stable_seed(seed, *names))
-        yield
+        with torch.device("cpu") if elsewhere else nullcontext():
+            yield
     finally:
         torch.set_rng_state(before)
 

@@ -184,6 +184,6 @@ def write_(paths: Iterable[LowRankPath]) -> None:
     for path in paths:
         devices[path.state[path.adapter].device].append(path)
     for device, own in devices.items():
-        values = torch.tensor([path.status for path in own], dtype=torch.int64)
+        values = torch.tensor([path.status for path in own], dtype=torch.int64, device="cpu")
         for path, row in zip(own, values.to(device), strict=True):
             path.state.write_(path.adapter, row)

@@ -48,7 +48,7 @@ class AllocationState(BufferDict):
 
     def put(self, adapter: str, status: Status, device: torch.device | None = None) -> None:
         """Set the status of an adapter's path; ``device`` is where a new tensor is made."""
-        values = torch.tensor([int(value) for value in status], dtype=torch.int64)
+        values = torch.tensor([int(value) for value in status], dtype=torch.int64, device="cpu")
         if adapter not in self:
             self[adapter] = values.to(device if device is not None and device.type != "meta" else "cpu")
         self.write_(adapter, values)

@@ -82,8 +82,8 @@ class TwoSidedSketch:
         """Return ``Omega`` and ``Psi`` of a path, drawn at the first call."""
         if name not in self.drawn:
             generator = torch.Generator().manual_seed(stable_seed(self.seed, "two-sided sketch", name))
-            omega = torch.randn(inputs, min(self.columns, inputs, outputs), generator=generator)
-            self.drawn[name] = omega, torch.randn(outputs, min(self.rows, outputs), generator=generator)
+            omega = torch.randn(inputs, min(self.columns, inputs, outputs), generator=generator, device="cpu")
+            self.drawn[name] = omega, torch.randn(outputs, min(self.rows, outputs), generator=generator, device="cpu")
         return self.drawn[name]
 
     def gradient(self, name: str, sums: tuple[Tensor, ...]) -> LowRankGradient:

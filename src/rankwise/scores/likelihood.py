@@ -215,7 +215,7 @@ def _categorical(logits: Tensor, labels: Tensor, generators: list[torch.Generato
     with torch.no_grad():
         for row, generator in enumerate(generators):
             below = logits[row, counted[row]].softmax(-1).cumsum(-1)
-            chance = torch.rand(len(below), 1, generator=generator, dtype=torch.float64).to(below)
+            chance = torch.rand(len(below), 1, generator=generator, device="cpu", dtype=torch.float64).to(below)
             drawn[row, counted[row]] = torch.searchsorted(below, chance).clamp_(max=below.shape[-1] - 1)[:, 0]
     by_class = logits.movedim(-1, 1)
     losses = F.cross_entropy(by_class, drawn, reduction="none", ignore_index=IGNORED).sum(1)
@@ -226,7 +226,9 @@ def _categorical(logits: Tensor, labels: Tensor, generators: list[torch.Generato
 
 def _normal(logits: Tensor, labels: Tensor, generators: list[torch.Generator]) -> Drawn:
     """Draw from N(prediction, 1); both (b, c)."""
-    noise = [torch.randn(logits.shape[1], generator=generator, dtype=torch.float64) for generator in generators]
+    noise = [
+        torch.randn(logits.shape[1], generator=generator, device="cpu", dtype=torch.float64) for generator in generators
+    ]
     losses = (logits - (logits.detach() + torch.stack(noise).to(logits))).square().sum(1) / 2
     mean = F.mse_loss(logits.detach().reshape(-1), labels.to(logits).reshape(-1))
     return Drawn(losses, len(logits), float(mean))
@@ -234,7 +236,9 @@ def _normal(logits: Tensor, labels: Tensor, generators: list[torch.Generator]) -
 
 def _bernoulli(logits: Tensor, labels: Tensor, generators: list[torch.Generator]) -> Drawn:
     """Draw each label by itself; both (b, c)."""
-    chances = [torch.rand(logits.shape[1], generator=generator, dtype=torch.float64) for generator in generators]
+    chances = [
+        torch.rand(logits.shape[1], generator=generator, device="cpu", dtype=torch.float64) for generator in generators
+    ]
     drawn = (torch.stack(chances).to(logits) < logits.detach().sigmoid()).to(logits.dtype)
     losses = F.binary_cross_entropy_with_logits(logits, drawn, reduction="none").sum(1)
     mean = F.binary_cross_entropy_with_logits(logits.detach(), labels.to(logits))

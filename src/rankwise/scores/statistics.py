@@ -56,7 +56,7 @@ class SketchedGradient:
         omega = self.omegas.get(path.name)
         if omega is None or omega.device != x.device or omega.dtype != x.dtype:
             generator = torch.Generator().manual_seed(stable_seed(self.seed, "sketch", path.name))
-            drawn = torch.randn(x.shape[1], self.columns, generator=generator, dtype=torch.float64)
+            drawn = torch.randn(x.shape[1], self.columns, generator=generator, device="cpu", dtype=torch.float64)
             omega = self.omegas[path.name] = (drawn / self.columns**0.5).to(x)
         return (g.T @ (x @ omega),)
 
