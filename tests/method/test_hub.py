@@ -14,10 +14,12 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
+from huggingface_hub import ResolvedRevision
 from peft import LoraConfig, PeftModel, get_peft_model
 from tests.models import tiny_bert, tiny_llama
 
 import rankwise
+from rankwise.method.folders import check_folder
 from rankwise.method.hub import adapter_folder
 
 COMMIT = "a" * 40
@@ -83,12 +85,47 @@ def test_what_can_not_be_known_offline_is_said(tmp_path: Path) -> None:
         (tmp_path / "saved" / name).unlink()
     cached(tmp_path / "saved", tmp_path / "partly")
     cached(tmp_path / "saved", tmp_path / "whole", *lost)
-    with pytest.warns(UserWarning, match=r"search_history\.jsonl and allocation\.json of u/r can't be fetched"):
+    with pytest.warns(
+        UserWarning, match=r"whether u/r has a search_history\.jsonl and an allocation\.json can't be told"
+    ):
         model = PeftModel.from_pretrained(tiny_llama(), "u/r", cache_dir=str(tmp_path / "partly"), **CACHED)
     assert not rankwise.history(model)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*can't be fetched")
+        warnings.filterwarnings("error", message=".*can't be told")
         PeftModel.from_pretrained(tiny_llama(), "u/r", cache_dir=str(tmp_path / "whole"), **CACHED)
+
+
+def test_a_whole_folder_in_the_cache_needs_no_hub(tmp_path: Path) -> None:
+    """Digests say that there is no history, and name tensors in two files where a folder was saved to twice."""
+    config = rankwise.HeteroLoraConfig(target_modules=["q_proj", "v_proj"], mode="off")
+    model = get_peft_model(tiny_llama(), config)
+    for safe in (True, False):
+        model.save_pretrained(str(tmp_path / "saved"), safe_serialization=safe)
+    assert len([*(tmp_path / "saved").glob("adapter_model.*")]) == 2
+    cached(tmp_path / "saved", tmp_path / "cache")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*can't be told")
+        folder = adapter_folder("u/r", cache_dir=tmp_path / "cache", **CACHED)
+        assert check_folder(folder)
+
+
+def test_a_folder_of_that_name_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched(tmp_path / "saved")
+    snapshot = cached(tmp_path / "saved", tmp_path / "cache")
+    (tmp_path / "u" / "r").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert adapter_folder("u/r", cache_dir=tmp_path / "cache", **CACHED) == snapshot
+
+
+def test_transformers_asks_for_an_adapter_in_ways_of_its_own(tmp_path: Path) -> None:
+    """With the commit of the base's repository in what looks like a name, or with options in a dictionary."""
+    searched(tmp_path / "saved")
+    snapshot = cached(tmp_path / "saved", tmp_path / "cache")
+    other = ResolvedRevision("b" * 40, "main")
+    assert adapter_folder("u/r", revision=other, cache_dir=tmp_path / "cache", **CACHED) == snapshot
+    model: Any = tiny_llama()
+    model.load_adapter("u/r", download_kwargs={"cache_dir": str(tmp_path / "cache")})
+    assert len(rankwise.history(model)) == 1
 
 
 def test_what_is_not_on_the_hub_is_left_to_peft(tmp_path: Path) -> None:
@@ -119,7 +156,8 @@ class Hub(BaseHTTPRequestHandler):
         content = (self.root / name).read_bytes() if found else b""
         self.send_response(200 if found else 404)
         self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header(*(("ETag", f'"{name}"') if found else ("X-Error-Code", "EntryNotFound")))
+        missing = "EntryNotFound" if self.root.is_dir() else "RepoNotFound"
+        self.send_header(*(("ETag", f'"{name}"') if found else ("X-Error-Code", missing)))
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         return content
@@ -161,7 +199,7 @@ def test_what_the_hub_does_not_have_is_none(hub: tuple[str, list[str]], tmp_path
         for options in ({}, {"subfolder": "inner"}):
             place: dict[str, Any] = {"cache_dir": tmp_path / "cache", **options}
             folder = adapter_folder("u/r", endpoint=hub[0], **place)
-            assert {file.name for file in folder.glob("*.*")} == {"adapter_config.json", "adapter_model.safetensors"}
+            assert [file.name for file in folder.glob("*.*")] == ["adapter_config.json"], "nothing asks for more"
             assert adapter_folder("u/r", **place, **CACHED) == folder
 
 
@@ -172,3 +210,24 @@ def test_of_other_methods_only_the_config_is_asked_for(hub: tuple[str, list[str]
     folder = adapter_folder("u/r", endpoint=address, cache_dir=tmp_path / "cache")
     assert [file.name for file in folder.iterdir()] == ["adapter_config.json"]
     assert {each.partition(" ")[2] for each in asked} == {"adapter_config.json"}
+
+
+def test_a_damaged_cache_is_mended_by_force(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    searched(tmp_path / "saved")
+    place: dict[str, Any] = {"endpoint": hub[0], "cache_dir": tmp_path / "cache"}
+    weights = adapter_folder("u/r", **place) / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is not as it was saved"):
+        check_folder(adapter_folder("u/r", **place))
+    assert check_folder(adapter_folder("u/r", force_download=True, **place))
+
+
+def test_a_repository_that_is_gone_leaves_what_is_in_the_cache(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    address, _ = hub
+    searched(tmp_path / "saved")
+    place: dict[str, Any] = {"endpoint": address, "cache_dir": tmp_path / "cache"}
+    folder = adapter_folder("u/r", **place)
+    (folder / "allocation.json").unlink()
+    shutil.rmtree(tmp_path / "saved")
+    with pytest.warns(UserWarning, match="nothing vouches"):
+        assert adapter_folder("u/r", **place) == folder

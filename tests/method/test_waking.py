@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
-from tests.models import adapted, class_batches, tiny_bert
+from tests.models import adapted, class_batches, fill_, tiny_bert
+from torch import Tensor, nn
 
 import rankwise
 from rankwise.method.waking import before_forward
@@ -164,3 +165,22 @@ def test_a_lor2c_wakes_its_editor() -> None:
     forward(model)
     assert type(listener_of(model)) is rankwise.Editor
     rankwise.detach(model)
+
+
+def test_an_ensemble_of_adapters_runs_at_once() -> None:
+    """By ``torch.func``, whose tensors hold several and have no values of their own."""
+    models = []
+    for seed in (1, 2):
+        torch.manual_seed(0)
+        model: Any = adapted(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)), target_modules=["0", "1"], mode="off")
+        fill_(model.eval(), seed)
+        models.append(model)
+    x = torch.ones(2, 4)
+
+    def run(parameters: Any, buffers: Any) -> Tensor:
+        made: Tensor = torch.func.functional_call(models[0], (parameters, buffers), (x,))
+        return made
+
+    with torch.no_grad():
+        wanted = torch.stack([model(x) for model in models])
+        torch.testing.assert_close(torch.func.vmap(run)(*torch.func.stack_module_state(models)), wanted)

@@ -88,17 +88,18 @@ class Twin(nn.Module):
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(8, 8))
         self.teacher = nn.ModuleDict({"encoder": nn.Sequential(nn.Linear(8, 6))})
+        self.model = nn.ModuleDict({"encoder": nn.Sequential(nn.Linear(8, 8))})  # as PEFT's own prefix ends
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.teacher["encoder"](self.encoder(x))
+        made: Tensor = self.teacher["encoder"](self.model["encoder"](self.encoder(x)))
         return made
 
 
 def test_a_tensor_belongs_to_the_module_whose_whole_name_it_has() -> None:
     model = get_peft_model(Twin(), rankwise.HeteroLoraConfig(r=2, target_modules=["0"], mode="off"))
     paths = path_set(model)
-    for prefix in ("", "base_model.model.", "module.base_model.model."):
-        for module in ("encoder.0", "teacher.encoder.0"):
+    for prefix in ("", "base_model.model.", "module.base_model.model.", "module._orig_mod.base_model.model."):
+        for module in ("encoder.0", "teacher.encoder.0", "model.encoder.0"):
             key = f"{prefix}{module}.lora_B.default.weight"
             assert paths.owners([key])[key].module == module
     assert paths.owners(["base_model.model.encoder.0.weight", "encoder.0.lora_B.other.weight", "head.weight"]) == {}
@@ -106,7 +107,7 @@ def test_a_tensor_belongs_to_the_module_whose_whole_name_it_has() -> None:
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 def test_switching_one_off_keeps_what_its_namesake_has_learned(low_cpu_mem_usage: bool, tmp_path: Path) -> None:
-    for off in ("encoder.0", "teacher.encoder.0"):
+    for off in ("encoder.0", "teacher.encoder.0", "model.encoder.0"):
         model = get_peft_model(Twin(), rankwise.HeteroLoraConfig(r=2, target_modules=["0"], mode="off")).eval()
         base = copy.deepcopy(model).unload()
         fill_(model)

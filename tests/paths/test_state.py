@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rankwise.paths.state import AllocationState, Status, check_name
 
@@ -62,6 +63,15 @@ def test_a_copy_is_told_from_what_it_was_copied_from() -> None:
                 twin["default"].copy_(made(default=status)["default"])
                 twin.refresh()
                 assert twin.status == {"default": status}
+
+
+def test_what_has_no_values_is_not_read() -> None:
+    """The meta device, and torch's stand-ins for tensors, by which a run's memory is told beforehand."""
+    state = made(default=ON)
+    state.to("meta").refresh()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        state.to_empty(device="cpu").refresh()
+    assert state.status == {"default": ON}
 
 
 def test_a_name_that_a_module_has_for_itself_is_refused() -> None:

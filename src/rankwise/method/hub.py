@@ -12,18 +12,18 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 
 from rankwise.configs.path import PathConfig
 from rankwise.files import read_json_object
-from rankwise.method.folders import AGAIN, ALLOCATION, CONFIG, SEALED, config_class
+from rankwise.method.folders import AGAIN, ALLOCATION, CONFIG, DIGESTS, SEALED, config_class
 from rankwise.rules.records import HISTORY_FILE
 
-# What PEFT passes on of a load's keyword arguments, without those that say what is loaded, or to fetch all anew.
-OPTIONS = {*inspect.signature(hf_hub_download).parameters} - {"repo_id", "filename", "force_download"}
+# What PEFT passes on of a load's keyword arguments, without those that say what is loaded.
+OPTIONS = {*inspect.signature(hf_hub_download).parameters} - {"repo_id", "filename"}
 
 
 def adapter_folder(model_id: str | Path, **options: Any) -> Path:
     """Return the folder that an adapter is loaded from: the one that is given, or the hub's in the cache.
 
-    Of an adapter of this library the history and the digests are fetched into the cache, too, with the tensors that
-    they vouch for: without the history a finished search or edit would begin again when training goes on.
+    Of an adapter of this library the history and the digests are fetched into the cache, too, with what they vouch for:
+    without the history a finished search or edit would begin again when training goes on.
 
     Args:
         model_id: A folder, or an id on the hub.
@@ -32,11 +32,14 @@ def adapter_folder(model_id: str | Path, **options: Any) -> Path:
     Returns:
         A folder that is not there if nothing of the hub could be had: PEFT says why.
     """
-    subfolder = options.get("subfolder") or ""
-    folder = Path(model_id, subfolder)
-    if folder.is_dir():
+    folder = Path(model_id, options.get("subfolder") or "")
+    if (folder / CONFIG).is_file():
         return folder
     known = {name: value for name, value in options.items() if name in OPTIONS and value is not None}
+    if "revision" in known:
+        known["revision"] = str(
+            known["revision"]
+        )  # transformers' kind of str brings the commit of the base's repository
     try:
         config = Path(hf_hub_download(str(model_id), CONFIG, **known))
     except (HfHubHTTPError, HFValidationError, OSError):
@@ -48,30 +51,34 @@ def adapter_folder(model_id: str | Path, **options: Any) -> Path:
 
 
 def _fetch_beside(model_id: str, options: dict[str, Any]) -> None:
-    """Fetch what is sealed, and the seal; of two files with tensors the one that PEFT would take."""
-    safe, pickled = (name for name in SEALED if name != HISTORY_FILE)
-    unknown = [name for name in (HISTORY_FILE, ALLOCATION) if _fetch(model_id, name, options) is None]
-    if _fetch(model_id, safe, options) is not True:
-        _fetch(model_id, pickled, options)
-    if unknown:
+    """Fetch the digests and what they are of; where there are none, the history."""
+    seal, certain = _fetch(model_id, ALLOCATION, options)
+    sealed = read_json_object(seal, AGAIN).get(DIGESTS) if seal is not None else None
+    if isinstance(sealed, dict):
+        for name in {*SEALED} & {*sealed}:
+            _fetch(model_id, name, options)
+        return
+    certain &= _fetch(model_id, HISTORY_FILE, options)[1]
+    if not certain:
         warnings.warn(
-            f"{' and '.join(unknown)} of {model_id} can't be fetched, and the cache doesn't say that there is none: "
-            "nothing vouches for the adapter, and training on would search or edit anew what was finished. Load it "
-            "once with the hub in reach",
+            f"whether {model_id} has a {HISTORY_FILE} and an {ALLOCATION} can't be told without the hub: nothing "
+            "vouches for the adapter, and training on may search or edit anew what was finished. Load it once with "
+            "the hub in reach",
             stacklevel=4,
         )
 
 
-def _fetch(model_id: str, name: str, options: dict[str, Any]) -> bool | None:
-    """Return whether the hub has a file, which is in the cache then; None if that can't be told without a network."""
+def _fetch(model_id: str, name: str, options: dict[str, Any]) -> tuple[Path | None, bool]:
+    """Return a file of the hub's in the cache, None where there is none, and whether that is certain."""
     try:
-        hf_hub_download(model_id, name, **options)
+        return Path(hf_hub_download(model_id, name, **options)), True
     except LocalEntryNotFoundError:
         place = "/".join(part for part in (options.get("subfolder"), name) if part)
         cached = try_to_load_from_cache(
             model_id, place, cache_dir=options.get("cache_dir"), revision=options.get("revision")
         )
-        return False if cached is _CACHED_NO_EXIST else None
+        return None, cached is _CACHED_NO_EXIST
     except EntryNotFoundError:
-        return False
-    return True
+        return None, True
+    except (HfHubHTTPError, OSError):  # the repository is gone, or the cache can't be written to
+        return None, False

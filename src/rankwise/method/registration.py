@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import pickle
+from collections import ChainMap
 from typing import Any
 
 from aenum import extend_enum
@@ -126,8 +127,9 @@ def wrap_transformers(after_saving: Any, after_loading: Any) -> None:
     ) -> Any:
         if peft_model_id is None:  # config and tensors were given, there is no folder
             return load(self, peft_model_id, adapter_name, *args, **kwargs)
-        download = getattr(kwargs.get("load_config"), "download_kwargs", None) or {}
-        folder = adapter_folder(peft_model_id, **{**download, **kwargs, **(kwargs.get("adapter_kwargs") or {})})
+        configured = getattr(kwargs.get("load_config"), "download_kwargs", None)
+        options = [configured, kwargs, kwargs.get("download_kwargs"), kwargs.get("adapter_kwargs")]
+        folder = adapter_folder(peft_model_id, **ChainMap(*(each for each in reversed(options) if each)))
         vouched = check_folder(folder)
         with unwound(self, always=False):
             result = load(self, peft_model_id, adapter_name, *args, **kwargs)

@@ -9,6 +9,7 @@ from torch import nn
 
 from rankwise.distributed import world_size
 from rankwise.paths.driver import driver
+from rankwise.paths.fused import transformed
 from rankwise.paths.path_set import PathSet
 
 
@@ -18,7 +19,7 @@ def before_forward(module: Any, args: Any) -> None:
     And notice that somebody has written to what says which paths are on: an average of weights does, in its copy. What
     several processes train writes to all buffers before each forward pass, and always the same.
     """
-    if world_size() == 1 and not torch.compiler.is_compiling():
+    if world_size() == 1 and not torch.compiler.is_compiling() and not transformed():
         for paths in module.rankwise_paths.values():
             paths.refresh()
     if not torch.is_grad_enabled():

@@ -148,7 +148,7 @@ def fuses(host: nn.Module, *layers: nn.Module) -> bool:
         or torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or nn.modules.module._has_any_global_hook()
-        or _transformed()
+        or transformed()
     ):
         return False
     return all(map(_bare, layers))
@@ -163,6 +163,7 @@ def _bare(layer: nn.Module) -> bool:
     return not heard and "forward" not in own
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
+    """Tell whether torch.func or forward-mode differentiation is at work, in which tensors may have no values."""
     forward_mode = torch.autograd.forward_ad._current_level >= 0
-    return forward_mode or bool(torch._C._are_functorch_transforms_active())  # torch.func's vmap, grad, jvp
+    return forward_mode or bool(torch._C._are_functorch_transforms_active())  # vmap, grad, jvp

@@ -17,6 +17,7 @@ from rankwise.paths.state import Status
 from rankwise.rules.records import Record
 
 FACTORS = ("lora_A", "lora_B")
+PEFT_PREFIX = re.compile(r"^((module|_orig_mod)\.)*base_model\.model\.")
 
 
 class PathSet:
@@ -111,13 +112,14 @@ class PathSet:
         """Return whose factor each tensor of a state dict is; others are left out.
 
         Args:
-            keys: Their names there, with the adapter's, behind whatever wrappers put in front. Where the names of
-                several modules end one, the longest is meant.
+            keys: Their names there, with the adapter's, behind what PEFT and wrappers put in front. Where the names of
+                several modules end one that another wrapper has made, the longest is meant.
         """
         by_module = {path.module: path for path in self.resident}
         found = {}
         for key in keys:
             name = next((head for factor in FACTORS if (head := key.rpartition(f".{factor}.{self.adapter}.")[0])), "")
+            name = PEFT_PREFIX.sub("", name)
             while name and name not in by_module:
                 name = name.partition(".")[2]
             if name:

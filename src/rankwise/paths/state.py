@@ -71,12 +71,12 @@ class AllocationState(BufferDict):
 
     def refresh(self) -> None:
         """Read the status again if somebody else has written to a tensor."""
-        if any(self.marks.get(name) != _mark(tensor) for name, tensor in self.items() if not tensor.is_meta):
+        if any(self.marks.get(name) != _mark(tensor) for name, tensor in self.items() if _has_values(tensor)):
             self._read()
 
     def _read(self) -> None:
         for adapter, tensor in self.items():
-            if tensor.is_meta:
+            if not _has_values(tensor):
                 continue
             enabled, contributing, first, last, available = tensor.tolist()
             self.status[adapter] = Status(bool(enabled), bool(contributing), first, last, bool(available))
@@ -89,7 +89,7 @@ class AllocationState(BufferDict):
     def __setattr__(self, name: str, value: Any) -> None:
         """Read the status again when a loader puts a tensor in place by assignment."""
         super().__setattr__(name, value)
-        if name in self.__dict__.get("_buffers", {}) and not value.is_meta:
+        if name in self.__dict__.get("_buffers", {}) and _has_values(value):
             self._read()
 
 
@@ -104,6 +104,11 @@ def check_name(adapter: str) -> None:
             f"an adapter can't be called {adapter!r}, as modules that hold adapters by their names have an attribute "
             "of that name: give it another"
         )
+
+
+def _has_values(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor can be read: one on the meta device can't, nor one of torch's stand-ins for one."""
+    return type(tensor) is torch.Tensor and not tensor.is_meta
 
 
 def _mark(tensor: torch.Tensor) -> tuple[int, int]:

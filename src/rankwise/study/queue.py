@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -218,7 +217,9 @@ class Queue:
 
 def default_storage(folder: Path) -> str:
     """Return the SQLite storage of a study's folder."""
-    return f"sqlite:///{quote(str((folder / 'queue.db').absolute()))}"
+    from sqlalchemy import URL
+
+    return URL.create("sqlite", database=str((folder / "queue.db").absolute())).render_as_string()
 
 
 def check_installed() -> None:
