@@ -37,9 +37,7 @@ def adapter_folder(model_id: str | Path, **options: Any) -> Path:
         return folder
     known = {name: value for name, value in options.items() if name in OPTIONS and value is not None}
     if "revision" in known:
-        known["revision"] = str(
-            known["revision"]
-        )  # transformers' kind of str brings the commit of the base's repository
+        known["revision"] = str(known["revision"])  # transformers' own kind brings the commit of the base's repository
     try:
         config = Path(hf_hub_download(str(model_id), CONFIG, **known))
     except (HfHubHTTPError, HFValidationError, OSError):

@@ -268,14 +268,12 @@ def check_mergeable(paths: PathSet) -> None:
         )
     live = live_shortcuts(paths)
     if live:
+        freezes = paths.config.on_disable == "freeze" or any(p.contributing and not p.enabled for p in paths.resident)
+        off = ", or switch them off first: rankwise.apply_(model, [rankwise.Disable(name), ...])"
         raise ValueError(
             f"adapter {paths.adapter!r} has {len(live)} live block paths, which run beside the network and have no "
             f"weight to be merged into: {', '.join(live)}. Keep the adapter as it is (save_pretrained)"
-            + (
-                "; the frozen ones are off already and stay in the sum"
-                if any(path.contributing and not path.enabled for path in paths.resident)
-                else ", or switch them off first: rankwise.apply_(model, [rankwise.Disable(name), ...])"
-            )
+            f"{'; what is frozen where it would be switched off stays in the sum' if freezes else off}"
         )
 
 
