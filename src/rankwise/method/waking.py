@@ -14,14 +14,9 @@ from rankwise.paths.path_set import PathSet
 
 
 def before_forward(module: Any, args: Any) -> None:
-    """Wake the search of each adapter at its first training forward, and notice a step that was skipped.
-
-    And notice that somebody has written to what says which paths are on: an average of weights does, in its copy. What
-    several processes train writes to all buffers before each forward pass, and always the same.
-    """
-    if world_size() == 1 and not torch.compiler.is_compiling() and not transformed():
-        for paths in module.rankwise_paths.values():
-            paths.refresh()
+    """Wake the search of each adapter at its first training forward, and notice a step that was skipped."""
+    if not torch.compiler.is_compiling():
+        _refresh(module)
     if not torch.is_grad_enabled():
         return
     for paths in module.rankwise_paths.values():
@@ -50,3 +45,14 @@ def _drop_skipped_step(paths: PathSet) -> None:
 @torch.compiler.disable
 def _wake(model: nn.Module, paths: PathSet) -> None:
     driver().wake(model, paths)
+
+
+@torch.compiler.disable
+def _refresh(model: Any) -> None:
+    """Notice that somebody has written to what says which paths are on: an average of weights does, in its copy.
+
+    What several processes train writes to all buffers before each forward pass, and always the same.
+    """
+    if world_size() == 1 and not transformed():
+        for paths in model.rankwise_paths.values():
+            paths.refresh()
