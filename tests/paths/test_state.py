@@ -41,14 +41,16 @@ def test_a_tensor_that_somebody_writes_to_is_read_again() -> None:
     """In place, as averages of weights do; what is written here is known already."""
     state = made(default=ON, other=ON)
     state["default"].copy_(made(default=GONE)["default"])
-    state.refresh()
+    state.refresh("other")
+    assert state.status["default"] == ON
+    state.refresh("default")
     assert state.status == {"default": GONE, "other": ON}
     state.status["other"] = GONE  # staged, and not in the tensor yet
-    state.refresh()
+    state.refresh("other")
     assert state.status["other"] == GONE
     state.write_("other", made(other=GONE)["other"])
     marks = state.marks
-    state.refresh()
+    state.refresh("other")
     assert state.marks is marks, "nothing was read"
 
 
@@ -61,16 +63,16 @@ def test_a_copy_is_told_from_what_it_was_copied_from() -> None:
         for _ in range(3):
             for status in (ON, GONE):
                 twin["default"].copy_(made(default=status)["default"])
-                twin.refresh()
+                twin.refresh("default")
                 assert twin.status == {"default": status}
 
 
 def test_what_has_no_values_is_not_read() -> None:
     """The meta device, and torch's stand-ins for tensors, by which a run's memory is told beforehand."""
     state = made(default=ON)
-    state.to("meta").refresh()
+    state.to("meta").refresh("default")
     with FakeTensorMode(allow_non_fake_inputs=True):
-        state.to_empty(device="cpu").refresh()
+        state.to_empty(device="cpu").refresh("default")
     assert state.status == {"default": ON}
 
 

@@ -80,7 +80,7 @@ class PathSet:
     def refresh(self) -> None:
         """Read again what is on, where somebody else has written to the tensors that say it."""
         for path in self.resident:
-            path.state.refresh()
+            path.state.refresh(self.adapter)
 
     @property
     def moves(self) -> bool:

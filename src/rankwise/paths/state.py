@@ -69,9 +69,10 @@ class AllocationState(BufferDict):
         super().__delitem__(adapter)
         self.status.pop(adapter, None)
 
-    def refresh(self) -> None:
-        """Read the status again if somebody else has written to a tensor."""
-        if any(self.marks.get(name) != _mark(tensor) for name, tensor in self.items() if _has_values(tensor)):
+    def refresh(self, adapter: str) -> None:
+        """Read the status again if somebody else has written to an adapter's tensor; asked before each forward pass."""
+        tensor: torch.Tensor = self._buffers[adapter]  # type: ignore[assignment]
+        if self.marks.get(adapter) != _mark(tensor) and _has_values(tensor):
             self._read()
 
     def _read(self) -> None:
