@@ -71,8 +71,8 @@ class AllocationState(BufferDict):
 
     def refresh(self, adapter: str) -> None:
         """Read the status again if somebody else has written to an adapter's tensor; asked before each forward pass."""
-        tensor: torch.Tensor = self._buffers[adapter]  # type: ignore[assignment]
-        if self.marks.get(adapter) != _mark(tensor) and _has_values(tensor):
+        tensor = self._buffers.get(adapter)  # transformers takes it away without asking
+        if tensor is not None and self.marks.get(adapter) != _mark(tensor) and _has_values(tensor):
             self._read()
 
     def _read(self) -> None:
