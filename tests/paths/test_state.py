@@ -34,7 +34,7 @@ def test_a_copy_changes_alone_and_a_removed_adapter_is_gone() -> None:
     assert state["default"].tolist() == [1, 1, 1, 2, 1]
     assert twin["default"].tolist() == [0, 0, 0, 0, 0]
     state.remove("other")
-    state.refresh("other")
+    assert not state.stale("other")
     assert list(state.state_dict()) == [*state.status] == ["default"]
 
 
@@ -42,17 +42,13 @@ def test_a_tensor_that_somebody_writes_to_is_read_again() -> None:
     """In place, as averages of weights do; what is written here is known already."""
     state = made(default=ON, other=ON)
     state["default"].copy_(made(default=GONE)["default"])
-    state.refresh("other")
-    assert state.status["default"] == ON
-    state.refresh("default")
+    assert [state.stale(adapter) for adapter in ("default", "other")] == [True, False]
+    state.read("default")
     assert state.status == {"default": GONE, "other": ON}
     state.status["other"] = GONE  # staged, and not in the tensor yet
-    state.refresh("other")
-    assert state.status["other"] == GONE
+    assert not state.stale("other")
     state.write_("other", made(other=GONE)["other"])
-    marks = state.marks
-    state.refresh("other")
-    assert state.marks is marks, "nothing was read"
+    assert [state.stale(adapter) for adapter in ("default", "other")] == [False, False]
 
 
 def test_a_copy_is_told_from_what_it_was_copied_from() -> None:
@@ -64,16 +60,17 @@ def test_a_copy_is_told_from_what_it_was_copied_from() -> None:
         for _ in range(3):
             for status in (ON, GONE):
                 twin["default"].copy_(made(default=status)["default"])
-                twin.refresh("default")
+                assert twin.stale("default")
+                twin.read("default")
                 assert twin.status == {"default": status}
 
 
 def test_what_has_no_values_is_not_read() -> None:
     """The meta device, and torch's stand-ins for tensors, by which a run's memory is told beforehand."""
     state = made(default=ON)
-    state.to("meta").refresh("default")
+    state.to("meta").read("default")
     with FakeTensorMode(allow_non_fake_inputs=True):
-        state.to_empty(device="cpu").refresh("default")
+        state.to_empty(device="cpu").read("default")
     assert state.status == {"default": ON}
 
 

@@ -6,6 +6,7 @@ import functools
 import inspect
 import pickle
 from collections import ChainMap
+from pathlib import Path
 from typing import Any
 
 from aenum import extend_enum
@@ -96,7 +97,7 @@ def wrap_peft_model(before_saving: Any, after_saving: Any, after_loading: Any) -
 
     @functools.wraps(make)
     def from_pretrained(cls: type[PeftModel], model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
-        check_folder(adapter_folder(model_id, **kwargs))  # PEFT reads the config before it loads
+        check_folder(Path(model_id, kwargs.get("subfolder") or ""))  # PEFT reads the config before it loads
         with unwound(model, always=False):
             return make(cls, model, model_id, *args, **kwargs)
 

@@ -78,9 +78,10 @@ class PathSet:
         return list(idle.values())
 
     def refresh(self) -> None:
-        """Read again what is on, where somebody else has written to the tensors that say it."""
-        for path in self.resident:
-            path.state.refresh(self.adapter)
+        """Read again what is on if somebody else has written to the tensors that say it: to all, so the first tells."""
+        if self.resident[0].state.stale(self.adapter):
+            for path in self.resident:
+                path.state.read(self.adapter)
 
     @property
     def moves(self) -> bool:

@@ -35,7 +35,7 @@ class AllocationState(BufferDict):
     The tensors are persistent buffers, so the allocation is saved and restored with the weights by everything that
     saves and restores weights: ``save_pretrained``, ``from_pretrained``, ``load_adapter`` of PEFT and of transformers,
     a Trainer's checkpoints. What the forward pass reads is a copy in plain Python, renewed whenever a tensor is put in
-    place, so that it never waits for a device; ``refresh`` notices a tensor that was written in place, as averages of
+    place, so that it never waits for a device; ``stale`` notices a tensor that was written in place, as averages of
     weights are.
     """
 
@@ -69,19 +69,22 @@ class AllocationState(BufferDict):
         super().__delitem__(adapter)
         self.status.pop(adapter, None)
 
-    def refresh(self, adapter: str) -> None:
-        """Read the status again if somebody else has written to an adapter's tensor; asked before each forward pass."""
+    def stale(self, adapter: str) -> bool:
+        """Tell whether somebody else has written to an adapter's tensor since it was read or written here."""
         tensor = self._buffers.get(adapter)  # transformers takes it away without asking
-        if tensor is not None and self.marks.get(adapter) != _mark(tensor) and _has_values(tensor):
-            self._read()
+        return tensor is not None and self.marks.get(adapter) != _mark(tensor)
 
-    def _read(self) -> None:
-        for adapter, tensor in self.items():
-            if not _has_values(tensor):
-                continue
+    def read(self, adapter: str) -> None:
+        """Take an adapter's status from its tensor, if that has values."""
+        tensor = self[adapter]
+        if _has_values(tensor):
             enabled, contributing, first, last, available = tensor.tolist()
             self.status[adapter] = Status(bool(enabled), bool(contributing), first, last, bool(available))
-        self.marks = {adapter: _mark(tensor) for adapter, tensor in self.items()}
+        self.marks = {**self.marks, adapter: _mark(tensor)}
+
+    def _read(self) -> None:
+        for adapter in self:
+            self.read(adapter)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
