@@ -48,7 +48,7 @@ def main() -> None:
     base = build(shape, given.device)
     linear = all_linear(base)
     options: dict[str, Any] = {"r": 2, "target_modules": linear}
-    searched = {"shortcuts": ["res1", "res2", "in"], "proxy": "random", "budget": 0.25, **options}
+    searched = {"shortcuts": ["res1", "res2", "in"], "mode": "dynamic", "proxy": "random", **options}
 
     def candidates() -> Any:
         return get_peft_model(build(shape, given.device), rankwise.HeteroLoraConfig(**searched)).train()

@@ -64,7 +64,7 @@ def variants(shape: Shape, device: str, batches: int) -> dict[str, Step]:
     fields: dict[str, Any] = {"task_type": shape.task, "r": 2, "lora_alpha": 4, "target_modules": all_linear(base)}
 
     def candidates(**more: Any) -> Any:
-        return get_peft_model(sharing(base), rankwise.HeteroLoraConfig(**fields, **more)).train()
+        return get_peft_model(sharing(base), rankwise.HeteroLoraConfig(**fields, **{"mode": "dynamic", **more})).train()
 
     steps: dict[str, Step] = {STEP: trained(candidates(mode="off"), shape, device)}
     for proxy in PROXIES:

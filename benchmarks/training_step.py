@@ -36,7 +36,7 @@ def windowed(model: Any, step: Step, statistic: Statistic) -> Step:
 def variants(shape: Shape, device: str) -> dict[str, Step]:
     """Return the steps by name."""
     common: dict[str, Any] = {"task_type": shape.task, "target_modules": list(shape.few)}
-    searched = {"r": 32, "lora_alpha": 64, "search_every": 10**6, "proxy": "constant", **common}
+    searched = {"r": 32, "lora_alpha": 64, "mode": "dynamic", "search_every": 10**6, "proxy": "constant", **common}
     windows = {
         "HeteroLoRA, window, exact": WeightGradient(),
         "HeteroLoRA, window, 16-column sketch": SketchedGradient(16, seed=0),

@@ -18,7 +18,7 @@ def call(*arguments: object) -> Result:
 
 def small_recipe(folder: Path) -> Path:
     """Write a recipe of a searched method on stand-ins for RoBERTa and RTE."""
-    method = {"name": "heterolora", "r": 4, "target_modules": ["query", "value"], "budget": 0.5}
+    method = {"name": "heterolora", "r": 4, "target_modules": ["query", "value"], "mode": "dynamic", "budget": 0.5}
     full = {"model": {"name": "FacebookAI/roberta-base"}, "data": {"task": "rte"}, "method": method}
     path = folder / "small.yaml"
     path.write_text(stand_in(parse_recipe(full), folder / "room").to_yaml())

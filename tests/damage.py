@@ -169,6 +169,7 @@ def save_adapters(room: Path) -> dict[str, Path]:
         target_modules=["query", "value"],
         shortcuts=["res1", "cut"],
         budget=0.5,
+        mode="dynamic",
         search_every=1,
         score_batches=1,
     )
@@ -229,6 +230,7 @@ def save_runs(room: Path) -> tuple[Path, dict[str, Path]]:
             "r": 4,
             "lora_alpha": 8,
             "target_modules": ["query", "value"],
+            "mode": "dynamic",
             "budget": 0.5,
             "search_every": 2,
             "score_batches": 2,

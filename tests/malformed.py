@@ -88,7 +88,10 @@ FIELDS_OF_PEFT = ["r", "lora_alpha", "lora_dropout", "target_modules", "exclude_
 FIELDS_OF_PEFT += ["layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save", "bias", "use_rslora"]
 FIELDS_OF_PEFT += ["fan_in_fan_out", "init_lora_weights"]
 STARTS: dict[str, tuple[type[Any], dict[str, Any]]] = {
-    "heterolora": (rankwise.HeteroLoraConfig, {"r": 4, "target_modules": ["query", "value"], "shortcuts": ["res1"]}),
+    "heterolora": (
+        rankwise.HeteroLoraConfig,
+        {"r": 4, "target_modules": ["query", "value"], "mode": "dynamic", "shortcuts": ["res1"]},
+    ),
     "lor2c": (rankwise.Lor2cConfig, {"r": 4, "merges": 1, "injections": 1}),
 }
 

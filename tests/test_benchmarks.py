@@ -206,7 +206,8 @@ def test_a_model_is_a_shape_or_a_folder(load: Any, tmp_path: Path) -> None:
 def test_a_reallocation_switches_from_a_quarter_to_another(load: Any) -> None:
     shapes, searching = load("_shapes"), load("searching")
     shape = shapes.shape_of("narrow-2")
-    config = rankwise.HeteroLoraConfig(r=2, target_modules=all_linear(shapes.build(shape, "cpu")), proxy="constant")
+    targets = all_linear(shapes.build(shape, "cpu"))
+    config = rankwise.HeteroLoraConfig(r=2, target_modules=targets, mode="dynamic", proxy="constant")
     model = get_peft_model(shapes.build(shape, "cpu"), config)
     switch = searching.reallocating(model, searching.optimizer_of(model))
     names = list(rankwise.named_paths(model))

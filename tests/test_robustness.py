@@ -29,10 +29,10 @@ def lor2c(blocks: int = 4, **fields: Any) -> Any:
     "fields", [{}, {"shortcuts": ["res1"]}, {"rank_budget": 400, "mode": "off"}], ids=["linear", "shortcuts", "ranks"]
 )
 def test_targets_left_out_are_the_familys(fields: dict[str, Any]) -> None:
-    model: Any = get_peft_model(tiny_bert(), HeteroLoraConfig(**{"r": 2, "budget": 1.0, **fields}))
+    model: Any = get_peft_model(tiny_bert(), HeteroLoraConfig(**{"r": 2, "budget": 1.0, "mode": "dynamic", **fields}))
     linear = [name for name, path in rankwise.named_paths(model).items() if path.kind == "linear"]
     assert linear == [f"layers.{block}.{name}" for block in range(2) for name in ("query", "value")]
-    assert rankwise.plan(tiny_bert(), HeteroLoraConfig(r=2, budget=1.0)).candidates == 4
+    assert rankwise.plan(tiny_bert(), HeteroLoraConfig(r=2, budget=1.0, mode="dynamic")).candidates == 4
     assert rankwise.plan_lora(tiny_bert(), class_batches(), budget=0.5, granularity="path").r == 8
 
 

@@ -40,6 +40,7 @@ class HeteroLoraDynamic(rankwise.HeteroLoraConfig):
     A smaller budget would switch off the only path of most of PEFT's models.
     """
 
+    mode: str = "dynamic"
     budget: float | int = 1.0
     search_every: int | None = 1
     score_batches: int = 1

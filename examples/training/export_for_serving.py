@@ -43,7 +43,7 @@ print(json.dumps(logits[0, -1].tolist()))
 
 def main() -> None:
     config = rankwise.HeteroLoraConfig(
-        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], budget=0.5, search_every=2
+        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], mode="dynamic", budget=0.5, search_every=2
     )
     with tempfile.TemporaryDirectory() as place:
         base, adapter = Path(place) / "base", Path(place) / "plain-lora"

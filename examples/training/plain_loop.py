@@ -1,4 +1,4 @@
-"""A plain loop: with ``scoring="online"`` nothing is called; the method hears the optimizer's steps."""
+"""A plain loop: one call chooses the ranks, before the optimizer is made."""
 
 from __future__ import annotations
 
@@ -11,20 +11,13 @@ import rankwise
 
 
 def main() -> None:
-    config = rankwise.HeteroLoraConfig(
-        task_type="SEQ_CLS",
-        r=4,
-        lora_alpha=8,
-        target_modules=["query", "value"],
-        budget=0.5,
-        search_every=4,
-        score_batches=2,
-    )
-    model = get_peft_model(classifier(), config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    model = get_peft_model(classifier(), rankwise.HeteroLoraConfig(task_type="SEQ_CLS", budget=600))
     rows = labelled().with_format("torch")
+    batches = DataLoader(rows, batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    rankwise.Allocator(model, batches=batches)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     model.train()
-    for batch in DataLoader(rows, batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(0)):  # type: ignore[arg-type]
+    for batch in batches:
         model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -16,7 +16,7 @@ def main() -> None:
     draw = random.Random(0)
     rows = [{"prompt": sentence(draw), "chosen": sentence(draw, 4), "rejected": sentence(draw, 4)} for _ in range(24)]
     config = rankwise.HeteroLoraConfig(
-        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], budget=0.5, search_every=3
+        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], mode="dynamic", budget=0.5, search_every=3
     )
     with tempfile.TemporaryDirectory() as out:
         trainer = DPOTrainer(

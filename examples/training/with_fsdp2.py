@@ -32,6 +32,7 @@ def made() -> tuple[Any, torch.optim.Optimizer]:
         r=4,
         lora_alpha=8,
         target_modules=["query", "value"],
+        mode="dynamic",
         budget=0.5,
         search_every=4,
         score_batches=2,

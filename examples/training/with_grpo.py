@@ -21,7 +21,7 @@ def reward(completions: list[str], **_: Any) -> list[float]:
 def main() -> None:
     draw = random.Random(0)
     config = rankwise.HeteroLoraConfig(
-        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], budget=0.5, search_every=2
+        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], mode="dynamic", budget=0.5, search_every=2
     )
     with tempfile.TemporaryDirectory() as out:
         trainer = GRPOTrainer(

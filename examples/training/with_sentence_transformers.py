@@ -24,7 +24,7 @@ def main() -> None:
     draw = random.Random(0)
     texts = [sentence(draw) for _ in range(32)]
     config = rankwise.HeteroLoraConfig(
-        task_type="FEATURE_EXTRACTION", r=4, lora_alpha=8, target_modules=["query", "value"], budget=0.5, search_every=3
+        task_type="FEATURE_EXTRACTION", r=4, lora_alpha=8, target_modules=["query", "value"], mode="dynamic", budget=0.5, search_every=3
     )
     with tempfile.TemporaryDirectory() as place:
         torch.manual_seed(0)

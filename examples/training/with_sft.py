@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer: the config goes in as ``peft_config``."""
+"""TRL's SFTTrainer: the config goes in as ``peft_config``, and ranks are chosen before the first step."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ def main() -> None:
         {"messages": [{"role": "user", "content": sentence(draw)}, {"role": "assistant", "content": sentence(draw)}]}
         for _ in range(32)
     ]
-    config = rankwise.HeteroLoraConfig(
-        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], budget=0.5, search_every=4
-    )
+    config = rankwise.HeteroLoraConfig(task_type="CAUSAL_LM", budget=600)
     with tempfile.TemporaryDirectory() as out:
         trainer = SFTTrainer(
             model=language_model(),

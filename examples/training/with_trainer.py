@@ -1,4 +1,4 @@
-"""transformers' Trainer: one line of a PEFT script changes, the search runs by itself."""
+"""transformers' Trainer: one line of a PEFT script changes; ranks are chosen before the first step."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import rankwise
 
 
 def main() -> None:
-    config = rankwise.HeteroLoraConfig(  # was: peft.LoraConfig(
-        task_type="SEQ_CLS", r=4, lora_alpha=8, target_modules=["query", "value"], budget=0.5, search_every=4
-    )
+    config = rankwise.HeteroLoraConfig(task_type="SEQ_CLS", budget=600)  # was: peft.LoraConfig(task_type="SEQ_CLS")
     model = get_peft_model(classifier(), config)
     with tempfile.TemporaryDirectory() as out:
         arguments = TrainingArguments(out, max_steps=9, report_to=[], use_cpu=True, save_strategy="no")

@@ -43,14 +43,17 @@ EVERYTHING: dict[str, Any] = {
 
 
 def config_of(**fields: Any) -> rankwise.HeteroLoraConfig:
-    return rankwise.HeteroLoraConfig(**fields)
+    """A config of a search of whole paths."""
+    return rankwise.HeteroLoraConfig(**{"mode": "dynamic", **fields})
 
 
 def test_the_defaults_are_those_of_the_contract() -> None:
-    config = config_of()
+    """But for mode and granularity, which are what the evidence favours."""
+    config = rankwise.HeteroLoraConfig()
     expected = {
         **{"budget": 0.25, "budget_unit": "parameters", "allocation": "combined"},
-        **{"mode": "dynamic", "proxy": "grad_norm", "score_on": "weight", "scoring": "online", "score_batches": 32},
+        **{"mode": "static", "granularity": "rank", "proxy": "newton", "scoring": "probe"},
+        **{"score_on": "weight", "score_batches": 32},
         **{"searches_per_epoch": 5, "search_every": None, "warmup_searches": 0, "stop_searching_at": 1.0},
         **{"total_steps": None, "on_disable": "keep", "probe_data": "rotating", "probe_mode": "eval"},
         **{"sketch": "auto", "seed": 0, "synflow_loss": "logits"},
@@ -60,6 +63,50 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         name: getattr(LoraConfig(), name) for name in ("r", "lora_alpha", "lora_dropout")
     }
     assert config.peft_type == "HETEROLORA"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("static", "rank", "newton", "probe")),
+        ({"proxy": "newton"}, ("static", "rank", "newton", "probe")),
+        ({"granularity": "rank"}, ("static", "rank", "newton", "probe")),
+        ({"granularity": "rank", "mode": "static", "proxy": "grad_norm"}, ("static", "rank", "newton", "probe")),
+        ({"granularity": "path"}, ("dynamic", "path", "grad_norm", "online")),
+        ({"mode": "dynamic"}, ("dynamic", "path", "grad_norm", "online")),
+        ({"mode": "static"}, ("static", "path", "grad_norm", "online")),
+        ({"mode": "off"}, ("off", "path", "grad_norm", "online")),
+    ],
+)
+def test_what_is_left_out_follows_from_what_is_said(given: dict[str, Any], expected: tuple[str, ...]) -> None:
+    config = rankwise.HeteroLoraConfig(**given)
+    assert (config.mode, config.granularity, config.proxy, config.scoring) == expected
+    again = rankwise.HeteroLoraConfig(**{key: getattr(config, key) for key in ("mode", "granularity", "proxy")})
+    assert (again.mode, again.granularity, again.proxy, again.scoring) == expected
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *({"search_every": 5}, {"searches_per_epoch": 2}, {"stop_searching_at": 0.5}, {"warmup_searches": 1}),
+        *({"proxy": "grad_norm"}, {"proxy": "snip"}, {"score_on": "factors"}, {"budget_unit": "paths"}),
+        *({"allocation": "separated"}, {"on_disable": "freeze"}, {"rank_budget": 900}),
+    ],
+    ids=str,
+)
+def test_an_option_of_a_search_of_whole_paths_needs_a_mode(field: dict[str, Any]) -> None:
+    (name,) = field
+    with pytest.raises(ValueError, match=f"^{name}=.* the default,.*: mode='dynamic' .* or mode='static'"):
+        rankwise.HeteroLoraConfig(**field)
+    assert rankwise.HeteroLoraConfig(mode="dynamic", **field).granularity == "path"
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_needs_a_mode(field: str) -> None:
+    given: dict[str, Any] = {field: {"query": 2}}
+    with pytest.raises(ValueError, match="granularity='rank', the default, finds the ranks"):
+        rankwise.HeteroLoraConfig(**given)
+    assert rankwise.HeteroLoraConfig(mode="off", **given).granularity == "path"
 
 
 @pytest.mark.parametrize("field", sorted(CHOICES))

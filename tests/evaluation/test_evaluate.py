@@ -30,7 +30,14 @@ TARGETS = ["q_proj", "v_proj"]
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
     "lora": {"name": "lora", "r": 4, "lora_alpha": 32, "target_modules": TARGETS},
-    "heterolora": {"name": "heterolora", "r": 4, "lora_alpha": 32, "target_modules": TARGETS, "budget": 0.5},
+    "heterolora": {
+        "name": "heterolora",
+        "r": 4,
+        "lora_alpha": 32,
+        "target_modules": TARGETS,
+        "mode": "dynamic",
+        "budget": 0.5,
+    },
     "lor2c": {"name": "lor2c", "r": 4, "lora_alpha": 32, "merges": 1, "injections": 1},
     "quantised": {"name": "lora", "r": 4, "lora_alpha": 32, "target_modules": TARGETS},
 }

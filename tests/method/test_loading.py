@@ -18,7 +18,7 @@ import rankwise
 
 CONFIGS: dict[str, Callable[[], Any]] = {
     "heterolora": lambda: rankwise.HeteroLoraConfig(
-        task_type="SEQ_CLS", r=2, target_modules=["query", "value"], shortcuts=["res1"], budget=0.5
+        task_type="SEQ_CLS", r=2, target_modules=["query", "value"], shortcuts=["res1"], budget=0.5, mode="dynamic"
     ),
     "lor2c": lambda: rankwise.Lor2cConfig(
         task_type="SEQ_CLS", r=2, merges=1, injections=1, edit_unit="steps", total_steps=8, metric="mean_sv"

@@ -31,6 +31,7 @@ SMALL, LARGE = 2_359_296, 9_437_184
 
 def config(**fields: Any) -> rankwise.HeteroLoraConfig:
     options = {"task_type": "SEQ_CLS", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], **fields}
+    options.setdefault("mode", "dynamic")
     return rankwise.HeteroLoraConfig(**options)
 
 

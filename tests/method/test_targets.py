@@ -194,7 +194,7 @@ def test_projections_that_have_pefts_lora_already_are_said_to() -> None:
     base = tiny_bert(1)
     get_peft_model(base, LoraConfig(target_modules=["query"]))
     with pytest.raises(ValueError, match=r"attention\.self\.query' has LoRA of PEFT's own already: take it off first"):
-        inject_adapter_in_model(rankwise.HeteroLoraConfig(target_modules=["query"]), base)
+        inject_adapter_in_model(rankwise.HeteroLoraConfig(target_modules=["query"], mode="dynamic"), base)
 
 
 def test_what_peft_puts_no_lora_on_is_no_candidate_and_is_refused_by_name() -> None:

@@ -109,7 +109,9 @@ def test_what_peft_gives_a_rank_is_what_is_not_told() -> None:
 )
 def test_blocks_that_there_are_none_of_are_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        get_peft_model(tiny_llama(), rankwise.HeteroLoraConfig(**{"target_modules": ["q_proj"], **fields}))
+        get_peft_model(
+            tiny_llama(), rankwise.HeteroLoraConfig(**{"target_modules": ["q_proj"], "mode": "dynamic", **fields})
+        )
 
 
 def test_lor2c_in_blocks_that_there_are_none_of_is_refused() -> None:

@@ -209,7 +209,8 @@ def test_searches_choose_the_same() -> None:
     chosen = []
     for context in (nullcontext(), plain_paths()):
         config = rankwise.HeteroLoraConfig(
-            task_type="SEQ_CLS", r=2, target_modules=["query", "value"], shortcuts=["res1", "in"], search_every=3,
+            task_type="SEQ_CLS", r=2, target_modules=["query", "value"], shortcuts=["res1", "in"], mode="dynamic",
+            search_every=3,
             score_batches=2, budget=0.5, total_steps=12,
         )  # fmt: skip
         model = get_peft_model(tiny_bert(3, **STILL), config).double().train()

@@ -38,7 +38,7 @@ OPT_350M = OPTConfig(
 
 
 def config(**fields: Any) -> rankwise.HeteroLoraConfig:
-    return rankwise.HeteroLoraConfig(**{"r": 2, "lora_alpha": 4, **fields})
+    return rankwise.HeteroLoraConfig(**{"r": 2, "lora_alpha": 4, "mode": "dynamic", **fields})
 
 
 @pytest.mark.parametrize(

@@ -100,4 +100,4 @@ def test_no_word_covers_another(rows: int) -> None:
 def test_the_fields_of_a_history_that_the_scores_need_are_in_its_records() -> None:
     model_record = real_history()[0]
     assert {"step", "proxy", "scores", "unscored", "chosen", "budget"} <= model_record.to_dict().keys()
-    assert model_record["proxy"] == rankwise.HeteroLoraConfig(target_modules=["query"]).proxy
+    assert model_record["proxy"] == rankwise.HeteroLoraConfig(target_modules=["query"], mode="dynamic").proxy

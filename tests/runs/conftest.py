@@ -21,6 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "lora_alpha": 8,
         "lora_dropout": 0.1,
         "target_modules": ["query", "value"],
+        "mode": "dynamic",
         "budget": 0.5,
         "search_every": 2,
     },

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rankwise.runs.folder import RunFolder
 from rankwise.runs.recipes.recipe import Recipe, parse_recipe
@@ -69,6 +70,18 @@ def test_resume_needs_a_run_with_the_same_recipe(tmp_path: Path) -> None:
         folder.check(recipe(seed=3), resume=True, overwrite=False)
     with pytest.raises(ValueError, match="say one of them"):
         folder.check(recipe(), resume=True, overwrite=True)
+
+
+def test_a_run_of_version_0_1_goes_on_with_the_search_it_began(tmp_path: Path) -> None:
+    written = {"model": {"name": "m"}, "data": {"task": "mrpc"}, "method": {"name": "heterolora", "budget": 0.5}}
+    folder = RunFolder(tmp_path)
+    folder.config.write_text(yaml.safe_dump(written))
+    assert folder.recipe().method.options == {"budget": 0.5, "mode": "dynamic"}
+    folder.check(folder.recipe(), resume=True, overwrite=False)
+    with pytest.raises(ValueError, match=r"method\.mode \(there 'dynamic', now 'static'\)"):
+        folder.check(parse_recipe(written), resume=True, overwrite=False)
+    folder.start(parse_recipe(written))
+    assert folder.recipe().method.options == {"budget": 0.5, "mode": "static", "granularity": "rank"}
 
 
 def test_figures_of_an_unfinished_run(tmp_path: Path) -> None:

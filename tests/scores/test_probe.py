@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
-from tests.models import adapted, class_batches, tiny_bert
+from tests.models import adapted, class_batches, tiny_bert, tiny_llama, tokens
 from tests.search.test_callback import searched_at, searching, trainer
 from tests.search.test_trainer import FIELDS
 from tests.traces import assert_same, snapshot
@@ -21,6 +21,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import rankwise
 from rankwise.paths.path_set import path_set
 from rankwise.scores.batches import to_device
+from rankwise.scores.probe import untouched
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def model() -> Any:
         )
         base = BertForSequenceClassification(config)
         base.register_buffer("running", torch.zeros(2))
-    adapter = rankwise.HeteroLoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
+    adapter = rankwise.HeteroLoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"], mode="dynamic")
     return get_peft_model(base, adapter)
 
 
@@ -185,7 +186,9 @@ def test_a_batch_may_hold_lists_of_what_is_no_number(model: Any) -> None:
 def test_a_model_without_weights_is_told() -> None:
     with torch.device("meta"):
         base = BertForSequenceClassification(BertConfig(vocab_size=50, hidden_size=16, num_attention_heads=2))
-    hollow = get_peft_model(base, rankwise.HeteroLoraConfig(target_modules=["query"]), low_cpu_mem_usage=True)
+    hollow = get_peft_model(
+        base, rankwise.HeteroLoraConfig(target_modules=["query"], mode="dynamic"), low_cpu_mem_usage=True
+    )
     with pytest.raises(ValueError, match="is on the meta device, so it has no weights to compute with"):
         rankwise.score_paths(hollow, [batch()])
 
@@ -228,3 +231,40 @@ def test_where_tensors_are_made_by_default_changes_no_draw() -> None:
         assert rankwise.score_paths(model, data, proxy="newton") == wanted
     finally:
         torch.set_default_device(None)
+
+
+def test_what_a_pass_writes_to_configs_is_put_back_and_none_keeps_keys() -> None:
+    """The text part of a model that sees images has a config of its own."""
+    text, whole = tiny_llama(), nn.Module()
+    whole.text, whole.classifier = text, tiny_bert()
+    assert (text.config.use_cache, whole.classifier.config.problem_type) == (True, None)
+    before = text.config.to_dict(), whole.classifier.config.to_dict()
+
+    def used() -> None:
+        with untouched(whole):
+            assert text.config.use_cache is text.model.config.use_cache is False
+            assert text(tokens()).past_key_values is None
+            whole.classifier(**batch())
+            assert whole.classifier.config.problem_type == "single_label_classification"
+            raise Broken
+
+    with pytest.raises(Broken):
+        used()
+    assert (text.config.to_dict(), whole.classifier.config.to_dict()) == before
+
+
+def test_rows_that_are_packed_without_a_mask_do_not_see_each_other() -> None:
+    """transformers tells them by positions that begin anew, where no keys are kept; a plan scored them as one row."""
+    one, other = tokens(2, 5)
+    labels = [torch.cat([torch.tensor([-100]), row[1:]]) for row in (one, other)]
+    packed = {
+        "input_ids": torch.cat([one, other])[None],
+        "labels": torch.cat(labels)[None],
+        "position_ids": torch.arange(5).repeat(2)[None],
+    }
+    apart = {"input_ids": torch.stack([one, other]), "labels": torch.stack(labels)}
+    found = []
+    for each in (packed, apart):
+        model = adapted(tiny_llama(), target_modules=["q_proj", "v_proj"])
+        found.append(rankwise.score_paths(model, [each]))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)

@@ -49,7 +49,12 @@ def adapted(family: Any, **fields: Any) -> Any:
         torch.manual_seed(0)
         task = "SEQ_CLS" if family is bert else "CAUSAL_LM"
         config = rankwise.HeteroLoraConfig(
-            task_type=task, r=3, lora_alpha=6, target_modules=TARGETS[family], lora_dropout=0.3, **fields
+            task_type=task,
+            r=3,
+            lora_alpha=6,
+            target_modules=TARGETS[family],
+            lora_dropout=0.3,
+            **{"mode": "dynamic", **fields},
         )
         model = get_peft_model(family(), config).double()
         for path in rankwise.named_paths(model).values():

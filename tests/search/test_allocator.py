@@ -47,6 +47,7 @@ def hollow(**fields: Any) -> dict[str, rankwise.LowRankPath]:
 
 def paper(**fields: Any) -> rankwise.HeteroLoraConfig:
     options = {"target_modules": ["q_proj", "v_proj"], "shortcuts": ALL, "r": 8, "lora_alpha": 16, **fields}
+    options.setdefault("mode", "dynamic")
     return rankwise.HeteroLoraConfig(task_type="SEQ_CLS", **options)
 
 

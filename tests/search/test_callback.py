@@ -266,7 +266,7 @@ def test_trl_fine_tunes_through_the_config_alone(tmp_path: Path, shared: Path) -
     rows = [json.loads(line) for line in lines[:32]]
     data = Dataset.from_list([{"prompt": r["instruction"], "completion": " " + r["output"]} for r in rows])
     config = rankwise.HeteroLoraConfig(
-        task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], search_every=2, score_batches=2
+        task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], mode="dynamic", search_every=2, score_batches=2
     )
     arguments = SFTConfig(
         str(tmp_path),
@@ -324,7 +324,12 @@ def test_dpo_searches_online_and_its_reference_stays_the_base_model(
         train_dataset=Dataset.from_list([pair] * 16),
         processing_class=tokenizer,
         peft_config=rankwise.HeteroLoraConfig(
-            task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], search_every=2, score_batches=2
+            task_type="CAUSAL_LM",
+            r=4,
+            target_modules=["q_proj", "v_proj"],
+            mode="dynamic",
+            search_every=2,
+            score_batches=2,
         ),
     )
     with caplog.at_level("WARNING", logger="rankwise"):

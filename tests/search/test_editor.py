@@ -293,7 +293,9 @@ def test_errors_of_the_length_of_training(tmp_path: Path) -> None:
         trainer_of(tmp_path, by_epochs(), num_train_epochs=8.5).train()
     with pytest.raises(ValueError, match=r"not in the first half\. Train for 4 epochs"):
         trainer_of(tmp_path, by_epochs(), num_train_epochs=2).train()
-    hetero = get_peft_model(tiny_llama(), rankwise.HeteroLoraConfig(target_modules=["q_proj"], budget=1.0))
+    hetero = get_peft_model(
+        tiny_llama(), rankwise.HeteroLoraConfig(target_modules=["q_proj"], mode="dynamic", budget=1.0)
+    )
     with pytest.raises(ValueError, match="HeteroLoraConfig, which has no scheduled edits"):
         rankwise.Editor(hetero)
     with pytest.raises(ValueError, match="Lor2cConfig, which has no search"):

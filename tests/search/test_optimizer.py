@@ -137,7 +137,9 @@ def test_a_step_that_raised_is_not_counted_and_those_after_it_are(error: type[Ba
 def test_an_adapter_that_is_gone_ends_its_search_beside_the_hooks_of_others() -> None:
     """Torch walks through its hooks while ours finds out, and can't have one taken out under its feet."""
     model = tiny_bert()
-    config = rankwise.HeteroLoraConfig(r=2, target_modules=["query", "value"], search_every=2, score_batches=2)
+    config = rankwise.HeteroLoraConfig(
+        r=2, target_modules=["query", "value"], mode="dynamic", search_every=2, score_batches=2
+    )
     model.add_adapter(config, "mine")
     model.train()
     steps(model, torch.optim.SGD(trainable(model), 1e-2), 2)

@@ -216,7 +216,7 @@ class Numbers(torch.utils.data.Dataset[int]):
 def rows_of(length: int, size: int, search: int = 0, **fields: Any) -> list[list[int]]:
     """The numbers of the rows of a search's probe batches."""
     loader = DataLoader(Numbers(length), batch_size=99, shuffle=True, collate_fn=list)
-    config = rankwise.HeteroLoraConfig(**{"score_batches": 3, **fields})
+    config = rankwise.HeteroLoraConfig(**{"mode": "dynamic", "score_batches": 3, **fields})
     found: Any = list(probe_batches(loader, size, config, search))
     return found
 

@@ -264,6 +264,7 @@ def test_trl_fine_tunes_shortcuts_through_the_config_alone(tmp_path: Path, share
         r=4,
         target_modules=["q_proj", "v_proj"],
         shortcuts=["res1", "res2", "in", "cut"],
+        mode="dynamic",
         search_every=2,
         score_batches=2,
     )

@@ -90,7 +90,7 @@ def test_synflow_runs_experts_in_float64() -> None:
 )
 def test_a_value_that_makes_no_sense_is_explained(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        rankwise.HeteroLoraConfig(**{"target_modules": ["q_proj"], "shortcuts": ["res1"], **fields})
+        rankwise.HeteroLoraConfig(**{"target_modules": ["q_proj"], "shortcuts": ["res1"], "mode": "dynamic", **fields})
 
 
 def test_values_that_slip_through_are_explained_too() -> None:

@@ -30,6 +30,24 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "synflow_loss": ("logits", "loss"),
 }
 
+AUTO = "auto"
+# What a choice of ranks has no use for, with the values that say nothing.
+OF_WHOLE_PATHS: dict[str, tuple[Any, ...]] = {
+    "proxy": ("grad_norm", "newton"),  # earlier versions' default, which meant the second here
+    "score_on": ("weight",),
+    "budget_unit": ("parameters",),
+    "allocation": ("combined",),
+    "on_disable": ("keep",),
+    "warmup_searches": (0,),
+    "rank_budget": (None,),
+    "shortcut_ranks": (None,),
+}
+OF_DYNAMIC_SEARCHES: dict[str, tuple[Any, ...]] = {
+    "search_every": (None,),
+    "searches_per_epoch": (5,),
+    "stop_searching_at": (1.0,),
+}
+
 
 @dataclass
 class HeteroLoraConfig(PathConfig):
@@ -52,9 +70,15 @@ class HeteroLoraConfig(PathConfig):
     The budget. ``budget=0.25`` is a quarter of the candidates' parameters, ``budget=100_000`` that many parameters,
     ``budget_unit="paths"`` counts paths instead. Heads and ``modules_to_save`` always train and never count.
 
-    The schedule, in optimizer steps. ``search_every=100`` searches after every hundredth step. Otherwise
-    ``searches_per_epoch`` where the length of an epoch is known (Trainer, ``Allocator(steps_per_epoch=...)``),
-    otherwise every 50 steps. ``mode="static"`` searches once; ``mode="off"`` enables every path and never searches.
+    What is chosen, and how often. Left alone, a config gives each path a rank, once, before training
+    (``mode="static"``, ``granularity="rank"``): what was ahead of uniform LoRA or level with it wherever both were
+    measured, but for one study (docs/when-to-use-which.md). The paper's method, which switches whole paths and lost to
+    uniform LoRA wherever both were measured, is ``mode="dynamic"`` (again and again), or ``mode="static"`` alone
+    (once).
+
+    The schedule of ``mode="dynamic"``, in optimizer steps. ``search_every=100`` searches after every hundredth step.
+    Otherwise ``searches_per_epoch`` where the length of an epoch is known (Trainer,
+    ``Allocator(steps_per_epoch=...)``), otherwise every 50 steps.
 
     Args:
         shortcuts: The kinds of block path: ``"res1"``, ``"res2"``, ``"in"``, ``"cut"``, ``"layer"``.
@@ -68,20 +92,20 @@ class HeteroLoraConfig(PathConfig):
             paper (models with norms after the sums only; the start is not the base model).
         rank_budget: Number of parameters of all candidates that the ranks are computed from.
         rank_shape: ``"same"`` rank everywhere, or ``"shortcuts"`` take what ``r`` leaves.
-        mode: ``"dynamic"`` searches again and again, ``"static"`` once before training, ``"off"`` never. The defaults
-            are the paper's; with them a search lost to uniform LoRA on all projections (it ended at a higher loss)
-            wherever both were measured. A choice of ranks (``mode="static"``, ``granularity="rank"``) won or was
-            level, but for the test questions of TREC with a rank for every projection, in one study of two
-            (docs/when-to-use-which.md).
+        mode: ``"dynamic"`` searches again and again, ``"static"`` once before training, ``"off"`` never: every path is
+            on. ``"auto"`` is ``"static"``, but with ``granularity="path"`` ``"dynamic"``, as in the paper.
         granularity: ``"path"`` switches whole paths (the paper). ``"rank"``, with ``mode="static"``, lets the one
             search give every path a rank of its own by a joint second-order choice (``rankwise.rank_plan``). Until
             then each candidate is there at rank 1 and off; afterwards the config says ``mode="off"`` and has the ranks
-            chosen, and only those are in memory. ``r`` then says what a fractional budget is a fraction of, and which
+            chosen, and only those are in memory. ``target_modules`` left out then means all projections but the head,
+            as in ``rankwise.rank_plan``; ``r`` says what a fractional budget is a fraction of, and which
             scale every rank has. The search needs batches before the optimizer is made: Trainer has them, a plain
             loop gives them with ``rankwise.Allocator(model, batches=...)``. Options of the choice go into ``plan=`` of
-            that or of ``rankwise.AllocationCallback``.
+            that or of ``rankwise.AllocationCallback``. ``"auto"`` is ``"rank"`` where no ``mode`` is given, else
+            ``"path"``.
         proxy: The score of a path: ``"constant"``, ``"random"``, ``"grad_norm"``, ``"snip"``, ``"synflow"`` or
-            ``"newton"`` (second order; needs ``scoring="probe"``).
+            ``"newton"`` (second order; needs ``scoring="probe"``). ``"auto"`` is ``"grad_norm"`` for whole paths;
+            ranks go by ``"newton"``.
         score_on: ``"weight"`` scores the effective matrix ``W0 + s B A``; it does not depend on ``s``.
             ``"factors"`` scores ``A`` and ``B``; that score grows with ``s``, so paths with a larger
             ``lora_alpha / r`` outrank others by construction.
@@ -118,9 +142,9 @@ class HeteroLoraConfig(PathConfig):
     shortcut_norm: str = "inside"
     rank_budget: int | None = None
     rank_shape: str = "same"
-    mode: str = "dynamic"
-    granularity: str = "path"
-    proxy: str = "grad_norm"
+    mode: str = "auto"
+    granularity: str = "auto"
+    proxy: str = "auto"
     score_on: str = "weight"
     scoring: str = "online"
     score_batches: int = 32
@@ -142,15 +166,27 @@ class HeteroLoraConfig(PathConfig):
         """Check every field against the others."""
         super().__post_init__()
         self.peft_type = PeftType["HETEROLORA"]
+        by_default = self._decide()
         for name, allowed in CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
         if self.granularity == "rank":
-            self._check_by_rank()
+            self._check_by_rank(by_default)
         if self.proxy == "newton" and self.acts:
             self._check_newton()
         self._check_shortcuts()
         self._check_budget()
         self._check_numbers()
+
+    def _decide(self) -> bool:
+        """Put what they mean in the place of ``"auto"``; return whether neither mode nor granularity was given."""
+        by_default = self.mode == self.granularity == AUTO
+        if self.granularity == AUTO:
+            self.granularity = "rank" if by_default else "path"
+        if self.mode == AUTO:
+            self.mode = "static" if self.granularity == "rank" else "dynamic"
+        if self.proxy == AUTO:
+            self.proxy = "newton" if self.undecided else "grad_norm"
+        return by_default
 
     def _check_shortcuts(self) -> None:
         given: Any = self.shortcuts
@@ -196,29 +232,31 @@ class HeteroLoraConfig(PathConfig):
                     "get theirs from rank_pattern"
                 )
 
-    def _check_by_rank(self) -> None:
+    def _check_by_rank(self, by_default: bool) -> None:
         if self.mode == "dynamic":
-            raise ValueError("granularity='rank' chooses once, before the optimizer is made: set mode='static'")
+            raise ValueError(
+                "granularity='rank' chooses once, before the optimizer is made: set mode='static', or "
+                "granularity='path'"
+            )
         if not self.undecided:
             return
-        needs_paths = {
-            "proxy": ("grad_norm", "newton"),  # the first is the default, which means the second here
-            "score_on": ("weight",),
-            "budget_unit": ("parameters",),
-            "allocation": ("combined",),
-            "on_disable": ("keep",),
-            "warmup_searches": (0,),
-            "rank_budget": (None,),
-            "shortcut_ranks": (None,),
-        }
-        for name, allowed in needs_paths.items():
-            if getattr(self, name) not in allowed:
+        instead = "set granularity='path'"
+        allowed = OF_WHOLE_PATHS
+        if by_default:  # nobody said that ranks are to be chosen, so what only a search of paths has is no slip
+            instead = "say how whole paths are to be searched: mode='dynamic' (again and again) or mode='static' (once)"
+            allowed = {**OF_WHOLE_PATHS, "proxy": ("newton",), **OF_DYNAMIC_SEARCHES}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} is about whole paths, and granularity='rank' gives each path a "
-                    f"rank by a second-order choice: leave {name} out, or set granularity='path'"
+                    f"{name}={getattr(self, name)!r} is about whole paths, and granularity='rank'"
+                    f"{', the default,' if by_default else ''} gives each path a rank by a second-order choice: leave "
+                    f"{name} out, or {instead}"
                 )
         if self.rank_pattern or self.alpha_pattern:
-            raise ValueError("granularity='rank' finds the ranks: leave rank_pattern and alpha_pattern out")
+            raise ValueError(
+                f"granularity='rank'{', the default,' if by_default else ''} finds the ranks: leave rank_pattern and "
+                "alpha_pattern out, or set mode"
+            )
         self.proxy, self.scoring = "newton", "probe"
 
     def linear_paths(self) -> LoraConfig:

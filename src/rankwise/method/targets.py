@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.configs.path import PathConfig
 from rankwise.errors import nearest
+from rankwise.method.heads import TASKS as TASKS_WITH_A_HEAD
 from rankwise.method.heads import head_of, within
 from rankwise.paths.low_rank_path import LowRankPath
 
@@ -59,6 +60,23 @@ def _ends(name: str) -> Iterator[str]:
     while "." in name:
         name = name.partition(".")[2]
         yield name
+
+
+def means_all(config: PathConfig) -> bool:
+    """Tell whether a config's targets are all projections but the head, which PEFT would not make of them."""
+    if config.target_modules is None:
+        return config.undecided  # PEFT's default for a family, a few projections, is no space to choose ranks in
+    # PEFT would put LoRA on some heads, and then not save it.
+    return config.target_modules == "all-linear" and config.task_type in TASKS_WITH_A_HEAD
+
+
+def all_of(model: nn.Module, config: PathConfig) -> list[str]:
+    """Return targets that are all projections but the head, in the blocks that a config asks for."""
+    names = all_linear(model)
+    if config.layers_to_transform is None:
+        return names
+    # PEFT looks at a module's block where a target is the end of its name; a full name it takes wherever that is.
+    return sorted({name.rpartition(".")[2] for name in names})
 
 
 def check_targets(model: nn.Module, config: PathConfig) -> None:

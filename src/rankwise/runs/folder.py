@@ -13,6 +13,7 @@ from typing import Any
 from rankwise.fields import fits, wrong_field
 from rankwise.files import delete, read_json_object, write_text_atomic
 from rankwise.rules.records import HISTORY_FILE
+from rankwise.runs.recipes.methods import as_kept
 from rankwise.runs.recipes.reading import flat, read_yaml
 from rankwise.runs.recipes.recipe import Recipe, parse_recipe
 
@@ -119,7 +120,7 @@ class RunFolder:
         if not self.config.is_file():
             raise FileNotFoundError(f"{self.root} holds no run: {self.config.name} is missing")
         try:
-            return parse_recipe(read_yaml(self.config))
+            return parse_recipe(as_kept(read_yaml(self.config)))
         except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{self.config} is damaged, it is no recipe ({error}): copy it again, or write the recipe there that "

@@ -213,7 +213,7 @@ def undecided_error(adapter: str) -> ValueError:
         f"the ranks of adapter {adapter!r} are not chosen yet (granularity='rank'), and a training loop alone has no "
         "batches to choose by: call rankwise.Allocator(model, batches=...) before the optimizer is made, train with "
         "transformers' Trainer, or plan with rankwise.rank_plan(base, batches, budget=...) and train plan.to_config(), "
-        "which has mode='off'"
+        "which has mode='off'; mode='dynamic' searches whole paths by the steps of training alone"
     )
 
 

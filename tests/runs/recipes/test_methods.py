@@ -10,7 +10,7 @@ from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig
 
 import rankwise
 from rankwise.baselines import BottleneckConfig
-from rankwise.runs.recipes.methods import Method, config_class
+from rankwise.runs.recipes.methods import Method, as_kept, config_class
 from rankwise.runs.recipes.reading import merged
 from rankwise.runs.recipes.recipe import parse_recipe
 
@@ -109,7 +109,7 @@ BY_RANK = {"granularity": "rank", "mode": "static"}
         ("lora", {"plan": {}}, "method 'lora' has no option 'plan'"),
         (
             "heterolora",
-            {"plan": {"halves": False}},
+            {"mode": "dynamic", "plan": {"halves": False}},
             r"method\.plan=\{'halves': False\}.*none is made",
         ),
         ("heterolora", {**BY_RANK, "plan": {"halfs": False}}, "no option of a rank plan, did you mean 'halves'"),
@@ -122,6 +122,26 @@ BY_RANK = {"granularity": "rank", "mode": "static"}
 def test_options_of_a_plan_are_checked_with_the_recipe(name: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Method(name=name, **options)  # type: ignore[arg-type]
+
+
+def test_a_recipe_that_does_not_say_what_is_chosen_gets_it_written_out() -> None:
+    plain = Method.model_validate({"name": "heterolora", "budget": 500, "plan": {"halves": False}})
+    assert plain.model_dump() == {"name": "heterolora", "budget": 500, "plan": {"halves": False}, **BY_RANK}
+    built = plain.build("SEQ_CLS", seed=0)
+    assert (built.mode, built.granularity) == ("static", "rank")  # type: ignore[union-attr]
+    for said in ({"mode": "dynamic"}, {"mode": "off"}, {"granularity": "path"}, {"granularity": "rank"}):
+        assert Method.model_validate({"name": "heterolora", **said}).options == said
+    assert Method(name="lor2c").options == {}
+
+
+def test_a_kept_recipe_means_what_it_meant() -> None:
+    """Up to version 0.1 a search of whole paths, again and again, was what a recipe did not have to say."""
+    kept = {"method": {"name": "heterolora", "budget": 0.5}, "seed": 3}
+    assert as_kept(kept) == {"method": {**kept["method"], "mode": "dynamic"}, "seed": 3}  # type: ignore[dict-item]
+    others: list[Any] = [{"name": "heterolora", "mode": "static"}, {"name": "lora"}, None, [], "x"]
+    assert [as_kept({"method": other}) for other in others] == [{"method": other} for other in others]
+    damaged: list[Any] = [{}, None, [], "x"]
+    assert [as_kept(each) for each in damaged] == damaged
 
 
 def test_options_of_a_plan_are_no_field_of_the_config() -> None:

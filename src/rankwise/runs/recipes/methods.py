@@ -23,6 +23,9 @@ FILLED_IN |= {"inference_mode", "rankwise_version", "runtime_config", "total_ste
 ADALORA_FILLED_IN = {"total_step", "rank_pattern", "r"}  # the length of training, its state, and a field it ignores
 # Keys that are no field of the PEFT config, by the method that has them.
 OWN = {"dylora": {"eval_rank"}, "heterolora": {"plan"}}
+# What HeteroLoRA chooses where a recipe doesn't say it: now, and in what versions up to 0.1 kept of a run or a study.
+NOW = {"mode": "static", "granularity": "rank"}
+BEFORE = {"mode": "dynamic"}
 UNTYPED = {"init_lora_weights"}  # PEFT takes more than its annotation says
 WIDER = {"lora_alpha": float}  # PEFT says int and takes any number
 WITH_PATHS = ("heterolora", "lor2c")
@@ -31,7 +34,8 @@ WITH_PATHS = ("heterolora", "lor2c")
 class Method(BaseModel):
     """What is trained, with the fields of its PEFT config.
 
-    - ``heterolora``: ``HeteroLoraConfig``; with ``granularity: rank``, ``plan`` has options of ``rankwise.rank_plan``.
+    - ``heterolora``: ``HeteroLoraConfig``; where ranks are chosen (``granularity: rank``, as without a ``mode``),
+      ``plan`` has options of ``rankwise.rank_plan``.
     - ``lor2c``: ``Lor2cConfig``.
     - ``lora``: PEFT's ``LoraConfig``; PiSSA is ``init_lora_weights: pissa``, EVA ``init_lora_weights: eva``, QLoRA
       ``model.load_in: 4bit``.
@@ -63,6 +67,11 @@ class Method(BaseModel):
         """The options of the plan that a search by rank makes."""
         plan: PlanOptions | None = self.options.get("plan")
         return plan
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_is_written_out(cls, given: Any) -> Any:
+        return written_out(given)
 
     @model_validator(mode="after")
     def _options_exist(self) -> Method:
@@ -161,6 +170,19 @@ class Method(BaseModel):
 
             check_schedule(config)  # type: ignore[arg-type]
         return config
+
+
+def written_out(method: Any, default: Mapping[str, str] = NOW) -> Any:
+    """Return the fields of a method with what HeteroLoRA chooses said, so that what is kept says it."""
+    says = not isinstance(method, Mapping) or method.get("name") != "heterolora" or NOW.keys() & method.keys()
+    return method if says else {**method, **default}
+
+
+def as_kept(content: Any) -> Any:
+    """Return a recipe that lay in the folder of a run or a study as the version meant it that wrote it there."""
+    if not isinstance(content, Mapping) or "method" not in content:
+        return content  # damaged: checking it says so
+    return {**content, "method": written_out(content["method"], BEFORE)}
 
 
 def config_within(annotation: Any) -> type[Any] | None:
