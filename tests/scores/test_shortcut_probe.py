@@ -68,8 +68,8 @@ def wiring_of(model: Any) -> Wiring:
 def held(model: Any) -> list[str]:
     """Return what the hooks of the model's blocks hold."""
     wiring = wiring_of(model)
-    found = [name for taps in wiring.taps for name, value in vars(taps.flow).items() if isinstance(value, Tensor)]
-    crossing = ["crossing"] if wiring.crossing.u is not None else []
+    found = [name for taps in wiring.taps for name in (*taps.flow.held, *taps.flow.kept)]
+    crossing = ["crossing"] if wiring.crossing.left else []
     return [*found, *crossing, *map(str, wiring.sources.held)]
 
 

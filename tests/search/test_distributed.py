@@ -55,6 +55,25 @@ def replica(share: slice, find_unused: bool, fields: dict[str, Any]) -> dict[str
     return train(model(find_unused, **fields), share)
 
 
+def static(share: slice, mode: str) -> str:
+    """What is told where the first step's graph is taken for all steps'."""
+    fields: dict[str, Any] = {"task_type": "SEQ_CLS", "target_modules": ["query"], "budget": 0.5, "mode": mode}
+    wrapped = torch.nn.parallel.DistributedDataParallel(adapted(tiny_bert(), **fields).train(), static_graph=True)
+    try:
+        wrapped(**{key: value[share] for key, value in class_batches(1)[0].items()}).loss.backward()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.distributed
+def test_a_static_graph_is_refused_where_what_trains_changes(tmp_path: Path) -> None:
+    told = in_two_processes(static, tmp_path, "dynamic")
+    assert told[0] == told[1]
+    assert told[0].startswith("DistributedDataParallel(static_graph=True) reduces what the first step needed")
+    assert in_two_processes(static, tmp_path, "off") == ["", ""]
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("find_unused", "fields"),

@@ -268,3 +268,39 @@ def test_a_model_of_another_method_is_left_as_it_is(tmp_path: Path) -> None:
     ]
     with pytest.raises(ValueError, match="no rankwise paths"):
         rankwise.history(plain)
+
+
+def test_loading_over_an_adapter_takes_its_history_away_too(tmp_path: Path) -> None:
+    """A static search would not run again, and LoR2C would not merge, for what was loaded over."""
+    fresh = make(mode="static")
+    fresh.save_pretrained(str(tmp_path / "fresh"))
+    model: Any = searched()
+    model.save_pretrained(str(tmp_path / "searched"))
+    assert len(rankwise.history(model)) == 3
+    model.load_adapter(str(tmp_path / "fresh"), "default", is_trainable=True)
+    assert len(rankwise.history(model)) == 0
+    model.load_adapter(str(tmp_path / "searched"), "default", is_trainable=True)
+    assert len(rankwise.history(model)) == 3
+
+
+def test_a_model_that_is_trained_by_another_method_than_its_forward_is_told_of(tmp_path: Path) -> None:
+    """As CLIP is by ``get_text_features``: no search begins."""
+    model: Any = make(search_every=2).train()
+    encoder = model.get_base_model().bert
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    for batch in class_batches(4):
+        encoder(input_ids=batch["input_ids"]).pooler_output.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with pytest.warns(UserWarning, match=r"by other methods than the model's forward.*Allocator\(model\)\.begin\(\)"):
+        model.save_pretrained(str(tmp_path))
+    begun: Any = make(search_every=2).train()
+    rankwise.Allocator(begun).begin()
+    encoder = begun.get_base_model().bert
+    optimizer = torch.optim.AdamW([p for p in begun.parameters() if p.requires_grad], lr=0.01)
+    for batch in class_batches(4):
+        encoder(input_ids=batch["input_ids"]).pooler_output.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert [record["step"] for record in rankwise.history(begun)] == [2, 4]
+    rankwise.detach(begun)

@@ -105,6 +105,42 @@ def test_an_optimizer_that_wants_every_gradient_is_refused(tmp_path: Path) -> No
     train(everything, create_lorafa_optimizer(everything, r=2, lora_alpha=4, lr=1e-2))
 
 
+def test_an_optimizer_that_goes_by_earlier_gradients_of_all_is_refused() -> None:
+    model = searching(**FIELDS)
+    optimizer = torch.optim.LBFGS([p for p in model.parameters() if p.requires_grad], lr=0.1)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = model(**class_batches(1)[0]).loss
+        loss.backward()
+        return float(loss.detach())
+
+    model.train()
+    optimizer.step(closure)  # the search begins inside of it
+    with pytest.raises(ValueError, match=r"LBFGS needs gradients of all paths.*torch\.optim\.AdamW"):
+        optimizer.step(closure)
+
+
+def test_another_state_laid_over_the_model_before_a_step_keeps_nothing_still() -> None:
+    """A teacher that is the model with an earlier state, in which other paths are on."""
+    model = searching(**{**FIELDS, "search_every": 50})
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    train(model, optimizer)
+    paths = rankwise.named_paths(model)
+    earlier = {name: tensor.clone() for name, tensor in model.state_dict(keep_vars=False).items()}
+    on = [name for name, path in paths.items() if path.enabled]
+    keep_only_(model, *(name for name in paths if name not in on))
+    before = {name: path.lora_B.detach().clone() for name, path in paths.items()}
+    batch = class_batches(1)[0]
+    loss = model(**batch).loss
+    with torch.no_grad():
+        torch.func.functional_call(model, earlier, (), batch)
+    loss.backward()
+    optimizer.step()
+    moved = [name for name, path in paths.items() if not torch.equal(path.lora_B, before[name])]
+    assert moved == [name for name in paths if name not in on] != []
+
+
 def test_with_every_down_projection_frozen_the_search_wakes() -> None:
     model = searching(**FIELDS)
     paths = rankwise.named_paths(model).values()

@@ -1,4 +1,4 @@
-"""How a block is checkpointed, as transformers sets it."""
+"""How a block is checkpointed: as transformers sets it, and by a wrapper around it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ from functools import partial
 from typing import Any
 
 import pytest
-from tests.models import tiny_bert, tiny_llama, tiny_opt
+import torch
+from tests.models import adapted, class_batches, fill_, tiny_bert, tiny_llama, tiny_opt
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
 from torch.utils.checkpoint import checkpoint
 
+import rankwise
 from rankwise.wiring.checkpointing import is_reentrant
 
 
@@ -36,3 +43,47 @@ def test_transformers_asks_for_the_reentrant_way_by_saying_nothing() -> None:
     assert is_reentrant(block)
     block._gradient_checkpointing_func = checkpoint  # what is not transformers' own form
     assert not is_reentrant(block)
+
+
+STILL: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def wrapped(model: Any, way: CheckpointImpl) -> None:
+    """Put a checkpoint around each block, as accelerate's FSDP plugin does."""
+    blocks = set(model.get_base_model().bert.encoder.layer)
+    apply_activation_checkpointing(
+        model, checkpoint_wrapper_fn=partial(checkpoint_wrapper, checkpoint_impl=way), check_fn=lambda m: m in blocks
+    )
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(**class_batches(1)[0]).loss.backward()
+    paths: Any = rankwise.named_paths(model).values()
+    return {path.name: path.lora_B.grad.clone() for path in paths}
+
+
+@pytest.mark.parametrize("way", CheckpointImpl)
+def test_a_wrapper_around_a_block_leaves_what_stays_inside_of_it_alone(way: CheckpointImpl) -> None:
+    model = adapted(tiny_bert(3, **STILL), target_modules=["query"], shortcuts=["res1", "res2", "in", "layer"]).train()
+    fill_(model)
+    expected = gradients(model)
+    wrapped(model, way)
+    if way == CheckpointImpl.REENTRANT:
+        model.enable_input_require_grads()
+    torch.testing.assert_close(gradients(model), expected)
+
+
+@pytest.mark.parametrize("way", CheckpointImpl)
+@pytest.mark.parametrize("kind", ["cut", "layer"])
+def test_what_comes_from_another_block_is_refused_there(kind: str, way: CheckpointImpl) -> None:
+    model = adapted(tiny_bert(3, **STILL), target_modules=[], shortcuts=[kind]).train()
+    fill_(model)
+    if kind == "layer":
+        rankwise.apply_(model, [rankwise.Merge("layers.0.layer", "layers.1.layer")])
+    gradients(model)
+    wrapped(model, way)
+    if way == CheckpointImpl.REENTRANT:
+        model.enable_input_require_grads()
+    with pytest.raises(ValueError, match=rf"block \d is called again in the backward pass.*{kind}.*checkpoint by"):
+        gradients(model)

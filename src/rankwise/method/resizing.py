@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from rankwise.wiring.block_host import BlockHost
 
 
 def resize_(paths: PathSet, ranks: Mapping[str, int]) -> None:
-    """Give every path its rank, made anew, and take those of rank 0 out; the config becomes the one that builds this.
+    """Give every path its rank, made anew, and take those of rank 0 out; the adapter gets a config that builds this.
 
     What comes out equals what ``get_peft_model`` builds from the new config: initial values depend on the seed and the
     module's name alone. All paths are on afterwards, and the config's mode is ``"off"``.
@@ -30,6 +31,7 @@ def resize_(paths: PathSet, ranks: Mapping[str, int]) -> None:
         if not ranks[path.name]:
             _take_out(path)
     others = [*(path.module for path in paths.resident), *paths.lookalikes]
+    paths.become(copy.deepcopy(paths.config))  # the one given may build other models, whose ranks are others
     _describe_(paths.config, {path: ranks[path.name] for path in kept}, scales, others)
     for path in kept:
         _make_anew(path, paths.config, ranks[path.name])
@@ -48,7 +50,7 @@ def _describe_(
     config.shortcut_ranks = {path.own_name: rank for path, rank in ranks.items() if path.kind != "linear"}
     config.shortcuts = [kind for kind in BLOCK_KINDS if any(path.kind == kind for path in ranks)]
     config.shortcut_r, config.shortcut_alpha = 1, scales.get(False, 1.0)
-    config.layers_to_transform = None
+    config.layers_to_transform = config.layers_pattern = None
     config.mode = "off"
 
 

@@ -17,19 +17,19 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.configs.path import PathConfig
 from rankwise.method.first import first_allocation
-from rankwise.method.heads import TASKS as TASKS_WITH_A_HEAD
 from rankwise.method.initial import seeded
 from rankwise.method.loading import completed, shared_downs
 from rankwise.method.oversized import check_ranks
 from rankwise.method.own_weights import check_own_weights
 from rankwise.method.ranks import lookalikes, resolve_ranks
 from rankwise.method.targets import (
-    all_linear,
+    all_of,
     check_gated,
     check_gated_merge,
     check_layers,
     check_linear,
     check_targets,
+    means_all,
     module_names,
 )
 from rankwise.method.unused import told_by_us, warn_forgotten, warn_unused
@@ -83,8 +83,8 @@ class PathModel(LoraModel):
         wiring = _wiring_for(model, config)
         modules = module_names(model)
         with _linear_targets(config, wiring):
-            if config.target_modules == "all-linear" and config.task_type in TASKS_WITH_A_HEAD:
-                config.target_modules = all_linear(model)  # PEFT would put LoRA on some heads, and then not save it
+            if means_all(config):
+                config.target_modules = all_of(model, config)
             # PEFT's order: names of the family first, so that the checks see what PEFT will look for; then the checks,
             # as long as nothing is built; then PEFT builds.
             self._prepare_adapter_config(config, self.get_model_config(model))
@@ -192,7 +192,7 @@ class PathModel(LoraModel):
         names = path_names(hosts, bare)
         linear = [LowRankPath(names[module], "linear", module, host, adapter) for module, host in hosts.items()]
         alike = [module for module in lookalikes(hosts, dict.fromkeys(bare)) if module not in hosts]
-        paths = PathSet(adapter, config, [*linear, *block_paths], alike)
+        paths = PathSet(adapter, config, [*linear, *block_paths], alike, self.peft_config)
         if "rankwise_paths" not in model.__dict__:
             model.rankwise_paths = PathSets(model.register_forward_pre_hook(before_forward))
         model.rankwise_paths.wiring = wiring or model.rankwise_paths.wiring

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from rankwise.distributed import world_size
 from rankwise.paths.driver import driver
@@ -27,12 +28,29 @@ def before_forward(module: Any, args: Any) -> None:
             continue
         # Here and not once: the process group is often made after the model.
         session.tied = world_size() > 1
+        if session.tied and paths.moves:
+            _refuse_static_graph(paths)
         if session.recorder is not None and not session.probing and not torch.compiler.is_compiling():
             _drop_skipped_step(paths)
         idle = session.listener is None or not session.listener.begun
         wanted = paths.config.acts or (paths.moves and not torch.compiler.is_compiling())  # a whole graph stays whole
         if idle and wanted and not session.detached and not session.probing and paths.trains:
             _wake(module, paths)
+
+
+def _refuse_static_graph(paths: PathSet) -> None:
+    """Refuse what takes the first step's graph for all steps': gradients of paths that come on later stay apart.
+
+    Raises:
+        ValueError: Says what to leave out.
+    """
+    wrapper = getattr(DistributedDataParallel, "_active_ddp_module", None)
+    if getattr(wrapper, "static_graph", False):
+        raise ValueError(
+            f"DistributedDataParallel(static_graph=True) reduces what the first step needed, and what adapter "
+            f"{paths.adapter!r} trains changes, so processes would drift apart: leave static_graph out (with gradient "
+            'checkpointing say {"use_reentrant": False}, which does not need it), or set mode="off"'
+        )
 
 
 def _drop_skipped_step(paths: PathSet) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -32,6 +32,7 @@ class PathSet:
         resident: All its paths, also those that an edit may bring in or has taken out for good.
         lookalikes: Modules without a path whose names end in the name of one that has: a config that names modules has
             to tell them apart.
+        configs: The model's configs by adapter, in which this one's has to be found.
 
     Attributes:
         norm: Where ``in`` and ``cut`` paths are added, ``"inside"`` or ``"reapply"``.
@@ -39,13 +40,20 @@ class PathSet:
         session: What is under way.
     """
 
-    lookalikes: tuple[str, ...] = ()  # of one that an earlier version has pickled
+    lookalikes: tuple[str, ...] = ()  # of one that an earlier version has pickled, as the next
+    configs: MutableMapping[str, Any] | None = None
 
     def __init__(
-        self, adapter: str, config: PathConfig, resident: Iterable[LowRankPath], lookalikes: Sequence[str] = ()
+        self,
+        adapter: str,
+        config: PathConfig,
+        resident: Iterable[LowRankPath],
+        lookalikes: Sequence[str] = (),
+        configs: MutableMapping[str, Any] | None = None,
     ) -> None:
         self.adapter = adapter
         self.config: Any = config
+        self.configs = configs
         self.norm = config.block_paths().norm
         self.resident = list(resident)
         self.lookalikes = tuple(lookalikes)
@@ -60,6 +68,12 @@ class PathSet:
         """Start idle."""
         self.__dict__.update(state)
         self.session = Session()
+
+    def become(self, config: PathConfig) -> None:
+        """Take another config, here and where the model looks its adapters' configs up."""
+        self.config = config
+        if self.configs is not None:
+            self.configs[self.adapter] = config
 
     @property
     def paths(self) -> dict[str, LowRankPath]:

@@ -15,6 +15,7 @@ from rankwise.files import write_json_atomic, write_text_atomic
 from rankwise.method.folders import ALLOCATION, DIGESTS, digests
 from rankwise.method.structure import check_unvouched
 from rankwise.notebook import html_table
+from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.path_set import PathSet, path_set
 from rankwise.rules.records import HISTORY_FILE, Record, edits, from_lines, to_lines
 from rankwise.search.card import CARD, write_card
@@ -109,10 +110,11 @@ def after_saving(model: PeftModel, folder: str | Path, selected: Iterable[str] |
     """
     saved = {adapter: paths for adapter, paths in _own(model).items() if selected is None or adapter in selected}
     for adapter, paths in saved.items():
-        place = paths.session.folder = Path(folder) if adapter == "default" else Path(folder) / adapter
+        place = Path(folder) if adapter == "default" else Path(folder) / adapter
         if paths.session.listener is not None and not paths.session.listener.knows_epochs:
             warn_if_idle(paths)
         warn_if_unheard(paths)
+        paths.session.folder = place
         _write_beside(paths, place)
     if _own(model) and rank() == 0 and (Path(folder) / CARD).is_file():
         write_card(Path(folder), _own(model), getattr(getattr(model, "config", None), "num_labels", None))
@@ -145,15 +147,27 @@ def _write_beside(paths: PathSet, place: Path) -> None:
 
 def warn_if_unheard(paths: PathSet) -> None:
     """Warn if an adapter was trained in evaluation mode, where neither its search nor its edits ever begin."""
-    began = paths.session.listener is not None or paths.history or paths.session.detached
-    asked = paths.session.unheard and paths.config.acts and paths.trains
-    if asked and not began and any(bool(path.lora_B.any()) for path in paths.enabled):
-        warnings.warn(
-            f"adapter {paths.adapter!r} seems to have been trained in evaluation mode, in which nothing is searched or "
-            "edited: call model.train() before training (freeze what is to stay as it is some other way), or "
-            "rankwise.detach(model) if no search is wanted",
-            stacklevel=2,
-        )
+    session = paths.session
+    began = session.listener is not None or paths.history or session.detached
+    asked = paths.config.acts and paths.trains and (session.unheard or session.folder is None)  # or loaded as it is
+    if not asked or began or not any(_moved(path) for path in paths.enabled):
+        return
+    if session.unheard:
+        how = "in evaluation mode, in which nothing is searched or edited: call model.train() before training (freeze "
+        how += "what is to stay as it is some other way)"
+    else:
+        how = "by other methods than the model's forward, and nothing was searched or edited, which a training step of "
+        how += "model(...) begins: call the model itself, or begin by hand (rankwise.Allocator(model).begin(), Editor "
+        how += "for LoR2C)"
+    warnings.warn(
+        f"adapter {paths.adapter!r} seems to have been trained {how}, or rankwise.detach(model) if no search is wanted",
+        stacklevel=2,
+    )
+
+
+def _moved(path: LowRankPath) -> bool:
+    """Tell whether a path has learned something."""
+    return not path.lora_B.is_meta and bool(path.lora_B.any())
 
 
 def _listed(paths: PathSet) -> dict[str, Any]:
@@ -200,5 +214,7 @@ def after_loading(model: nn.Module, folder: str | Path, adapter: str, vouched: b
         return
     paths.session.folder = Path(folder)
     file = Path(folder) / HISTORY_FILE
-    if file.is_file():
+    if not file.is_file():
+        paths.history.clear()  # what was there is of what was loaded over
+    else:
         paths.history[:] = from_lines(file.read_text(encoding="utf-8"), file)

@@ -21,7 +21,10 @@ from rankwise.rules.records import record_of
 from rankwise.scores.likelihood import DrawLosses
 from rankwise.scores.probe import Autocast, Batch, ComputeLoss
 
-GREEDY = {"LoraFAOptimizer"}  # optimizers that reckon with gradients without asking whether there are any
+GREEDY = {
+    "LoraFAOptimizer",
+    "LBFGS",
+}  # optimizers that reckon with gradients, or with earlier ones, without asking whether there are any
 
 
 @dataclass(frozen=True)
@@ -163,13 +166,15 @@ class Listener:
             ValueError: The optimizer needs a gradient of every parameter.
         """
         self._optimizer = weakref.ref(optimizer)
+        if world_size() == 1:  # another state may have been laid over the model since its forward pass, for a teacher
+            self.paths.refresh()
         # None and not zero: optimizers skip what has no gradient, but decay and move by momentum what has zeros.
         idle = self.paths.idle_parameters()
         if idle and any(cls.__name__ in GREEDY for cls in type(optimizer).__mro__):
             raise ValueError(
-                f"{type(optimizer).__name__} needs gradients of all paths, and those that are off have none: to train "
-                "lora_B alone, freeze every lora_A by hand (path.lora_A.requires_grad_(False)) and use another "
-                "optimizer, such as torch.optim.AdamW; or set mode='off'"
+                f"{type(optimizer).__name__} needs gradients of all paths, and those that are off have none: use "
+                "another optimizer, such as torch.optim.AdamW (to train lora_B alone, freeze every lora_A by hand with "
+                "path.lora_A.requires_grad_(False)), or set mode='off'"
             )
         for parameter in idle:
             parameter.grad = None

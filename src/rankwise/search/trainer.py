@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 
@@ -35,10 +35,12 @@ class Run:
 
     Args:
         trainer: Who trains.
+        resume: The checkpoint to resume from, as given.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, resume: str | bool | None = None) -> None:
         self._trainer = weakref.ref(trainer)
+        self.resume = resume
         self._began: weakref.WeakKeyDictionary[PathSet, tuple[int, list[Status]]] = weakref.WeakKeyDictionary()
 
     @property
@@ -76,8 +78,8 @@ def current_run() -> Run | None:
 
 
 @contextmanager
-def _running(trainer: Trainer) -> Iterator[None]:
-    token = _RUN.set(Run(trainer))
+def _running(trainer: Trainer, resume: str | bool | None) -> Iterator[None]:
+    token = _RUN.set(Run(trainer, resume))
     try:
         yield
     finally:
@@ -88,20 +90,32 @@ def wrap_trainer(before: Callable[[Trainer, Any], None]) -> None:
     """Let ``Trainer.train`` say who trains for as long as it lasts, once; callbacks are not told.
 
     Args:
-        before: Called with (trainer, checkpoint to resume from) before anything of the training is made.
+        before: Called with (trainer, checkpoint to resume from) before anything of the training is made but the model.
     """
-    train = Trainer.train
+    train, make_model = Trainer.train, Trainer.call_model_init
     if "rankwise" in train.__dict__:
         return
 
     @functools.wraps(train)
     def wrapped(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        with _running(self):
-            before(self, args[0] if args else kwargs.get("resume_from_checkpoint"))
+        resume = args[0] if args else kwargs.get("resume_from_checkpoint")
+        with _running(self, resume):
+            if self.model_init is None:
+                before(self, resume)
             return train(self, *args, **kwargs)
 
+    @functools.wraps(make_model)
+    def made(self: Any, *args: Any, **kwargs: Any) -> nn.Module:
+        model, run = make_model(self, *args, **kwargs), current_run()
+        if run is not None and run.trainer is self:  # not the one that Trainer makes for itself, to have one
+            self.model, self.optimizer = model, None  # as Trainer does with what this returns
+            if self.place_model_on_device:
+                self._move_model_to_device(model, self.args.device)
+            before(self, run.resume)
+        return model
+
     wrapped.__dict__["rankwise"] = True
-    Trainer.train = wrapped  # type: ignore[method-assign]
+    Trainer.train, Trainer.call_model_init = wrapped, made  # type: ignore[method-assign]
 
 
 class _PassBar:

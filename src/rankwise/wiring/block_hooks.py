@@ -32,9 +32,10 @@ from transformers.utils.generic import ModelOutput
 from rankwise.rules.kinds import ATTENTION_SUM, BLOCK_INPUT, BLOCK_KINDS, FEED_FORWARD_SUM, MID, Kind
 from rankwise.wiring.anatomy import Anatomy, Point
 from rankwise.wiring.block_host import BlockHost
-from rankwise.wiring.checkpointing import is_reentrant
+from rankwise.wiring.checkpointing import is_reentrant, refuse_again
 
 MID_KEYWORD = "rankwise_mid_before"  # the keyword that brings u_prev into a block, checkpointed or not
+U_OUT, CARRIED, SENT, RUNNING = "u_out", "carried", "sent", "running"  # see Flow
 STREAM = "hidden_states"  # what transformers calls a block's first argument
 
 
@@ -68,34 +69,48 @@ ENDING = {point: [kind for kind in INSIDE if kind.destination == point] for poin
 
 
 class Flow(threading.local):
-    """What is under way in one block: activations of the forward pass of the thread that asks, and of no other."""
+    """What is under way in one block: activations of the forward pass of the thread that asks, and of no other.
 
-    def __init__(self) -> None:  # once a thread; torch.compile loses track of attributes that only the class has
+    All of it lies in dictionaries that are made once: where torch.compile breaks a graph inside a block, or compiles
+    block by block, it loses what was written to an attribute of an object of a thread's.
+
+    Attributes:
+        held: Each kind's source, from its point to the path's end.
+        kept: The mid for the next block (``U_OUT``), and what is added apart (``CARRIED``, see ``Anatomy.carry``).
+        marks: ``RUNNING`` in the call of the block, ``SENT`` while a mid is on its way into it.
+    """
+
+    def __init__(self) -> None:  # once a thread
         self.held: dict[str, Tensor] = {}
-        self.forget()
+        self.kept: dict[str, Tensor] = {}
+        self.marks: dict[str, bool] = {}
 
     def forget(self) -> None:
         """Hold nothing."""
-        self.held.clear()  # each kind's source, from its point to the path's end
-        self.u_out: Tensor | None = None
-        self.carried: Tensor | None = None
-        self.sent = self.running = False
+        for part in (self.held, self.kept, self.marks):
+            part.clear()
+
+    def marked(self, mark: str) -> bool:
+        """Tell whether a mark is set."""
+        return mark in self.marks
 
 
 class Crossing(threading.local):
-    """The mid that one block leaves to the next, with the number of the block it is for."""
+    """The mid that one block leaves to the next, by the number of the block it is for."""
 
     def __init__(self) -> None:  # once a thread; see Flow
-        self.put(-1, None)
+        self.left: dict[int, Tensor] = {}
 
     def put(self, block: int, u: Tensor | None) -> None:
         """Leave a mid to a block."""
-        self.block, self.u = block, u
+        self.left.clear()
+        if u is not None:
+            self.left[block] = u
 
     def take(self, block: int) -> Tensor | None:
         """Return what was left to a block; nothing is left afterwards."""
-        u = self.u if self.block == block else None
-        self.u = None
+        u = self.left.get(block)
+        self.left.clear()
         return u
 
 
@@ -205,10 +220,11 @@ class BlockTaps:
                 result, kind.name, self._source(kind), self.adapters(kind.name, "inside" if kind.crosses else None)
             )
         if apart:
-            self.flow.carried = result if self.flow.running else None
+            if self.flow.marked(RUNNING):
+                self.flow.kept[CARRIED] = result
             result = x + result
-        if point == FEED_FORWARD_SUM and self.flow.carried is not None:
-            result, self.flow.carried = result + self.flow.carried.reshape(result.shape), None
+        if point == FEED_FORWARD_SUM and CARRIED in self.flow.kept:
+            result = result + self.flow.kept.pop(CARRIED).reshape(result.shape)
         self._keep(point, x)
         return result
 
@@ -230,20 +246,23 @@ class BlockTaps:
         flow = self.flow
         for kind in STARTING.get(point, ()):
             # Run again in the backward pass, a checkpointed block comes to what is inside it only.
-            comes = flow.running or not (self.ends_outside and kind.destination == FEED_FORWARD_SUM)
+            comes = flow.marked(RUNNING) or not (self.ends_outside and kind.destination == FEED_FORWARD_SUM)
             if comes and self.needs(kind.name):
                 flow.held[kind.name] = x
-        if point == MID and flow.running and self.after is not None and self.after.needs("cut"):
-            flow.u_out = x
+        if point == MID and flow.marked(RUNNING) and self.after is not None and self.after.needs("cut"):
+            flow.kept[U_OUT] = x
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         u_prev = self.crossing.take(self.index)
         self.flow.forget()
-        self.flow.running = True
+        self.flow.marks[RUNNING] = True
         self._refuse_reentrant()
-        if u_prev is None or not self.needs("cut"):
+        if not self.needs("cut"):
             return None
-        self.flow.sent = True
+        refuse_again(self.index, "cut")
+        if u_prev is None:
+            return None
+        self.flow.marks[SENT] = True
         return args, {**kwargs, MID_KEYWORD: u_prev}
 
     def _refuse_reentrant(self) -> None:
@@ -260,9 +279,10 @@ class BlockTaps:
 
     def _enter_attention(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if MID_KEYWORD in kwargs:
-            self.flow.held["cut"], self.flow.sent = kwargs[MID_KEYWORD], False
+            self.flow.held["cut"] = kwargs[MID_KEYWORD]
+            self.flow.marks.pop(SENT, None)
             return args, {name: value for name, value in kwargs.items() if name != MID_KEYWORD}
-        if self.flow.sent:
+        if self.flow.marked(SENT):
             raise ValueError(
                 f"block {self.index} does not pass the keyword arguments of its call on to {self.anatomy.attention!r}, "
                 "so the mid of the block before never arrives: 'cut' paths can't be had in this family, leave them out"
@@ -270,7 +290,7 @@ class BlockTaps:
         return None
 
     def _leave(self, block: nn.Module, args: Any, output: Any) -> None:
-        self.crossing.put(self.index + 1, self.flow.u_out)
+        self.crossing.put(self.index + 1, self.flow.kept.get(U_OUT))
         self.flow.forget()
 
 

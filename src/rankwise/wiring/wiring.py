@@ -17,6 +17,7 @@ from rankwise.errors import nearest
 from rankwise.wiring.anatomy import Anatomy, anatomy_of, find_blocks, width
 from rankwise.wiring.block_hooks import BlockTaps, Crossing, first_tensor, output_tensor, with_output_tensor
 from rankwise.wiring.block_host import BlockHost
+from rankwise.wiring.checkpointing import refuse_again
 
 LAYERS = "layer_paths"
 
@@ -64,7 +65,11 @@ class LayerTaps:
     def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for key, host in self.hosts.items():
             for adapter in host.live():
-                if host.gate(adapter).path.blocks[0] == self.index and host.needs_source([adapter]):
+                path = host.gate(adapter).path
+                first, last = path.blocks
+                if first < last and first <= self.index <= last and host.needs_source([adapter]):
+                    refuse_again(self.index, path.name)
+                if first == self.index and host.needs_source([adapter]):
                     self.sources.held[key, adapter] = first_tensor(args, kwargs)
 
     def _leave(self, block: nn.Module, args: Any, output: Any) -> Any:
