@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from tests.models import in_a_clean_process
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import rankwise
 from rankwise.planning.rank_plan import RankPlan
+from rankwise.runs.building import job
+from rankwise.runs.building.job import build
 from rankwise.runs.building.models import load_tokenizer
 from rankwise.runs.ranks import as_markdown, from_blocks, loading, plan_ranks, snippets_of
 from rankwise.runs.recipes.recipe import Recipe
@@ -154,7 +157,8 @@ def test_the_snippets_load_the_base_in_as_many_bits_as_the_recipe(
     recipe = make("lora", "text", model={"load_in": bits})
     data = load_task(recipe.data, load_tokenizer(recipe.model))
     plan = RankPlan({"layers.0.q_proj": 1}, {"layers.0.q_proj": "model.layers.0.self_attn.q_proj"}, {}, (), 8, 2.0)
-    found = snippets_of(plan, None, "CAUSAL_LM", loading(recipe, data))
+    modules = list(plan.modules.values())
+    found = snippets_of(plan, None, "CAUSAL_LM", loading(recipe, data), modules)
     for name in ("Python", "TRL"):
         loads = keywords(found[name], "AutoModelForCausalLM.from_pretrained")
         if bits is None:
@@ -172,7 +176,7 @@ def test_the_snippets_load_the_base_in_as_many_bits_as_the_recipe(
         imported: dict[str, Any] = {}
         exec("\n".join(line for line in lines if line.startswith("from ")), imported)
         assert set(imported) >= {"BitsAndBytesConfig", "prepare_model_for_kbit_training", "LoraConfig"}
-    headed = snippets_of(replace(plan, heads=("pooler",)), None, "SEQ_CLS", loading(recipe, data))
+    headed = snippets_of(replace(plan, heads=("pooler",)), None, "SEQ_CLS", loading(recipe, data), modules)
     assert keywords(headed["Python"], "LoraConfig")["modules_to_save"] == ["pooler"]
     assert "modules_to_save" not in found["Python"]
     told = yaml.safe_load(found["LLaMA-Factory"])
@@ -201,3 +205,93 @@ def test_what_a_plan_warns_of_is_in_it_and_not_logged_too(make: Make, caplog: py
     assert found.plan.warnings
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert logger.level == before
+
+
+def bart(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe on a tiny BART, whose encoder and decoder have blocks of the same names."""
+    tokenizer = load_tokenizer(recipe.model)
+    small = {f"{side}_{what}": 4 for side in ("encoder", "decoder") for what in ("attention_heads", "ffn_dim")}
+    small |= {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64, "num_labels": 2}
+    small |= {"pad_token_id": 0, "bos_token_id": 2, "decoder_start_token_id": 3, "vocab_size": len(tokenizer)}
+    config = AutoConfig.for_model("bart", **small, eos_token_id=3, forced_eos_token_id=3)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(folder)})})
+
+
+def test_the_script_gives_no_rank_to_modules_with_the_same_end_of_their_name(make: Make, tmp_path: Path) -> None:
+    recipe = bart(make("lora", "mrpc"), tmp_path / "bart")
+    found = plan_ranks(recipe, budget=100, **PLAN)
+    wanted = {found.plan.modules[name]: rank for name, rank in found.plan.chosen.items()}
+    ends = {from_blocks(module) for module in wanted}
+    assert any(from_blocks(module) in ends for module in set(found.plan.modules.values()) - set(wanted))
+    made: dict[str, Any] = {}
+    exec(found.snippets["Python"], made)
+    assert ranks_of(made["model"]) == wanted
+
+
+def targets_in(snippets: dict[str, str]) -> list[Any]:
+    """The targets that each of the snippets for a causal model names."""
+    factory = yaml.safe_load(snippets["LLaMA-Factory"])["lora_target"]
+    axolotl = yaml.safe_load(snippets["Axolotl"])["lora_target_modules"]
+    scripts = [keywords(snippets[name], "LoraConfig")["target_modules"] for name in ("Python", "TRL")]
+    return [*scripts, factory.split(","), axolotl]
+
+
+QUERY = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("others", "names"),
+    [
+        (["model.layers.1.self_attn.q_proj", "model.xlayers.0.self_attn.q_proj"], ["layers.0.self_attn.q_proj"]),
+        (["teacher.layers.0.self_attn.q_proj"], [QUERY]),
+        (["layers.0.self_attn.q_proj"], [QUERY]),
+    ],
+)
+def test_a_short_name_is_one_that_no_other_module_ends_in(make: Make, others: list[str], names: list[str]) -> None:
+    recipe = make("lora", "text")
+    loads = loading(recipe, load_task(recipe.data, load_tokenizer(recipe.model)))
+    plan = RankPlan({"layers.0.q_proj": 1}, {"layers.0.q_proj": QUERY}, {}, (), 8, 2.0)
+    assert targets_in(snippets_of(plan, None, "CAUSAL_LM", loads, [QUERY, *others])) == [names] * 4
+    alike = replace(plan, lookalikes=(f"teacher.{QUERY}",))
+    *scripts, factory, axolotl = targets_in(snippets_of(alike, None, "CAUSAL_LM", loads, [QUERY, *alike.lookalikes]))
+    assert [*scripts, axolotl] == [QUERY.replace(".", r"\.")] * 3
+    assert factory == [QUERY]
+
+
+def test_ranks_are_planned_on_packed_rows_as_a_run_sees_them(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make("lora", "chat", data={"packing": True}, training={"batch_size": 1})
+    seen: list[Any] = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(model: Any, batches: Any, **_: Any) -> None:
+        seen.extend((model, next(iter(batches))))
+        raise Stop
+
+    monkeypatch.setattr(rankwise, "rank_plan", stop)
+    with pytest.raises(Stop):
+        plan_ranks(recipe, budget=400, batches=1)
+    model, batch = seen
+    assert (batch["position_ids"] == 0).sum() > 1
+    model.eval()
+    apart = model(**batch, use_cache=False).logits
+    assert torch.equal(model(**batch).logits, apart)
+    of_run = build(recipe).model.eval()
+    assert torch.equal(of_run(**batch).logits, apart)
+
+
+def test_packed_rows_that_see_each_other_are_refused_for_a_plan_too(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise ValueError("data.packing: they see each other")
+
+    monkeypatch.setattr(job, "check_packing", refuse)
+    recipe = make("lora", "chat", data={"packing": True}, training={"batch_size": 1})
+    with pytest.raises(ValueError, match="see each other"):
+        build(recipe)
+    with pytest.raises(ValueError, match="see each other"):
+        plan_ranks(recipe, budget=400, **PLAN)

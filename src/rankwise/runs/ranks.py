@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +14,20 @@ import yaml
 from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
-from transformers import set_seed
 
 import rankwise
 from rankwise.files import write_json_atomic, write_text_atomic
+from rankwise.method.ranks import lookalikes
+from rankwise.method.targets import module_names
 from rankwise.planning.rank_plan import RankPlan
-from rankwise.runs.building.models import load_base, load_tokenizer, model_class, resolve_name
+from rankwise.runs.building.job import load_parts
+from rankwise.runs.building.models import model_class, resolve_name
 from rankwise.runs.building.quantised import keep_unpacked_, quantisation_fields
 from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.recipe import Recipe
 from rankwise.runs.results.exporting import check_no_adapter
 from rankwise.search.trainer import probe_batches
-from rankwise.tasks import TaskData, load_task
+from rankwise.tasks import TaskData
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,8 @@ def plan_ranks(
     if out is not None:
         check_no_adapter(out)
     with quiet(), _not_logged():
-        set_seed(recipe.seed)
-        data = data or load_task(recipe.data, load_tokenizer(recipe.model))
-        set_seed(recipe.seed)
-        model: Any = load_base(recipe, task_type=data.task_type, arguments=data.model_arguments())
+        data, loaded = load_parts(recipe, data)
+        model: Any = loaded
         if recipe.model.load_in is None:  # quantised weights are there already, and can't be moved
             model.to(PartialState().device)
         keep_unpacked_(model, recipe)
@@ -91,7 +91,7 @@ def plan_ranks(
         )
         task_type = data.task_type
         target = None if out is None else Path(out)
-        snippets = snippets_of(plan, target, task_type, loading(recipe, data))
+        snippets = snippets_of(plan, target, task_type, loading(recipe, data), module_names(model))
         if target is not None:
             config_out = plan.to_config(task_type=task_type, base_model_name_or_path=recipe.model.name)
             get_peft_model(model, config_out).save_pretrained(str(target))
@@ -157,40 +157,46 @@ def loading(recipe: Recipe, data: TaskData) -> Loading:
     )
 
 
-def snippets_of(plan: RankPlan, folder: Path | None, task_type: str, loads: Loading) -> dict[str, str]:
+def snippets_of(
+    plan: RankPlan, folder: Path | None, task_type: str, loads: Loading, modules: Sequence[str]
+) -> dict[str, str]:
     """Return what to write for PEFT, TRL, LLaMA-Factory and Axolotl to train a plan.
 
-    A plan with block paths, and one for a classifier, which those tools don't train, is for Python alone. A tool that
-    has no field for a rank per module starts from the adapter folder, which holds the ranks.
+    A plan that plain LoRA can't have, as one with block paths, and one for a classifier, which those tools don't train,
+    is for Python alone. A tool that has no field for a rank per module starts from the adapter folder, which holds the
+    ranks.
 
     Args:
         plan: A plan.
         folder: Where the adapter at its start was written; a name stands in where it was not.
         task_type: PEFT's.
         loads: How the base model is loaded, see ``loading``.
+        modules: The full names of all its modules.
     """
     config = plan.to_config()
     planned = sorted(plan.modules[name] for name in plan.chosen if name in plan.modules)
-    names = [from_blocks(module) for module in planned]
+    names = target_names(planned, config, modules)
     made = _config_lines(config, names, task_type)
     used = ["get_peft_model", *loads.used]
-    ours = "from rankwise import HeteroLoraConfig\n" if plan.has_block_paths else ""
+    ours = "from rankwise import HeteroLoraConfig\n" if isinstance(config, rankwise.HeteroLoraConfig) else ""
     used = used if ours else ["LoraConfig", *used]
     python = (
         f"from peft import {', '.join(used)}\n{ours}{loads.imports}\n"
         f"{loads.base}{loads.prepare}{made}model = get_peft_model(base, config)\n"
     )
-    if plan.has_block_paths or task_type != "CAUSAL_LM":
+    if ours or task_type != "CAUSAL_LM":
         return {"Python": python}
-    return {"Python": python, **_causal_tools(config, names, made, str(folder or "FOLDER"), loads)}
+    return {"Python": python, **_causal_tools(config, names, planned, made, str(folder or "FOLDER"), loads)}
 
 
-def _causal_tools(config: LoraConfig, names: list[str], made: str, start: str, loads: Loading) -> Mapping[str, str]:
+def _causal_tools(
+    config: LoraConfig, names: list[str] | str, planned: Sequence[str], made: str, start: str, loads: Loading
+) -> Mapping[str, str]:
     """Return what to write for the tools that train causal language models."""
-    targets = "".join(f"  - {name}\n" for name in names)
-    place = (
-        yaml.safe_dump([start], allow_unicode=True, width=math.inf).removeprefix("- ").rstrip()
-    )  # in quotes if need be
+    # LLaMA-Factory reads no expression, and lets the adapter that it starts from say which modules are meant.
+    listed = ",".join(planned if isinstance(names, str) else names)
+    targets = f" {_scalar(names)}\n" if isinstance(names, str) else "".join(f"\n  - {name}" for name in names) + "\n"
+    place = _scalar(start)
     bits = loads.load_in.removesuffix("bit") if loads.load_in else ""
     return {
         "TRL": (
@@ -202,20 +208,25 @@ def _causal_tools(config: LoraConfig, names: list[str], made: str, start: str, l
         ),
         "LLaMA-Factory": (
             "# It has no field for a rank per module: the ranks are those of the adapter that training starts from.\n"
-            f"finetuning_type: lora\nadapter_name_or_path: {place}\nlora_target: {','.join(names)}\n"
+            f"finetuning_type: lora\nadapter_name_or_path: {place}\nlora_target: {listed}\n"
             f"lora_rank: {config.r}\nlora_alpha: {config.lora_alpha}\n"
             + (f"quantization_bit: {bits}\nquantization_method: bnb\n" if bits else "")
         ),
         "Axolotl": (
             "# Only since July 2026 it has lora_rank_pattern: the ranks are those of the adapter in lora_model_dir.\n"
-            f"adapter: {'qlora' if bits == '4' else 'lora'}\nlora_model_dir: {place}\nlora_target_modules:\n{targets}"
+            f"adapter: {'qlora' if bits == '4' else 'lora'}\nlora_model_dir: {place}\nlora_target_modules:{targets}"
             f"lora_r: {config.r}\nlora_alpha: {config.lora_alpha}\n" + (f"load_in_{bits}bit: true\n" if bits else "")
         ),
     }
 
 
-def _config_lines(config: LoraConfig, names: list[str], task_type: str) -> str:
-    """Return the lines that make a plan's config; its modules are named from their list of blocks on."""
+def _scalar(text: str) -> str:
+    """Return a text as YAML has it, in quotes if need be."""
+    return yaml.safe_dump([text], allow_unicode=True, width=math.inf).removeprefix("- ").rstrip()
+
+
+def _config_lines(config: LoraConfig, names: list[str] | str, task_type: str) -> str:
+    """Return the lines that make a plan's config with these targets."""
     fields: dict[str, Any] = {
         "r": config.r,
         "lora_alpha": config.lora_alpha,
@@ -231,6 +242,24 @@ def _config_lines(config: LoraConfig, names: list[str], task_type: str) -> str:
         fields |= {name: getattr(config, name) for name in more}
     arguments = "".join(f"    {name}={value!r},\n" for name, value in fields.items())
     return f"config = {type(config).__name__}(\n{arguments})\n"
+
+
+def target_names(planned: Sequence[str], config: LoraConfig, modules: Sequence[str]) -> list[str] | str:
+    """Return targets that find a plan's modules and no others: their names from the list of blocks on, if those do.
+
+    ``layers.0.fc1`` is in the encoder and in the decoder of BART: the config's own targets tell them apart.
+
+    Args:
+        planned: The full names of the plan's modules.
+        config: The plan's.
+        modules: The full names of all modules of the base model.
+    """
+    short = [from_blocks(module) for module in planned]
+    found = {*set(short).intersection(modules), *lookalikes(short, modules)}
+    if found <= set(planned) and len(set(short)) == len(short):
+        return short
+    targets = config.target_modules
+    return targets if isinstance(targets, str) else sorted(targets or ())
 
 
 def from_blocks(module: str) -> str:

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from transformers import TrainerCallback
 
-from rankwise.runs.building.models import load_tokenizer
+from rankwise.runs.building.lengths import fitting_tokenizer
 from rankwise.runs.progress import quiet
 from rankwise.runs.recipes.recipe import ModelSpec, Recipe, parse_recipe
 from rankwise.runs.training.train import train
@@ -166,6 +166,11 @@ def run_cell(folder: StudyFolder, cell: Cell, *, callbacks: Sequence[TrainerCall
         recipe = parse_recipe(cell.content)
         data = load_data(recipe)
         if cell.role != "report":  # what chooses never sees the split that is reported
+            if data.validation is None and not data.extra:
+                raise ValueError(
+                    "what is chosen by the dev split can't be reported on it, and the data has no other split: give "
+                    "data.validation_fraction=0.1 to set that share of train apart"
+                )
             data = replace(data, validation=None, extra={})
         resume = run.config.is_file()
         train(recipe, run.root, resume=resume, callbacks=callbacks, data=data, command=folder.command)
@@ -187,7 +192,8 @@ def load_data(recipe: Recipe) -> TaskData:
 @lru_cache(maxsize=1)
 def _data(model: str, data: str) -> TaskData:
     with quiet():
-        return load_task(DataSpec.model_validate_json(data), load_tokenizer(ModelSpec.model_validate_json(model)))
+        spec = DataSpec.model_validate_json(data)
+        return load_task(spec, fitting_tokenizer(ModelSpec.model_validate_json(model), spec))
 
 
 def run_local(task: Work, console: Console) -> None:

@@ -1,7 +1,7 @@
 """Tasks by name, files of the user's own and the demo's docstrings, ready for ``transformers.Trainer``."""
 
 from rankwise.tasks.data import TaskData
-from rankwise.tasks.encode import IGNORED
+from rankwise.tasks.encode import IGNORED, with_pad_token
 from rankwise.tasks.labels import LABELS
 from rankwise.tasks.load import load_docstrings, load_task
 from rankwise.tasks.losses import choice_loss
@@ -23,4 +23,5 @@ __all__ = [
     "choice_loss",
     "load_docstrings",
     "load_task",
+    "with_pad_token",
 ]

@@ -51,7 +51,7 @@ class TaskData:
         train: What every method trains on.
         dev: Cut off from train, to choose the epoch by; none if none was asked for.
         validation: Only ever reported.
-        test: Reported where it has ``labels``.
+        test: Counted, and never reported: where it is a benchmark's its labels are kept back.
         extra: Further splits to report, by name.
         truncated: For each split, how many rows were cut at the greatest length.
         dropped: For each split, how many examples had no token to learn left.

@@ -20,6 +20,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+DELIMITED = (".csv", ".tsv")
 GZIP = ".gz"
 DELIMITERS = (",", ";", "\t", "|")
 # The longest first: UTF-16's mark is how UTF-32's begins.
@@ -67,7 +68,7 @@ def parse_file(
     if kind == ".parquet":
         return _parse_parquet(file)
     text = read_text(file, encoding)
-    if kind in (".csv", ".tsv"):
+    if kind in DELIMITED:
         return _parse_csv(text, file, texts, delimiter or _delimiter(text, kind, file))
     if kind == ".txt":
         return pa.table({"text": [text] if text.strip() else pa.array([], pa.string())})

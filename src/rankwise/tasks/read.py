@@ -12,9 +12,10 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset
 
 from rankwise.errors import nearest
-from rankwise.tasks.parse import GZIP, SUFFIXES, parse_file
+from rankwise.tasks.parse import DELIMITED, GZIP, SUFFIXES, ending, parse_file
 from rankwise.tasks.registry import Task
 from rankwise.tasks.spec import DataSpec
+from rankwise.tasks.written import read_labels, reading_of
 
 
 class Source(NamedTuple):
@@ -39,7 +40,7 @@ def read_splits(spec: DataSpec, task: Task | None) -> dict[str, Source]:
     """
     if spec.train_file:
         named = {"train": spec.train_file, "validation": spec.validation_file, "test": spec.test_file}
-        return {split: _read(file, spec) for split, file in named.items() if file}
+        return _with_labels({split: _read(file, spec) for split, file in named.items() if file}, spec)
     if spec.dataset:
         return _read_dataset(spec)
     assert task is not None
@@ -96,7 +97,26 @@ def quiet() -> Iterator[None]:
 
 
 def _read(file: Path, spec: DataSpec) -> Source:
-    return read_file(file, texts=spec.texts, encoding=spec.encoding, delimiter=spec.delimiter)
+    texts = spec.texts if spec.label_column is None else (*spec.texts, spec.label_column)
+    return read_file(file, texts=texts, encoding=spec.encoding, delimiter=spec.delimiter)
+
+
+def _with_labels(splits: dict[str, Source], spec: DataSpec) -> dict[str, Source]:
+    """Return the splits of the user's own files, with the labels of delimited ones as what those of train are."""
+    column = spec.label_column
+    files = {"train": spec.train_file, "validation": spec.validation_file, "test": spec.test_file}
+    delimited = {split for split, file in files.items() if file and ending(file) in DELIMITED}
+    if column is None or column in spec.texts or column not in splits["train"].rows.column_names or not delimited:
+        return splits
+    labels = splits["train"].rows.data.column(column).to_pylist()
+    reading = reading_of(labels, spec, delimited="train" in delimited)
+    made = dict(splits)
+    for split in delimited:
+        source = splits[split]
+        if column in source.rows.column_names:
+            labels = read_labels(source.rows.data.column(column).to_pylist(), reading, spec, source.where)
+            made[split] = source._replace(rows=source.rows.remove_columns(column).add_column(column, labels))
+    return made
 
 
 def _read_folder(spec: DataSpec, task: Task) -> dict[str, Source]:

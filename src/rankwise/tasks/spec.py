@@ -23,7 +23,8 @@ class DataSpec(BaseModel):
         train_file: ``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet`` or ``.txt``, the text formats also with
             ``.gz``; files win over ``data_dir``.
         validation_file: As ``train_file``; only ever reported.
-        test_file: As ``train_file``; its labels may be missing, or all -1 as on the hub.
+        test_file: As ``train_file``; its labels may be missing, or all -1 as on the hub, and nothing is reported on it.
+            Held-out rows that are to be reported are a ``validation_file``.
         text_columns: One or two columns with text (own files, and ``task="text"`` in tables).
         dataset: The id of a dataset on the Hugging Face hub (or a folder that ``datasets`` reads), in place of files.
         config: Its configuration, where it has several.
@@ -32,12 +33,12 @@ class DataSpec(BaseModel):
         encoding: Of text files; by default what their byte order mark says, else UTF-8.
         delimiter: Of CSV files; by default the one their header has.
         label_column: The column with the labels (own files): strings and whole numbers are classes, other numbers a
-            regression.
+            regression. What a CSV has is text: it stands for numbers where all of train's are (``01`` is none).
         labels: The classes, in order (own files): nothing else is a label then, and names that look alike are meant.
         kind: Overrides what the labels say.
         missing: What to do where a text or label is null, empty or white space: ``refuse`` (the default), ``drop`` the
             row, or ``keep`` an empty text (QQP's default).
-        max_length: Tokens of a sequence, cut beyond; by default the tokenizer's limit, at most 512.
+        max_length: Tokens of a sequence, cut beyond; by default the limit of tokenizer and model, at most 512.
         block_size: Tokens of a block for ``task="text"``; by default as ``max_length``.
         dev_fraction: The share of train that is set apart to choose the epoch by; 0 for none.
         dev_max: At most this many examples are set apart.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -28,7 +28,8 @@ from rankwise.baselines import (
 from rankwise.errors import nearest
 from rankwise.runs.building.best_checkpoint import after_edits, after_pruning
 from rankwise.runs.building.edit_loss import edit_loss
-from rankwise.runs.building.models import adapt, load_base, load_tokenizer
+from rankwise.runs.building.lengths import check_lengths, fitting_tokenizer
+from rankwise.runs.building.models import adapt, load_base
 from rankwise.runs.building.rates import with_own_rates
 from rankwise.runs.building.saving import with_whole_checkpoints
 from rankwise.runs.folder import RunFolder
@@ -104,14 +105,32 @@ def build(recipe: Recipe, data: TaskData | None = None) -> Job:
     Raises:
         ValueError: Something named in the recipe is not there or does not fit.
     """
+    data, model = load_parts(recipe, data)
+    return Job(recipe, data, adapt(model, recipe, data.task_type))
+
+
+def load_parts(recipe: Recipe, data: TaskData | None = None) -> tuple[TaskData, PreTrainedModel]:
+    """Load the data and the pretrained model as they are trained, and ranks planned, from the recipe's seed.
+
+    Args:
+        recipe: Names them.
+        data: Prepared data in place of what ``recipe.data`` names.
+
+    Raises:
+        ValueError: Something is not there, sequences are longer than the model reads, or rows that share a sequence
+            see each other.
+    """
     set_seed(recipe.seed)
-    data = data or load_task(recipe.data, load_tokenizer(recipe.model))
+    if data is None:
+        data = load_task(recipe.data, fitting_tokenizer(recipe.model, recipe.data))
+    else:
+        check_lengths(recipe.model, recipe.data, data.tokenizer)
     set_seed(recipe.seed)  # the head's values must not depend on what loading the data drew
     model = load_base(recipe, task_type=data.task_type, arguments=data.model_arguments())
     if data.packed:
         check_packing(model, len(data.tokenizer))
         model.config.use_cache = False  # with a cache, transformers takes the rows of a sequence for one
-    return Job(recipe, data, adapt(model, recipe, data.task_type))
+    return data, model
 
 
 def training_arguments(recipe: Recipe, data: TaskData, output: Path) -> TrainingArguments:
