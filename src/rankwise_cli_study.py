@@ -42,6 +42,7 @@ Storage = Annotated[
 Heartbeat = Annotated[
     int, typer.Option(help="Seconds between signs of life; after three without one a cell is another's.", min=1)
 ]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Run failed runs again.")]
 Dry = Annotated[
     bool, typer.Option("--dry-run", help="Two steps of each recipe on a tiny stand-in, and how many runs there are.")
 ]
@@ -87,7 +88,7 @@ def run(
     cpus: Annotated[float, typer.Option(help="Cores of a run as a Ray task.", min=0)] = 1,
     gpus: Annotated[float, typer.Option(help="Accelerators of a run as a Ray task.", min=0)] = 0,
     heartbeat: Heartbeat = 30,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed runs again.")] = False,
+    retry_failed: Retry = False,
     dry: Dry = False,
     debug: Debug = False,
 ) -> None:
@@ -97,7 +98,7 @@ def run(
 
         checked = load_study(study, overrides or [])
         from rankwise.study.formats import terminal
-        from rankwise.study.running import check_failed, dry_run_study, run_study
+        from rankwise.study.running import dry_run_study, failures_told, run_study
         from rankwise.study.tables import study_tables
         from rankwise.study.working import Work
 
@@ -107,10 +108,10 @@ def run(
         root = out or Path("study-runs") / study.stem
         task = Work(root, storage, heartbeat, workers=workers, cpus=cpus, gpus=gpus, only=tuple(only or ()))
         folder = run_study(checked, task, console=console, command=_command(), engine=engine, retry_failed=retry_failed)
-        for table in study_tables(folder, checked):
-            console.print(terminal(table))
-        console.print(f"tables for elsewhere: rankwise study table {escape(str(root))}", highlight=False)
-        check_failed(folder, checked, task.only)
+        with failures_told(folder, checked, task.only):
+            for table in study_tables(folder, checked):
+                console.print(terminal(table))
+            console.print(f"tables for elsewhere: rankwise study table {escape(str(root))}", highlight=False)
 
 
 @study_commands.command(epilog="Example: [bold]rankwise study status study-runs/mine[/]")
@@ -168,9 +169,13 @@ def tune(
     workers: Workers = 1,
     storage: Storage = None,
     heartbeat: Heartbeat = 30,
+    retry_failed: Retry = False,
     debug: Debug = False,
 ) -> None:
-    """Find out which targets, method and rate pay on this recipe's task, at a price that is stated before."""
+    """Find out which targets, method and rate pay on this recipe's task, at a price that is stated before.
+
+    Exit code 1 where runs failed; the report is written all the same.
+    """
     with explained(debug, on=GOES_ON):
         from rankwise.runs.recipes.recipe import load_recipe
 
@@ -181,4 +186,5 @@ def tune(
 
         root = out or Path("tuned") / Path(recipe).stem
         wish = Wish(cost, rates, seeds, budget, tuple(without or ()))
-        race(checked, Work(root, storage, heartbeat, workers=workers), wish, console=console, command=_command())
+        task = Work(root, storage, heartbeat, workers=workers)
+        race(checked, task, wish, console=console, command=_command(), retry_failed=retry_failed)

@@ -48,6 +48,11 @@ def test_mistakes_say_what_is_wrong_and_write_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", [("study", "run"), ("tune",)])
+def test_what_failed_can_run_again(command: tuple[str, ...]) -> None:
+    assert "--retry-failed" in " ".join(call(*command, "--help").output.split())
+
+
 def test_the_storage_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     group = Group(arm="a", point={}, content={}, rates=None)
     study = Study(title="", groups=[group], seeds=Seeds(report=[1]), baseline="a")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rankwise.study.folder import StudyFolder
 from rankwise.study.grid import Rates
 from rankwise.study.plan import Cell, Group, Seeds, Study
@@ -33,7 +35,7 @@ def finish(folder: StudyFolder, cell: Cell, loss: float, *, seconds: float = 60.
     """Write the figures of a finished run; its dev loss at the last epoch is twice that of the selected one."""
     run = folder.run(cell)
     run.root.mkdir(parents=True, exist_ok=True)
-    run.config.write_text("model: {name: m}\nmethod: {name: lora}\n")
+    run.config.write_text(yaml.safe_dump(cell.content))
     held = splits or {"dev": {"loss": loss, "accuracy": 0.5}}
     last = {name: {**split, "loss": 2 * split["loss"]} for name, split in held.items()}
     figures = {

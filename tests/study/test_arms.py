@@ -51,6 +51,16 @@ def test_arms_have_the_parameters_of_the_recipe_and_its_scale(family: str, base:
     assert arms.methods["q,v"]["r"] == 4  # the recipe itself
 
 
+def test_a_recipe_that_is_one_of_the_arms_is_told(base: Path) -> None:
+    recipe = load_recipe(base)
+    others = ["MLP", "LoR2C", "all-linear + residual", PLANNED]
+    arms = arms_of(recipe, load_data(recipe), without=others)
+    assert arms.twin == "q,v"
+    assert arms.methods[YOURS] == arms.methods["q,v"]
+    assert arms_of(recipe, load_data(recipe), without=[*others, YOURS]).twin is None
+    assert arms_of(recipe, load_data(recipe), budget=3 * arms.budget, without=others).twin is None  # of another rank
+
+
 def test_what_else_the_recipe_trains_trains_in_every_arm(tmp_path: Path) -> None:
     recipe = causal(tmp_path / "llama")
     also = recipe.model_copy(

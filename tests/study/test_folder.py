@@ -15,7 +15,8 @@ from tests.study.conftest import Write
 from rankwise.study.folder import StudyFolder, selected
 from rankwise.study.grid import Rates
 from rankwise.study.plan import Cell, Group
-from rankwise.study.race import Race
+from rankwise.study.race import Race, Rung
+from rankwise.study.running import study_status
 from rankwise.study.spec import load_study
 
 
@@ -118,6 +119,110 @@ def test_what_never_ran_may_change_and_a_recipe_that_ran_may_not(folder: StudyFo
     said_more = {**RECIPE, "method": {"name": "lora", "r": 8, "lora_alpha": 16}}
     with pytest.raises(ValueError, match=r"with method\.lora_alpha=None, and it is 16 now"):
         folder.start(two_arms(b=said_more), "rankwise study run")
+
+
+def test_a_study_of_version_0_1_does_not_go_on_with_another_search(folder: StudyFolder) -> None:
+    """A recipe without a mode meant a search of whole paths then, and a choice of ranks now."""
+    content = json.loads(folder.plan_file.read_text())
+    content["plan"]["groups"][1]["content"]["method"] = {"name": "heterolora", "budget": 0.5}
+    folder.plan_file.write_text(json.dumps(content))
+    cell = next(cell for cell in cells_of(folder) if cell.group == "b")
+    assert cell.content["method"] == {"name": "heterolora", "budget": 0.5, "mode": "dynamic"}
+    finish(folder, cell, 0.5)
+    now = {**RECIPE, "method": {"name": "heterolora", "budget": 0.5, "mode": "static", "granularity": "rank"}}
+    with pytest.raises(ValueError, match=r"has runs of b with method\.granularity=None, and it is 'rank' now"):
+        folder.start(two_arms(b=now), "rankwise study run")
+    folder.start(two_arms(b={**RECIPE, "method": cell.content["method"]}), "rankwise study run")
+
+
+OTHER = {**RECIPE, "method": {"name": "lora", "r": 8}}
+
+
+def test_an_arm_that_comes_back_is_the_one_that_ran(folder: StudyFolder) -> None:
+    for cell in cells_of(folder):
+        finish(folder, cell, 0.5)
+    both = two_arms()
+    one = both.model_copy(update={"groups": both.groups[:1]})
+    folder.start(one, "rankwise study run")
+    with pytest.raises(ValueError, match=r"study has runs of b with method\.r=4, and it is 8 now\. Arms, values of"):
+        folder.start(two_arms(b=OTHER), "rankwise study run")
+    for changed in ({"max_steps": 50}, {"learning_rate": 1e-2}):  # without `rates` the rate is the recipe's
+        with pytest.raises(ValueError, match=rf"study has runs of b with training\.{next(iter(changed))}="):
+            folder.start(two_arms(b={**RECIPE, "training": changed}), "rankwise study run")
+    folder.start(two_arms(b={**RECIPE, "training": {"workers": 2}}, report=(7, 9)), "rankwise study run")
+
+
+def test_an_arm_that_comes_back_may_have_other_rates(tmp_path: Path) -> None:
+    rates = Rates.model_validate({"from": 1e-3, "to": 4e-3, "factor": 2})
+    folder = started(tmp_path, two_arms(rates))
+    for cell in cells_of(folder):
+        finish(folder, cell, 0.5)
+    folder.plan_file.unlink()
+    folder.start(two_arms(Rates.model_validate({"from": 1e-2, "to": 4e-2, "factor": 2})), "rankwise study run")
+
+
+def test_a_plan_that_was_deleted_does_not_let_other_recipes_in(folder: StudyFolder) -> None:
+    """Deleting it is the remedy for a damaged one."""
+    finish(folder, cells_of(folder)[0], 0.5)
+    folder.plan_file.unlink()
+    with pytest.raises(ValueError, match=r"study has runs of a with method\.r=4, and it is 8 now"):
+        folder.start(two_arms(a=OTHER), "rankwise study run")
+    assert not folder.plan_file.exists()
+    folder.start(two_arms(b=OTHER), "rankwise study run")  # nothing of b ran
+
+
+def test_a_race_whose_plan_was_deleted_goes_on_with_its_own_recipe_only(tmp_path: Path) -> None:
+    rates = Rates.model_validate({"from": 1e-3, "to": 4e-3, "factor": 2})
+
+    def race(**method: Any) -> Race:
+        content = {**RECIPE, "method": {"name": "lora", "r": 4, **method}, "training": {"warmup": 30}}
+        group = Group(arm="a", point={}, content=content, rates=rates)
+        rungs = [Rung(candidates=3, steps=10)]
+        return Race(groups=[group], rungs=rungs, default="a", yours="yours", seed=1, confirm=[2], full=100)
+
+    folder = StudyFolder(tmp_path)
+    folder.start(race(), "rankwise tune")
+    finish(folder, folder.plan(race()).cells[0], 0.5)
+    folder.plan_file.unlink()
+    with pytest.raises(ValueError, match=r"has runs of a with method\.r=4, and it is 8 now"):
+        folder.start(race(r=8), "rankwise tune")
+    folder.start(race(), "rankwise tune")
+
+
+def test_a_folder_keeps_its_kind_and_some_of_what_ran(folder: StudyFolder) -> None:
+    group = Group(arm="a", point={}, content=RECIPE, rates=None)
+    race = Race(groups=[group], rungs=[], default="a", yours="yours", seed=1, confirm=[2], full=10)
+    before = folder.plan_file.read_bytes()
+    with pytest.raises(ValueError, match="study holds a study, and this is a race: give another --out"):
+        folder.start(race, "rankwise tune")
+    other = two_arms()
+    other = other.model_copy(update={"groups": [Group(arm="x", point={}, content=RECIPE, rates=None)], "baseline": "x"})
+    finish(folder, cells_of(folder)[-1], 0.5)
+    with pytest.raises(ValueError, match=r"has runs of b, and there is none of these now \(x\): give another --out"):
+        folder.start(other, "rankwise study run")
+    assert folder.plan_file.read_bytes() == before
+    raced = StudyFolder(folder.root.with_name("raced"))
+    raced.start(race, "rankwise tune")
+    with pytest.raises(ValueError, match="raced holds a race, and this is a study"):
+        raced.start(other, "rankwise study run")
+
+
+def test_a_run_without_figures_says_what_the_study_needs(folder: StudyFolder) -> None:
+    cell = cells_of(folder)[0]
+    finish(folder, cell, 0.5, dev={"loss": 0.5})
+    figures = json.loads(folder.run(cell).metrics.read_text())
+    for which in ("last", "dev_selected"):
+        del figures["metrics"][which]["dev"]
+    folder.run(cell).metrics.write_text(json.dumps(figures))
+    with pytest.raises(
+        ValueError, match=r"metrics\.json has no figures of any split.*data\.dev_fraction, .* another --out"
+    ):
+        folder.loss(cell)
+    lenient = StudyFolder(folder.root, lenient=True)
+    assert lenient.loss(cell) == math.inf
+    assert lenient.without_figures(lenient.plan(two_arms())) == [cell.name]
+    status = study_status(folder.root)
+    assert f"{cell.name} has no figures of any split: it can't be compared" in str(status.renderables[2])
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,27 @@ def test_latex_keeps_what_a_command_line_may_hold() -> None:
     assert "\n{}[b] & " in shown
 
 
+def test_a_command_can_be_copied_from_what_latex_sets() -> None:
+    made = latex([Table("t", ["a"], [["b"]], "it's `rankwise run --set 'a=1' ---b`, as typed")])
+    command = r"\texttt{rankwise run -{}-set \textquotesingle{}a=1\textquotesingle{} -{}-{}-b}"
+    assert rf"it's {command}, as typed" in made
+
+
+def test_runs_without_a_partner_and_runs_that_diverged_are_told() -> None:
+    runs = [run("a", 1, 0.5), run("a", 2, 0.7), run("b", 1, 0.4), run("b", 2, 0.5), run("b", 3, 0.1)]
+    made = compared(
+        [*runs, *(run("c", seed, math.nan if seed > 1 else 0.1) for seed in (1, 2))], baseline="a", title="t", about=""
+    )
+    shown = markdown([made])
+    assert shown.count("; 2 pairs |") == 2, "of b's three runs two have a partner, in both metrics"
+    assert "| diverged: 1 of 2 |" in shown
+    assert "nan" not in shown
+    first, second, third = csv.DictReader(io.StringIO(as_csv([made])))
+    assert (second["n"], second["loss minus a, pairs"], first["loss minus a, pairs"]) == ("3", "2", "")
+    assert (third["loss minus a, diverged"], third["loss, last, diverged"], third["loss, last, mean"]) == ("1", "1", "")
+    assert "loss minus a" not in first, "a column without a value is none"
+
+
 def test_a_difference_of_one_seed_has_no_interval() -> None:
     runs = [run("a", 1, 0.5), run("b", 1, 0.4)]
     made = compared(runs, baseline="a", title="", about="")
@@ -70,6 +91,13 @@ DIFFERENCE = Difference(-0.125, -0.25, 0.0, 3, 0.3, -0.2, -0.05)
         (
             Difference(0.0, 0.0, 0.0, 2, NAN, 0.0, 0.0),
             "+0.0000 [+0.0000, +0.0000]; bootstrap [+0.0000, +0.0000]; detectable unknown",
+        ),
+        (Summary(NAN, NAN, 3, 2), "diverged: 2 of 3"),
+        (Difference(0.125, NAN, NAN, 1, NAN, runs=3), "+0.1250 (1 pair)"),
+        (DIFFERENCE._replace(runs=3), "-0.1250 [-0.2500, +0.0000]; bootstrap [-0.2000, -0.0500]; detectable 0.3000"),
+        (
+            Difference(NAN, NAN, NAN, 3, NAN, diverged=1, baseline_diverged=2, runs=4),
+            "diverged: 1 of 3; baseline diverged: 2 of 3; 3 pairs",
         ),
         (Span(1000, 2000), "1,000 to 2,000"),
         (Span(1000, 1000), "1,000"),
@@ -125,7 +153,7 @@ def test_latex_escapes_every_letter_that_it_reads_as_a_command() -> None:
         r"\&\%\_\#\$\{\} \\"
     )
     made = latex([MADE])
-    assert r"\caption{a\_b [red] \& 50 \%. note: x $\pm$ 2}" in made
+    assert r"\caption{a\_b [red] \& 50 \%. note: \texttt{x} $\pm$ 2}" in made
     assert r"\begin{tabular}{lr}" in made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from tests.study.cells import RECIPE, finish
 from rankwise.study.folder import StudyFolder
 from rankwise.study.grid import Rates
 from rankwise.study.plan import Cell, Group
-from rankwise.study.race import LEAST_STEPS, Race, Standing, rungs
+from rankwise.study.race import LEAST_STEPS, Race, Standing, rungs, shortened
 from rankwise.study.tuning import ending, race_tables, tried_table
 
 ARMS = ("all-linear", "q,v", "MLP", "LoR2C", "residual", "plan", "yours")
@@ -103,6 +104,48 @@ def test_without_the_recipe_a_default_that_wins_is_not_called_what_there_was() -
     said = ending(own, standing, [])
     assert "Your recipe did not race, so that nothing can be said against it" in said
     assert "what there was before" not in said
+
+
+def test_a_recipe_that_is_another_arm_runs_the_rounds_once_and_is_still_what_the_default_is_run_against() -> None:
+    own = race()
+    groups = [group if group.arm != "yours" else group.model_copy(update={"rates": None}) for group in own.groups]
+    own = own.model_copy(update={"groups": groups, "rungs": rungs(18, full=3000, cost=4.0)})
+    standing, cells = play(own, {"all-linear": 0.5})
+    assert standing.rival == standing.winner, "the same method at the same rate is not run against itself"
+    assert not any(cell.group == "yours" for cell in cells)
+    assert "confirmed it and changed nothing" in ending(own, standing, [])
+    groups[-1] = groups[-1].model_copy(update={"content": {**groups[-1].content, "training": {"learning_rate": 1e-2}}})
+    standing, cells = play(own.model_copy(update={"groups": groups}), {"all-linear": 0.5})
+    assert standing.rival == (len(groups) - 1, 1e-2)
+    assert {cell.role for cell in cells if cell.group == "yours"} == {"report"}
+
+
+@pytest.mark.parametrize(
+    ("method", "short"),
+    [
+        ({"name": "adalora", "tinit": 20, "tfinal": 40, "deltaT": 5}, {"tinit": 2, "tfinal": 4, "deltaT": 1}),
+        ({"name": "adalora", "tinit": 20, "tfinal": 68}, {"tinit": 1, "tfinal": 7, "deltaT": 1}),  # two steps stay
+        ({"name": "adalora"}, {"tinit": 0, "tfinal": 0, "deltaT": 1}),
+        ({"name": "lor2c", "merges": 3}, {"edit_unit": "steps"}),
+        ({"name": "lor2c"}, {}),
+        ({"name": "heterolora", "mode": "dynamic", "search_every": 30}, {"search_every": 3}),
+        ({"name": "lora", "r": 4}, {}),
+    ],
+    ids=str,
+)
+def test_what_counts_steps_of_a_whole_run_counts_fewer_in_a_round(
+    method: dict[str, Any], short: dict[str, Any]
+) -> None:
+    found = shortened({"method": method, "training": {"warmup": 0.06}}, 10, 90)
+    assert found["method"] == {**method, **short}
+    assert found["training"] == {"warmup": 0.06, "max_steps": 10, "evaluate": "never", "every": None}
+
+
+def test_a_warmup_in_steps_is_the_same_part_of_a_round() -> None:
+    def warmup(given: float) -> float:
+        return float(shortened({"training": {"warmup": given}}, 10, 90)["training"]["warmup"])
+
+    assert [warmup(given) for given in (0, 0.5, 1, 20, 90, 200)] == pytest.approx([0, 0.5, 1 / 90, 20 / 90, 10, 10])
 
 
 def test_candidates_that_fail_leave() -> None:

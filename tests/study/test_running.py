@@ -18,7 +18,7 @@ from rankwise.study.folder import StudyFolder
 from rankwise.study.grid import Rates
 from rankwise.study.plan import Group
 from rankwise.study.race import Race
-from rankwise.study.running import check_failed, counted, run_study, study_status, write_tables
+from rankwise.study.running import check_failed, counted, failures_told, run_study, study_status, write_tables
 from rankwise.study.working import Work
 from rankwise_cli import app
 from rankwise_cli_study import _command
@@ -86,6 +86,24 @@ def test_a_failed_cell_keeps_its_error_and_the_others_run(write: Write, tmp_path
     again = call("study", "run", write(**{**ONE_ARM, "arms": arms}), "--out", out, "--retry-failed")
     assert "2/2" in again.output
     assert not (out / "wrong" / "report-rate-own-seed-1" / "error.txt").exists()
+
+
+def test_where_every_run_fails_the_failures_are_told(write: Write, tmp_path: Path) -> None:
+    arms = {"wrong": {"method.target_modules": ["nothing"]}}
+    done = call("study", "run", write(**{**ONE_ARM, "arms": arms}), "--out", tmp_path / "out")
+    assert done.exit_code == 1, done.output
+    assert "1 of 1 runs failed (wrong/report-rate-own-seed-1: ValueError" in " ".join(done.output.split())
+
+
+def test_failures_are_told_after_the_tables_and_other_mistakes_stay_what_they_are(tmp_path: Path) -> None:
+    folder = started(tmp_path)
+    with pytest.raises(ValueError, match="no table"), failures_told(folder, folder.planner()):
+        raise ValueError("no table")
+    folder.fail(folder.plan(folder.planner()).cells[0], "KeyError: y")
+    shown = []
+    with pytest.raises(RuntimeError, match="1 of 4 runs failed"), failures_told(folder, folder.planner()):
+        shown.append("table")
+    assert shown == ["table"]
 
 
 def test_a_dry_run_counts_and_keeps_nothing(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

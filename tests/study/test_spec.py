@@ -98,10 +98,26 @@ def test_own_files_without_a_choice_or_with_a_part_set_apart_are_taken(write: Wr
             r"arms\.a: rates are chosen on the dev split, and there is no other to.*data\.validation_fraction=0\.1",
         ),
         (
+            {"arms": {"a": {"data": {**OWN, "test_file": "test.csv"}}}},
+            r"arms\.a: rates are chosen on the dev split, and there is no other to.*data\.validation_fraction=0\.1",
+        ),
+        (
             {"arms": {"a": {"data": OWN, "select": "dev", "training.evaluate": "epoch"}}, "rates": None},
             r"arms\.a: the epoch is chosen on the dev split",
         ),
         ({"base": "nowhere"}, r"study\.yaml: arms\.four: base: no recipe at nowhere"),
+        (
+            {"arms": {"a": {"method": 3}}},
+            r"study\.yaml: arms\.a: method=3: a method is a mapping, method: \{name: lora",
+        ),
+        ({"arms": {"a": {"method": "lora"}}}, r"arms\.a: method='lora': a method is a mapping"),
+        ({"arms": {"a": {"base": 5}}}, r"study\.yaml: arms\.a: base=5: give a recipe's file, or the name of one"),
+        ({"arms": {False: {}}}, r"study\.yaml: arms: False is no text, .*: quote it"),
+        (
+            {"seeds": {"choose": [0], "report": [-1]}},
+            r"seeds\.report has -1: a seed is a whole number from 0 to 4294967295",
+        ),
+        ({"seeds": {"choose": [2**32], "report": [1]}}, r"seeds\.choose has 4294967296: a seed is"),
         ({"set": {"seed": 3}}, r"arms\.four: seed is the study's to say: give seeds\.report"),
         ({"arms": {"a": {"training.learning_rate": 1e-3}}}, r"arms\.a: training\.learning_rate is chosen from `rates`"),
     ],

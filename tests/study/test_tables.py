@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rankwise.study.statistics import Difference, Summary
+from rankwise.study.statistics import Difference, Summary, paired
 from rankwise.study.tables import Run, Table, compared, verdict
 
 LOSSES = {"a": {1: 0.5, 2: 0.7}, "b_%": {1: 0.4, 2: 0.5, 3: 0.1}}
@@ -98,3 +98,24 @@ def test_a_verdict_never_says_more_than_the_seeds_do() -> None:
     assert verdict(Difference(-0.1, -0.2, -0.05, 3, 0.2)) == "lower"  # by the interval that is shown
     assert verdict(Difference(-0.5, -0.6, -0.4, 3, 0.2)) == "lower"
     assert verdict(Difference(0.5, 0.4, 0.6, 3, 0.2)) == "higher"
+
+
+def test_a_loss_that_is_no_number_tells_nothing_and_says_whose_it_is() -> None:
+    nan, inf = math.nan, math.inf
+    found = paired({1: nan, 2: 0.5, 3: 0.5}, {1: 0.5, 2: inf, 3: -inf})
+    assert (found.n, found.diverged, found.baseline_diverged) == (3, 1, 2)
+    assert verdict(found, "mine", "yours") == (
+        "can't tell: 1 of 3 runs of mine and 2 of 3 runs of yours diverged, with a loss that is no number"
+    )
+    assert verdict(paired({1: nan}, {1: 0.5})).startswith("can't tell: 1 of 1 runs of the arm diverged")
+
+
+def test_an_arm_that_diverged_has_no_point_in_the_picture() -> None:
+    points = compared([run("a", 1, 0.5), run("b", 1, math.nan)], baseline="a", title="", about="").points
+    assert [point.arm for point in points] == ["a"]
+
+
+def test_which_checkpoint_is_compared_is_said_of_each_arm_where_they_differ() -> None:
+    mixed = [run("a", 1, 0.5), run("b", 1, 0.4)._replace(select="last")]
+    assert "Differences to a (a: selected, b: last) are" in compared(mixed, baseline="a", title="", about="").note
+    assert "Differences to a (selected) are" in table().note

@@ -9,16 +9,20 @@ from typing import Any
 import pytest
 import yaml
 from peft import get_peft_model
+from rich.console import Console
 from tests.models import tiny_llama
+from tests.study.cells import finish
 from tests.study.test_arms import enabled
 from typer.testing import CliRunner
 
 from rankwise.runs.recipes.methods import Method
 from rankwise.runs.recipes.recipe import Recipe, load_recipe, parse_recipe
+from rankwise.study import tuning
 from rankwise.study.arms import DEFAULT, NAMES, PLANNED, YOURS, arms_of
+from rankwise.study.folder import StudyFolder
 from rankwise.study.race import Race
-from rankwise.study.tuning import Wish, check_same, full_steps, make_race, plan_batches, price, snippet, too_dear
-from rankwise.study.working import load_data
+from rankwise.study.tuning import Wish, check_same, full_steps, make_race, plan_batches, price, snippet, too_dear, tune
+from rankwise.study.working import Work, load_data
 from rankwise_cli import app
 
 
@@ -98,6 +102,62 @@ def test_a_race_is_not_gone_on_with_for_another_recipe_or_price(base: Path, tmp_
         check_same(tmp_path, race, recipe, replace(wish, without=()))
     with pytest.raises(ValueError, match=r"a race with training\.max_steps=100, and it is 90 now"):
         check_same(tmp_path, race, load_recipe(base, ["training.max_steps=90"]), wish)
+
+
+def raced(
+    base: Path, monkeypatch: pytest.MonkeyPatch, *, fails: int, loss: float = 0.5
+) -> tuple[Recipe, Wish, list[bool]]:
+    """A race whose runs are made up: the first ones fail; says whether failed ones were to run again."""
+    asked: list[bool] = []
+
+    def made_up(race: Race, task: Work, *, retry_failed: bool, command: str, **_: object) -> None:
+        folder = StudyFolder(task.root)
+        folder.start(race, command)
+        asked.append(retry_failed)
+        while fresh := [cell for cell in folder.plan(race).cells if folder.loss(cell) is None]:
+            for number, cell in enumerate(fresh):
+                if number < fails:
+                    folder.fail(cell, "OutOfMemoryError: 3 GiB\n\nTraceback")
+                else:
+                    finish(folder, cell, loss if cell.role == "report" else 1 / (cell.rate or 1))
+
+    monkeypatch.setattr(tuning, "run_study", made_up)
+    without = ("MLP", "LoR2C", "all-linear + residual", PLANNED)
+    return load_recipe(base, ["training.max_steps=100"]), Wish(cost=6, rates=2, seeds=2, without=without), asked
+
+
+def test_failed_runs_of_a_race_are_told_after_its_report(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, wish, asked = raced(base, monkeypatch, fails=1)
+    task = Work(tmp_path / "out")
+    with pytest.raises(
+        RuntimeError, match=r"runs failed \(.*: OutOfMemoryError: 3 GiB.*--retry-failed runs them again"
+    ):
+        tune(recipe, task, wish, console=Console(quiet=True), command="rankwise tune", retry_failed=True)
+    assert (task.root / "report.md").is_file()
+    assert (task.root / "winner.yaml").is_file()
+    assert asked == [True]
+
+
+def test_where_every_run_of_a_race_fails_the_error_is_told(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, wish, _ = raced(base, monkeypatch, fails=100)
+    with pytest.raises(RuntimeError, match=r"4 of 4 runs failed \(.*OutOfMemoryError: 3 GiB"):
+        tune(recipe, Work(tmp_path / "out"), wish, console=Console(quiet=True), command="rankwise tune")
+
+
+def test_a_winner_that_diverged_did_not_pay_nor_fail_to(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, wish, _ = raced(base, monkeypatch, fails=0, loss=float("nan"))
+    report = tune(
+        recipe, Work(tmp_path / "out"), wish, console=Console(quiet=True), command="rankwise tune"
+    ).read_text()
+    assert "With 2 fresh seeds against" in report
+    assert "can't tell: 2 of 2 runs of" in report
+    assert "nan" not in report.partition("## The winner\n")[0]
 
 
 @pytest.mark.slow

@@ -22,7 +22,8 @@ from rankwise.runs.recipes.recipe import parse_recipe
 from rankwise.runs.training.train import train
 from rankwise.study.folder import StudyFolder
 from rankwise.study.queue import Queue, default_storage
-from rankwise.study.working import DEVICES, Work, device_of, load_data, work
+from rankwise.study.spec import load_study
+from rankwise.study.working import DEVICES, Work, device_of, load_data, run_cell, work
 from rankwise_cli import app
 
 
@@ -50,6 +51,19 @@ def test_rates_are_chosen_without_the_reported_split_and_reported_with_fresh_see
     for cell in cells:
         splits = folder.run(cell).figures()["metrics"]["last"]
         assert ("validation" in splits) == (cell.role == "report")
+
+
+def test_data_without_a_split_to_report_fails_the_runs_that_choose(write: Write, tmp_path: Path) -> None:
+    """A folder of a benchmark's files says so only when it is read."""
+    study = load_study(write())
+    folder = StudyFolder(tmp_path / "study")
+    folder.start(study, "rankwise study run")
+    cell = next(cell for cell in folder.plan(study).cells if cell.role == "choose")
+    room = Path(cell.content["data"]["data_dir"]) / "mrpc"
+    for file in room.glob("validation*"):
+        file.unlink()
+    run_cell(folder, cell)
+    assert "no other split: give data.validation_fraction=0.1" in folder.error_file(cell).read_text()
 
 
 def long_study(write: Write) -> Path:

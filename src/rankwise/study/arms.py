@@ -37,12 +37,14 @@ class Arms(NamedTuple):
         budget: The parameters that each may have.
         left_out: Arms that this model can't have, and why.
         above: Parameters of the arms that are above the budget: too dear at rank 1, or the recipe with a smaller one.
+        twin: The arm that is what the recipe has already, if one is: as the recipe's own arm it would run twice.
     """
 
     methods: dict[str, Options]
     budget: int
     left_out: list[str]
     above: dict[str, int]
+    twin: str | None = None
 
 
 def arms_of(
@@ -104,10 +106,22 @@ def arms_of(
     if saved:  # what else trains is the same in every arm
         for options in methods.values():
             options["modules_to_save"] = list(saved)
+    twin = None
     if YOURS not in without:
-        methods[YOURS] = recipe.method.model_dump()
+        twin = next((name for name, options in methods.items() if _same(recipe, options)), None)
+        methods[YOURS] = recipe.method.model_dump() if twin is None else methods[twin]
     costs = {name: _cost(recipe, options) for name, options in methods.items()}
-    return Arms(methods, budget, left_out, {name: cost for name, cost in costs.items() if cost > budget})
+    return Arms(methods, budget, left_out, {name: cost for name, cost in costs.items() if cost > budget}, twin)
+
+
+def _same(recipe: Recipe, options: Options) -> bool:
+    """Return whether an arm is the recipe's own method, by the configs that PEFT gets."""
+    method = Method(**options)
+    if method.name != recipe.method.name or method.name == "full":
+        return False
+    task = "CAUSAL_LM" if kind_of(recipe) == "causal" else "SEQ_CLS"
+    configs = [each.build(task, seed=recipe.seed) for each in (method, recipe.method)]
+    return configs[0] == configs[1]
 
 
 def _scale(method: Method) -> float:

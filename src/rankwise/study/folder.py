@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ from pydantic import ValidationError
 
 from rankwise.errors import check_choice
 from rankwise.files import read_json_object, write_json_atomic, write_text_atomic
-from rankwise.runs.folder import RunFolder
-from rankwise.runs.recipes.reading import flat
+from rankwise.runs.folder import LENGTH, MAY_CHANGE, RunFolder
+from rankwise.runs.recipes.methods import as_kept
+from rankwise.runs.recipes.reading import Section, flat
+from rankwise.runs.recipes.recipe import parse_recipe
 from rankwise.study.plan import Cell, Group, Plan, Planner, Study
 from rankwise.study.race import Race
 
 KINDS: dict[str, type[Study] | type[Race]] = {"study": Study, "race": Race}
 REMEDY = "delete it and run the command again, which writes it; finished runs stay"
+# What the runs of a group may have otherwise than its recipe: the study says the seed, a longer run is another result.
+FREE = {"seed", *MAY_CHANGE} - set(LENGTH)
 
 
 @dataclass
@@ -30,9 +34,11 @@ class StudyFolder:
 
     Args:
         root: The folder; machines that work on one study share it.
+        lenient: Take runs that report no split for failed, so that something can be said of the others.
     """
 
     root: Path
+    lenient: bool = False
     _losses: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -61,26 +67,56 @@ class StudyFolder:
         """
         content = json.loads(planner.model_dump_json())
         queue = f"{self.root.absolute().name}-{uuid.uuid4().hex[:12]}"
+        groups = [Group.model_validate(each) for each in content["groups"]]
+        before: dict[str, Group] = {}
         if self.plan_file.is_file():
-            self._check_same(self.planner().groups, [Group.model_validate(each) for each in content["groups"]])
+            there = self.planner()
+            before = {group.name: group for group in there.groups}
+            self._check_kind(there, planner)
+            self._check_shared(before, groups)
             queue = self.queue
+        self._check_same(before, groups, planner)
         write_json_atomic(self.plan_file, {"queue": queue, "command": command, "plan": content})
 
-    def _check_same(self, there: Sequence[Group], now: Sequence[Group]) -> None:
+    def _begun(self, group: str) -> RunFolder | None:
+        """Return one of a group's runs that have begun, if any has."""
+        places = [path for above in ("", "*/") for path in self.root.glob(f"{above}{group}/*/config.yaml")]
+        return RunFolder(min(places).parent) if places else None
+
+    def _check_kind(self, there: Planner, now: Planner) -> None:
+        """Refuse a study in a race's folder, and a race in a study's."""
+        kinds = [type(each).__name__.lower() for each in (there, now)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"{self.root} holds a {kinds[0]}, and this is a {kinds[1]}: give another --out")
+
+    def _check_shared(self, before: Collection[str], now: Sequence[Group]) -> None:
+        """Refuse a plan without any of the groups that have runs: it is another one, and would replace theirs."""
+        ran = [name for name in before if self._begun(name) is not None]
+        if ran and not set(ran) & {group.name for group in now}:
+            raise ValueError(
+                f"{self.root} has runs of {', '.join(ran)}, and there is none of these now "
+                f"({', '.join(group.name for group in now)}): give another --out, or keep one of them"
+            )
+
+    def _check_same(self, before: Mapping[str, Group], now: Sequence[Group], planner: Planner) -> None:
         """Refuse another recipe for a group of which a run has begun; what never ran may change."""
-        before = {group.name: group for group in there}
         for group in now:
-            other = before.get(group.name)
-            if other is None or not any(self.root.glob(f"**/{group.name}/*/config.yaml")):
+            run = self._begun(group.name)
+            if run is None:
                 continue
-            old, new = flat(other.content), flat(group.content)
-            for key in sorted(old.keys() | new.keys()):
-                if old.get(key) != new.get(key):
-                    raise ValueError(
-                        f"{self.root} has runs of {group.name} with {key}={old.get(key)!r}, and it is "
-                        f"{new.get(key)!r} now. Arms, values of axes, rates and seeds may be added; for other "
-                        "recipes give another --out"
-                    )
+            other = before.get(group.name)
+            if other is not None:
+                changes = _changes(other.content, group.content, ())
+            else:  # it was left out for a while, or the plan was deleted: the run says what it was
+                free = FREE if "-rate-own-" in run.root.name else {*FREE, "training.learning_rate"}
+                given = parse_recipe(planner.recipe_in(group, run.root.relative_to(self.root).parts[0]))
+                changes = _changes(run.recipe().to_dict(), given.to_dict(), free)
+            if changes:
+                key, old, new = changes[0]
+                raise ValueError(
+                    f"{self.root} has runs of {group.name} with {key}={old!r}, and it is {new!r} now. Arms, values of "
+                    "axes, rates and seeds may be added; for other recipes give another --out"
+                )
 
     def _read(self) -> dict[str, Any]:
         if not self.plan_file.is_file():
@@ -103,8 +139,12 @@ class StudyFolder:
         """
         plan = self._read()["plan"]
         check_choice(f"{self.plan_file}: kind", plan.get("kind"), KINDS)
+        groups = [
+            {**each, "content": as_kept(each.get("content"))} if isinstance(each, dict) else each
+            for each in plan["groups"]
+        ]
         try:
-            return KINDS[plan["kind"]].model_validate(plan)
+            return KINDS[plan["kind"]].model_validate({**plan, "groups": groups})
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise ValueError(
@@ -136,13 +176,30 @@ class StudyFolder:
             self._losses |= fresh
 
     def loss(self, cell: Cell) -> float | None:
-        """Return the dev loss of a cell (without a dev split another's), infinity where it failed, none before."""
+        """Return the dev loss of a cell (without a dev split another's), infinity where it failed, none before.
+
+        Raises:
+            ValueError: It reports no split, or its figures are damaged.
+        """
         run = self.run(cell)
         if not run.finished:
             return math.inf if self.error_file(cell).is_file() else None
-        splits = [split for split in selected(run.figures(), cell).values() if isinstance(split, dict) and split]
-        loss = float(splits[0]["loss"])  # dev is the first
+        splits = self._splits(cell)
+        if not splits and not self.lenient:
+            raise ValueError(
+                f"{run.metrics} has no figures of any split, so there is no loss to go by: give the recipes one "
+                "(data.dev_fraction, data.validation_fraction or data.validation_file) and another --out"
+            )
+        loss = float(splits[0]["loss"]) if splits else math.inf  # dev is the first
         return loss if math.isfinite(loss) else math.inf
+
+    def _splits(self, cell: Cell) -> list[dict[str, Any]]:
+        figures = selected(self.run(cell).figures(), cell)
+        return [split for split in figures.values() if isinstance(split, dict) and split]
+
+    def without_figures(self, plan: Plan) -> list[str]:
+        """Return the cells that have finished and report no split."""
+        return [cell.name for cell in plan.cells if self.run(cell).finished and not self._splits(cell)]
 
     def fail(self, cell: Cell, error: str) -> None:
         """Keep the error of a cell."""
@@ -155,6 +212,13 @@ class StudyFolder:
             self.error_file(cell).unlink()
         self._losses.clear()
         return [cell.name for cell in failed]
+
+
+def _changes(old: Section, new: Section, free: Collection[str]) -> list[tuple[str, Any, Any]]:
+    """Return where a recipe differs from another: the key, what it was and what it is."""
+    before, now = flat(old), flat(new)
+    keys = sorted((before.keys() | now.keys()) - set(free))
+    return [(key, before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)]
 
 
 def selected(figures: dict[str, Any], cell: Cell) -> dict[str, Any]:

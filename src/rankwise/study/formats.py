@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -37,15 +38,22 @@ def text(value: Value) -> str:
     match value:
         case None:
             return ""
+        case Summary(diverged=lost) if lost:
+            return f"diverged: {lost} of {value.n}"
         case Summary():
             spread = "" if math.isnan(value.sd) else f" ± {value.sd:.4f}"
             return f"{value.mean:.4f}{spread}"
         case Difference():
+            pairs = "" if value.runs in (None, value.n) else f"{value.n} pair{'s' if value.n > 1 else ''}"
+            if value.diverged or value.baseline_diverged:
+                counts = {"diverged": value.diverged, "baseline diverged": value.baseline_diverged}
+                told = [f"{words}: {count} of {value.n}" for words, count in counts.items() if count]
+                return "; ".join([*told, *([pairs] if pairs else [])])
             if value.n < 2:
-                return f"{value.mean:+.4f} (one seed)"
+                return f"{value.mean:+.4f} ({pairs or 'one seed'})"
             bootstrap = f"bootstrap [{value.bootstrap_low:+.4f}, {value.bootstrap_high:+.4f}]"
             seen = "unknown" if math.isnan(value.detectable) else f"{value.detectable:.4f}"
-            return f"{interval(value)}; {bootstrap}; detectable {seen}"
+            return "; ".join([interval(value), bootstrap, f"detectable {seen}", *([pairs] if pairs else [])])
         case Span():
             ends = [f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in value]
             return " to ".join(dict.fromkeys(ends))
@@ -91,7 +99,13 @@ def _tex_row(cells: Sequence[str]) -> str:
 
 
 def _tex(words: str) -> str:
-    return "".join(TEX.get(letter, letter) for letter in words).replace("±", r"$\pm$").replace("`", "")
+    """Return a text for LaTeX; what stands between backticks is set as it is typed, so that it can be copied."""
+    parts = [
+        re.sub("-(?=-)", "-{}", "".join(TEX.get(letter, letter) for letter in part)).replace("±", r"$\pm$")
+        for part in words.split("`")
+    ]
+    parts[1::2] = [rf"\texttt{{{part}}}".replace("'", r"\textquotesingle{}") for part in parts[1::2]]
+    return "".join(parts)
 
 
 def as_csv(tables: Sequence[Table]) -> str:
@@ -115,17 +129,24 @@ def _records(table: Table) -> list[dict[str, object]]:
         record: dict[str, object] = {"table": table.title}
         for name, value in zip(table.header, row, strict=True):
             if isinstance(value, Summary | Difference):
-                fields = {part: number for part, number in value._asdict().items() if part != "n"}
-                record |= {
-                    f"{name}, {part.replace('_', ' ')}": "" if math.isnan(number) else number
-                    for part, number in fields.items()
-                }
+                record |= {f"{name}, {part}": number for part, number in _numbers(value).items()}
             elif isinstance(value, Span):
                 record |= {f"{name}, {part}": number for part, number in value._asdict().items()}
-            else:
-                record[name] = "" if value is None else value
+            elif value is not None:  # a column of its own for what has no value would stay empty
+                record[name] = value
         records.append({**record, NOTE: table.note} if table.note else record)
     return records
+
+
+def _numbers(value: Summary | Difference) -> dict[str, object]:
+    """Return what a CSV has of a value: not the number of runs, a column already, nor that none of them diverged."""
+    fields = value._asdict()
+    n = fields.pop("n")
+    fields.pop("runs", None)
+    fields = {part: number for part, number in fields.items() if number or "diverged" not in part}
+    if isinstance(value, Difference):
+        fields["pairs"] = n
+    return {part.replace("_", " "): "" if math.isnan(number) else number for part, number in fields.items()}
 
 
 def terminal(table: Table) -> RichTable:

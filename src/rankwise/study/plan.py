@@ -14,6 +14,7 @@ from rankwise.runs.recipes.reading import Section, merged
 from rankwise.runs.recipes.recipe import Spec
 from rankwise.study.grid import LARGEST_GROWTH, Rates, at_edge, lowest
 
+LARGEST_SEED = 2**32 - 1  # numpy takes none above
 Found = Mapping[str, float]
 """The dev loss of each cell that has finished, by its name; infinity where it failed or is no number."""
 
@@ -59,6 +60,9 @@ class Planner(Protocol):
     def plan(self, found: Found) -> Plan:
         """Return every cell known by now, given the results so far."""
 
+    def recipe_in(self, group: Group, folder: str) -> Section:
+        """Return the recipe of a group's runs below a folder of the study's, but for rate and seed."""
+
     def model_dump_json(self) -> str:
         """Return all of it as JSON."""
 
@@ -78,6 +82,9 @@ class Seeds(Spec):
                 "report others"
             )
         for name in ("choose", "report"):
+            wrong = [seed for seed in getattr(self, name) if not 0 <= seed <= LARGEST_SEED]
+            if wrong:
+                raise ValueError(f"seeds.{name} has {wrong[0]}: a seed is a whole number from 0 to {LARGEST_SEED}")
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"seeds.{name} has a seed twice: {getattr(self, name)}")
         return self
@@ -144,6 +151,10 @@ class Study(BaseModel):
                     f"arms.{other.arm} and arms.{group.arm} would write to the same folder ({group.name}): rename one"
                 )
         return self
+
+    def recipe_in(self, group: Group, folder: str) -> Section:
+        """Return the recipe of a group's runs, but for rate and seed."""
+        return group.content
 
     def plan(self, found: Found) -> Plan:
         """Return the cells known by now: those that choose rates first, of all groups, then the report's."""

@@ -16,6 +16,7 @@ from rankwise.study.plan import Cell, Found, Group, Plan
 KEEP = 3  # one in three goes on, three times as long
 FINALISTS = 3
 LEAST_STEPS = 10  # a shorter run than that says nothing
+STEPS = "-steps"  # how the name of a round's folder ends
 SHORT: Section = {"training": {"evaluate": "never", "every": None}, "select": "last"}
 Candidate = tuple[int, float]
 """An arm by its place, and a rate."""
@@ -59,7 +60,8 @@ class Race(BaseModel):
         groups: The arms; each has its rates.
         rungs: The rounds.
         default: The arm that the winner is compared with.
-        yours: The arm that the winner is compared with where the default itself wins: the recipe as it came.
+        yours: The arm that the winner is compared with where the default itself wins: the recipe as it came. Where it
+            has no rates it is another arm's method, and runs the rounds as that one.
         seed: Of the race.
         confirm: Fresh seeds for the winner and its rival, at full length.
         full: The steps of a whole run.
@@ -121,9 +123,16 @@ class Race(BaseModel):
     def _end(self, rounds: list[dict[Candidate, Cell]], order: Sequence[Candidate]) -> Standing:
         winner, tuned = order[0], self._of_default(order)
         rival = tuned if tuned not in (None, winner) else self._as_it_came()
+        if rival is not None and self._is_twin(rival, winner):
+            rival = winner
         pair = [winner] if rival is None or rival == winner else [winner, rival]
         confirm = {each: [self._whole(each, seed) for seed in self.confirm] for each in pair}
         return Standing(rounds, winner, rival, confirm, self._edges(pair))
+
+    def _is_twin(self, rival: Candidate, winner: Candidate) -> bool:
+        """Return whether the recipe as it came, which ran the rounds as another arm, is the winner itself."""
+        ours = self.groups[rival[0]].rates is None
+        return ours and self._whole(rival, self.seed).content == self._whole(winner, self.seed).content
 
     def _as_it_came(self) -> Candidate | None:
         for place, group in enumerate(self.groups):
@@ -143,16 +152,49 @@ class Race(BaseModel):
                 )
         return notes
 
+    def recipe_in(self, group: Group, folder: str) -> Section:
+        """Return the recipe of a group's runs below a folder of the race's, but for rate and seed."""
+        steps, found, _ = folder.partition(STEPS)
+        return shortened(group.content, int(steps), self.full) if found else group.content
+
     def _short(self, candidate: Candidate, steps: int) -> Cell:
         place, rate = candidate
         cell = self.groups[place].cell(rate, self.seed, "choose")
-        content = merged(merged(cell.content, SHORT), {"training": {"max_steps": steps}})
-        return cell._replace(name=f"{steps}-steps/{cell.name}", content=content)
+        return cell._replace(name=f"{steps}{STEPS}/{cell.name}", content=shortened(cell.content, steps, self.full))
 
     def _whole(self, candidate: Candidate, seed: int) -> Cell:
         place, rate = candidate
         cell = self.groups[place].cell(rate, seed, "report")
         return cell._replace(name=f"whole/{cell.name}")
+
+
+def shortened(content: Section, steps: int, full: int) -> Section:
+    """Return the recipe of a run in a round; what it says in steps of a whole run comes at the same part of the round.
+
+    Args:
+        content: The recipe.
+        steps: Of the round.
+        full: Of a whole run.
+    """
+    training: Section = {"max_steps": steps}
+    warmup = (content.get("training") or {}).get("warmup", 0)
+    if warmup >= 1:  # below that it is a part already
+        training["warmup"] = warmup / full if warmup < full else steps
+    method = _scaled(content.get("method") or {}, steps, full)
+    return merged(merged(content, SHORT), {"training": training} | ({"method": method} if method else {}))
+
+
+def _scaled(method: Section, steps: int, full: int) -> Section:
+    """Return the fields of a method that count steps, or epochs of which a round has no whole number."""
+    if method.get("name") == "adalora":
+        final = min(method.get("tfinal", 0) * steps // full, steps - 2)
+        initial = min(method.get("tinit", 0) * steps // full, steps - 2 - final)  # two steps take ranks away, at least
+        return {"tinit": initial, "tfinal": final, "deltaT": max(1, method.get("deltaT", 1) * steps // full)}
+    if method.get("name") == "lor2c" and (method.get("merges") or method.get("injections")):
+        return {"edit_unit": "steps"}  # the schedule is made for the length of training, whatever the unit
+    if method.get("name") == "heterolora" and method.get("search_every"):
+        return {"search_every": max(1, method["search_every"] * steps // full)}
+    return {}
 
 
 def rungs(candidates: int, *, full: int, cost: float) -> list[Rung]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -92,6 +93,17 @@ def check_failed(folder: StudyFolder, planner: Planner, only: Sequence[str] = ()
         raise RuntimeError(f"{len(failed)} of {len(cells)} runs failed ({told}): --retry-failed runs them again")
 
 
+@contextmanager
+def failures_told(folder: StudyFolder, planner: Planner, only: Sequence[str] = ()) -> Iterator[None]:
+    """Raise as ``check_failed`` does once the tables made inside are shown, or can't be made for want of runs."""
+    try:
+        yield
+    except ValueError:
+        check_failed(folder, planner, only)
+        raise
+    check_failed(folder, planner, only)
+
+
 def _engine(name: str) -> Callable[[Work, Console], None]:
     if name == "local":
         return run_local
@@ -162,7 +174,7 @@ def study_status(root: Path, storage: str | None = None) -> Group:
     Raises:
         FileNotFoundError: There is no study.
     """
-    folder = StudyFolder(root)
+    folder = StudyFolder(root, lenient=True)
     planner = folder.planner()
     task = Work(root, storage)
     running: list[str] = []
@@ -170,4 +182,6 @@ def study_status(root: Path, storage: str | None = None) -> Group:
         check_installed()
         with folder.lock(), task.queue(folder) as queue:
             running = queue.names("RUNNING")
-    return status_table(folder, folder.plan(planner), running=running)
+    plan = folder.plan(planner)
+    bare = [f"{name} has no figures of any split: it can't be compared" for name in folder.without_figures(plan)]
+    return status_table(folder, plan._replace(notes=[*plan.notes, *bare]), running=running)

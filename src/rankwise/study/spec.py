@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rankwise.errors import check_choice
+from rankwise.runs.recipes.methods import written_out
 from rankwise.runs.recipes.problems import explain
 from rankwise.runs.recipes.reading import Section, flat, merged, parse_yaml, with_overrides
 from rankwise.runs.recipes.reading import read_yaml as read_recipe
@@ -46,6 +47,17 @@ class StudyFile(Spec):
     rates: Rates | None = None
     seeds: Seeds
     baseline: str | None = None
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _names_are_texts(cls, given: Any) -> Any:
+        for name in given if isinstance(given, Mapping) else ():
+            if not isinstance(name, str):
+                raise ValueError(
+                    f"{name!r} is no text, and an arm's name is one (YAML reads no, yes, on, off and numbers as "
+                    "something else): quote it"
+                )
+        return given
 
     @model_validator(mode="after")
     def _names_exist(self) -> StudyFile:
@@ -93,10 +105,13 @@ def laid_over(content: Mapping[str, Any], over: Mapping[str, Any]) -> Section:
     """Return a recipe's content with fields on top; a method with a name replaces the one below whole."""
     fields: Section = {}
     for key, value in over.items():
-        for part in reversed(key.split(".")[1:]):
+        for part in reversed(str(key).split(".")[1:]):
             value = {part: value}
-        fields = merged(fields, {key.partition(".")[0]: value})
-    whole = "name" in (fields.get("method") or {})
+        fields = merged(fields, {str(key).partition(".")[0]: value})
+    method = fields.get("method")
+    if method is not None and not isinstance(method, Mapping):
+        raise ValueError(f"method={method!r}: a method is a mapping, method: {{name: lora, r: 8}}, or method.r: 8")
+    whole = "name" in (method or {})
     below = {key: value for key, value in content.items() if key != "method" or not whole}
     return merged(below, fields)
 
@@ -123,14 +138,19 @@ def _group(
             base = str(base).replace(f"{{{axis}}}", label)
     content: Section = {} if base is None else read_recipe(_find(base, folder, where))
     given = {key: value for key, value in own.items() if key not in OWN}
-    for fields in (said.set, given, *(fields for _, fields in point.values())):
-        content = laid_over(content, fields)
+    try:
+        for fields in (said.set, given, *(fields for _, fields in point.values())):
+            content = laid_over(content, fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     content = with_overrides(content, overrides)
     try:
         rates = Rates.model_validate(own["rates"]) if own.get("rates") else None
     except ValidationError as error:
         raise ValueError(f"{where}: rates: {explain(error, Rates)}") from error
     rates = rates or said.rates
+    if "method" in content:
+        content = {**content, "method": written_out(content["method"])}
     try:
         for fields in (said.set, given, *(fields for _, fields in point.values()), with_overrides({}, overrides)):
             _check_ours(fields, rates)
@@ -141,7 +161,9 @@ def _group(
     return Group(arm=arm, point={axis: label for axis, (label, _) in point.items()}, content=content, rates=rates)
 
 
-def _find(base: str, folder: Path, where: str) -> Path:
+def _find(base: object, folder: Path, where: str) -> Path:
+    if not isinstance(base, str):
+        raise ValueError(f"{where}: base={base!r}: give a recipe's file, or the name of one that ships, as text")
     try:
         return folder / base if (folder / base).is_file() else find_recipe(base)
     except (FileNotFoundError, ValueError) as error:
@@ -173,7 +195,7 @@ def _check_tasks(groups: Sequence[Group]) -> None:
 
 def _check(recipe: Recipe, rates: Rates | None, seeds: Seeds) -> None:
     data = recipe.data
-    elsewhere = data.validation_file or data.test_file or data.validation_fraction
+    elsewhere = data.validation_file or data.validation_fraction  # what test_file holds is not reported
     if (rates is not None or recipe.select == "dev") and data.train_file and not elsewhere:
         raise ValueError(
             f"{'rates are' if rates is not None else 'the epoch is'} chosen on the dev split, and there is no other to "

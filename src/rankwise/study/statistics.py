@@ -13,11 +13,15 @@ from scipy.stats import t as student
 
 
 class Summary(NamedTuple):
-    """Mean, standard deviation (n - 1) and number of some values; the deviation of one value is not a number."""
+    """Mean, standard deviation (n - 1) and number of some values; the deviation of one value is not a number.
+
+    ``diverged`` counts the values that are no finite number; where there are any, neither are mean and deviation.
+    """
 
     mean: float
     sd: float
     n: int
+    diverged: int = 0
 
     @property
     def error(self) -> float:
@@ -41,6 +45,9 @@ class Difference(NamedTuple):
         detectable: The smallest true difference that would have been seen.
         bootstrap_low: Lower end of the percentile bootstrap interval.
         bootstrap_high: Its upper end.
+        diverged: How many values of the arm are no finite number; where there are any, nothing above is a number.
+        baseline_diverged: The same of the baseline's.
+        runs: How many runs the arm has, of which only ``n`` have a partner; none where that was not said.
     """
 
     mean: float
@@ -50,6 +57,9 @@ class Difference(NamedTuple):
     detectable: float
     bootstrap_low: float = math.nan
     bootstrap_high: float = math.nan
+    diverged: int = 0
+    baseline_diverged: int = 0
+    runs: int | None = None
 
 
 def summarise(values: Sequence[float]) -> Summary:
@@ -60,6 +70,9 @@ def summarise(values: Sequence[float]) -> Summary:
     """
     if not len(values):
         raise ValueError("nothing to summarise: no run has finished")
+    diverged = _infinite(values)
+    if diverged:
+        return Summary(math.nan, math.nan, len(values), diverged)
     return Summary(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan, len(values))
 
 
@@ -86,8 +99,13 @@ def paired(
     seeds = sorted(set(arm) & set(baseline))
     if not seeds:
         raise ValueError("no seed in common: nothing to pair")
+    n = len(seeds)
+    lost = [_infinite([values[s] for s in seeds]) for values in (arm, baseline)]
+    if any(lost):
+        nan = math.nan
+        return Difference(nan, nan, nan, n, nan, diverged=lost[0], baseline_diverged=lost[1])
     differences = np.array([arm[s] - baseline[s] for s in seeds])
-    mean, n = float(differences.mean()), len(seeds)
+    mean = float(differences.mean())
     if n < 2:
         return Difference(mean, math.nan, math.nan, n, math.nan)
     picks = np.random.default_rng(seed).integers(n, size=(draws, n))
@@ -95,6 +113,10 @@ def paired(
     sd = float(differences.std(ddof=1))
     half = float(student.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n)
     return Difference(mean, mean - half, mean + half, n, detectable(sd, n), float(ends[0]), float(ends[1]))
+
+
+def _infinite(values: Sequence[float]) -> int:
+    return sum(not math.isfinite(value) for value in values)
 
 
 def detectable(sd: float, n: int, *, level: float = 0.05, power: float = 0.8) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -185,10 +186,17 @@ def compared(runs: Sequence[Run], *, baseline: str, title: str, about: str) -> T
             _difference({run.seed: run.value(run.select, metric) for run in own}, against if own is not base else {})
             for own in arms.values()
         ]
-    note = NOTE.format(baseline=baseline, compared=SELECTED[runs[0].select], honest=HONEST[runs[0].split == "dev"])
+    note = NOTE.format(baseline=baseline, compared=_selects(arms), honest=HONEST[runs[0].split == "dev"])
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
-    points = [_point(arm, own) for arm, own in arms.items()]
+    points = [point for arm, own in arms.items() if math.isfinite((point := _point(arm, own)).loss)]
     return Table(f"{title} ({runs[0].split})", list(columns), rows, f"{about} {note}", points)
+
+
+def _selects(arms: Mapping[str, Sequence[Run]]) -> str:
+    """Return which checkpoint is compared, of each arm where they differ."""
+    words = {arm: SELECTED[own[0].select] for arm, own in arms.items()}
+    same = len(set(words.values())) == 1
+    return next(iter(words.values())) if same else ", ".join(f"{arm}: {word}" for arm, word in words.items())
 
 
 def _point(arm: str, runs: Sequence[Run]) -> Point:
@@ -199,15 +207,19 @@ def _point(arm: str, runs: Sequence[Run]) -> Point:
 
 
 def _difference(own: Mapping[int, float], against: Mapping[int, float]) -> Difference | None:
-    return paired(own, against) if set(own) & set(against) else None
+    return paired(own, against)._replace(runs=len(own)) if set(own) & set(against) else None
 
 
 def _span(values: Sequence[float]) -> Span:
     return Span(min(values), max(values))
 
 
-def verdict(found: Difference) -> str:
+def verdict(found: Difference, arm: str = "the arm", baseline: str = "the baseline") -> str:
     """Return in words what a paired difference of losses says, by Student's interval."""
+    diverged = [(found.diverged, arm), (found.baseline_diverged, baseline)]
+    told = " and ".join(f"{count} of {found.n} runs of {name}" for count, name in diverged if count)
+    if told:
+        return f"can't tell: {told} diverged, with a loss that is no number"
     if found.n < 2:
         return "one seed: no interval, so nothing can be told"
     if found.mean == found.low == found.high == 0:

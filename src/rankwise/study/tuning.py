@@ -26,11 +26,10 @@ from rankwise.study.grid import Rates
 from rankwise.study.plan import Found, Group
 from rankwise.study.queue import check_installed
 from rankwise.study.race import Candidate, Race, Standing, rungs
-from rankwise.study.running import run_study
+from rankwise.study.running import failures_told, run_study
 from rankwise.study.statistics import paired
 from rankwise.study.tables import Run, Table, Value, compared, finished_run, made_by, verdict
 from rankwise.study.working import Work, load_data
-from rankwise.tasks.labels import LABELS
 
 FACTOR = 10**0.5
 PLANNED_ON = 24  # batches that the rank plan is made on, and fewer where that would be long beside a run
@@ -73,7 +72,7 @@ def make_race(recipe: Recipe, wish: Wish, say: Callable[[str], None] = lambda te
     for name in wish.without:
         check_choice("--without", name, [name for name in NAMES if name != DEFAULT])  # the default always runs
     data = load_data(recipe)
-    if data.validation is None and not data.extra and (data.test is None or LABELS not in data.test.column_names):
+    if data.validation is None and not data.extra:
         recipe = with_validation(recipe)
         data = load_data(recipe)
     full = full_steps(recipe, len(data.train))
@@ -87,14 +86,19 @@ def make_race(recipe: Recipe, wish: Wish, say: Callable[[str], None] = lambda te
     )
     content = recipe.to_dict()
     groups = [
-        Group(arm=name, point={}, content={**content, "method": method}, rates=rates)
+        Group(
+            arm=name,
+            point={},
+            content={**content, "method": method},
+            rates=None if name == YOURS and arms.twin else rates,  # it runs under its twin's name
+        )
         for name, method in arms.methods.items()
     ]
     for group in groups:
         parse_recipe(group.content)
     race = Race(
         groups=groups,
-        rungs=rungs(len(groups) * wish.rates, full=full, cost=wish.cost),
+        rungs=rungs(sum(group.rates is not None for group in groups) * wish.rates, full=full, cost=wish.cost),
         default=DEFAULT,
         yours=YOURS,
         seed=recipe.seed,
@@ -171,7 +175,7 @@ def price(race: Race) -> str:
     )
 
 
-def tune(recipe: Recipe, task: Work, wish: Wish, *, console: Console, command: str) -> Path:
+def tune(recipe: Recipe, task: Work, wish: Wish, *, console: Console, command: str, retry_failed: bool = False) -> Path:
     """Race arms and rates on a recipe's task, and write the winner's recipe, a snippet and the report.
 
     Args:
@@ -180,12 +184,14 @@ def tune(recipe: Recipe, task: Work, wish: Wish, *, console: Console, command: s
         wish: What it may cost.
         console: Where progress and report go.
         command: The command line.
+        retry_failed: Run what failed again.
 
     Returns:
         The report's file.
 
     Raises:
         ModuleNotFoundError: Optuna is not installed.
+        RuntimeError: Runs failed; the report is written where there is a winner all the same.
         ValueError: The recipe or the price does not allow a race, or nothing in it has trained.
     """
     check_installed()
@@ -207,11 +213,18 @@ def tune(recipe: Recipe, task: Work, wish: Wish, *, console: Console, command: s
                 highlight=False,
                 soft_wrap=True,
             )
+        if arms.twin is not None:
+            console.print(
+                f"{YOURS} is {arms.twin} at the same rank: it runs the rounds under that name",
+                highlight=False,
+                soft_wrap=True,
+            )
         for reason in arms.left_out:
             console.print(f"[yellow]left out: {escape(reason)}[/]", soft_wrap=True, highlight=False)
     console.print(price(race), highlight=False, soft_wrap=True)
-    run_study(race, task, console=console, command=command)
-    return write_report(folder, race, console)
+    run_study(race, task, console=console, command=command, retry_failed=retry_failed)
+    with failures_told(folder, race):
+        return write_report(folder, race, console)
 
 
 def write_report(folder: StudyFolder, race: Race, console: Console) -> Path:
@@ -307,8 +320,11 @@ def ending(race: Race, standing: Standing, runs: Sequence[Run]) -> str:
     if not set(losses[name]) & set(losses[rival]):
         return f"{first} Its runs with fresh seeds against {rival} are missing, so nothing can be said of it."
     found = paired(losses[name], losses[rival])
-    words = {"lower": "it paid", "higher": "it did not pay: keep what you had"}.get(verdict(found), verdict(found))
+    said = verdict(found, name, rival)
+    words = {"lower": "it paid", "higher": "it did not pay: keep what you had"}.get(said, said)
     seeds = f"{found.n} fresh seeds" if found.n > 1 else "one fresh seed"
+    if not math.isfinite(found.mean):
+        return f"{first} With {seeds} against {rival}: {words}."
     told = interval(found) if found.n > 1 else f"{found.mean:+.4f}"
     return f"{first} With {seeds} its {runs[0].split} loss is {told} against {rival}: {words}."
 
