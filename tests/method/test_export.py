@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
+from tests.families import FAMILIES
 from tests.models import adapted, build, fill_, in_a_clean_process, keep_only_, logits, tiny_bert, tiny_llama
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -288,3 +289,19 @@ def test_a_folder_that_is_there_is_replaced_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     back = PeftModel.from_pretrained(tiny_bert(), str(tmp_path))
     torch.testing.assert_close(logits(back), logits(some_of_bert()), rtol=0, atol=0)
+
+
+def test_paths_on_what_peft_takes_for_experts_are_not_exported_as_others(tmp_path: Path) -> None:
+    family = FAMILIES["qwen3-moe"]
+    model = adapted(family(2), target_modules=["v_proj", "down_proj"], task_type="CAUSAL_LM")
+    fill_(model)
+    with pytest.raises(ValueError, match=r"PEFT takes model\.layers\.1\.mlp\.down_proj for .*model.save_pretrained"):
+        rankwise.export_lora(model, tmp_path / "plain")
+    assert not (tmp_path / "plain").exists()
+    model.save_pretrained(str(tmp_path / "own"))
+    back = PeftModel.from_pretrained(family(2), str(tmp_path / "own"))
+    torch.testing.assert_close(logits(back), logits(model), rtol=0, atol=0)
+    keep_only_(model, "layers.0.v_proj", "layers.1.v_proj")
+    rankwise.export_lora(model, tmp_path / "plain")
+    back = PeftModel.from_pretrained(family(2), str(tmp_path / "plain"))
+    torch.testing.assert_close(logits(back), logits(model), rtol=0, atol=1e-6)

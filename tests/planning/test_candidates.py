@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from typing import Any
 
@@ -158,3 +159,43 @@ def test_a_checkpointed_model_has_no_more_hooks_afterwards() -> None:
         with with_candidates(model, "linear", None, seed=0):
             pass
     assert ([len(module._forward_hooks) for module in model.modules()], sorted(model.__dict__)) == before
+
+
+def test_a_plan_for_plain_lora_leaves_out_what_peft_takes_for_experts(caplog: pytest.LogCaptureFixture) -> None:
+    """Named in full, PEFT put LoRA on all experts in place of the dense MLP, beyond the budget."""
+    family = FAMILIES["qwen3-moe"]
+    plan = plan_of(family(2), budget=1000, components=12)
+    assert {module.rpartition(".")[2] for module in plan.modules.values()} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert plan.converted == ()
+    model: Any = get_peft_model(family(2), plan.to_lora_config())
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == plan.spent
+    (note,) = [each for each in plan.warnings if "experts" in each]
+    assert note.startswith("PEFT takes model.layers.1.mlp.down_proj")
+    assert "so they are no candidates of a plan for plain LoRA" in note
+    assert note in caplog.messages
+
+
+@pytest.mark.parametrize(
+    "fields", [{"target_modules": ["gate_proj", "up_proj", "v_proj"]}, {"space": ["linear", "res1"]}]
+)
+def test_a_plan_that_was_asked_for_them_is_built_by_our_config(fields: dict[str, Any]) -> None:
+    family = FAMILIES["qwen3-moe"]
+    plan = plan_of(family(2), budget=2000, components=12, **fields)
+    assert len(plan.beyond_plain) > 1
+    assert any("a plan with ranks there is built with plan.to_config()" in each for each in plan.warnings)
+    config = plan.to_config()
+    assert isinstance(config, rankwise.HeteroLoraConfig)
+    model: Any = get_peft_model(family(2), config)
+    assert {name: path.r for name, path in rankwise.named_paths(model).items()} == plan.chosen
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == plan.spent
+    if not plan.has_block_paths:
+        with pytest.raises(ValueError, match=r"PEFT takes model.layers.1.mlp.*experts.*: use plan.to_config\(\)"):
+            plan.to_lora_config()
+    assert rankwise.RankPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+@pytest.mark.parametrize("name", ["qwen2-moe", "mixtral"])
+def test_families_whose_names_peft_leaves_alone_have_all_projections(name: str) -> None:
+    plan = plan_of(FAMILIES[name](2), budget=300)
+    assert set(plan.modules.values()) == set(all_linear(FAMILIES[name](2)))
+    assert not any("experts" in note for note in plan.warnings)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.models import Batch, class_batches, text_batches, tiny_bert, tiny_llama
+from tests.models import Batch, class_batches, text_batches, tiny_bert, tiny_llama, tokens
 from tests.planning.test_ranks import QUIET, plan_of
 from torch import Tensor, nn
 
@@ -186,3 +187,64 @@ def test_the_passes_of_a_plan_are_those_that_were_made(halves: bool, cross: bool
     plan = plan_of(tiny_bert(1, **QUIET), class_batches(5), compute_loss=loss, draw_losses=drawn, budget=200, **options)
     assert plan.passes == len(calls)
     assert plan.loss > 0
+
+
+PROBLEMS = [(kind, outputs) for kind in ("regression", "multi_label_classification") for outputs in (1, 3)]
+
+
+def problem(kind: str, outputs: int) -> tuple[Any, list[Batch]]:
+    """A float64 model of one block and batches with labels for it."""
+    model = tiny_bert(1, num_labels=outputs, problem_type=kind, **QUIET).double()
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for seed in range(24):
+        drawn = torch.randn(32, outputs, generator=generator, dtype=torch.float64)
+        labels = {"regression": drawn, "multi_label_classification": (drawn > 1).double()}.get(kind, drawn.argmax(1))
+        made.append({"input_ids": tokens(32, seed=seed), "labels": labels})
+    return model, made
+
+
+def fall_along_a_step(model: Any, batches: list[Batch]) -> float:
+    """``slope^2 / (2 curvature)`` of the model's own loss, by its Gauss-Newton matrix, along the largest direction."""
+    weight = model.bert.pooler.dense.weight
+    mean = torch.stack([torch.autograd.grad(model(**batch).loss, weight)[0] for batch in batches]).mean(0)
+    left, _, right = torch.linalg.svd(mean)
+    direction = torch.outer(left[:, 0], right[0])
+    slope, found, step = float((mean * direction).sum()), [], 1e-4
+
+    def moved(by: float, ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            weight.add_(by * direction)
+            logits: Tensor = model(input_ids=ids).logits
+            weight.sub_(by * direction)
+        return logits
+
+    for batch in batches:
+        change = (moved(step, batch["input_ids"]) - moved(-step, batch["input_ids"])) / (2 * step)
+        start = moved(0.0, batch["input_ids"]).requires_grad_()
+
+        def loss(logits: Tensor, labels: Tensor = batch["labels"]) -> Tensor:
+            value: Tensor = model.loss_function(labels=labels, pooled_logits=logits, config=model.config)
+            return value
+
+        curved = torch.autograd.functional.hvp(loss, start, change)[1]
+        found.append(float((curved * change).sum()))
+    return slope**2 / (2 * sum(found) / len(found))
+
+
+@pytest.mark.parametrize(("kind", "outputs"), [*PROBLEMS, ("single_label_classification", 3)])
+def test_the_gain_is_in_units_of_the_models_own_loss(kind: str, outputs: int) -> None:
+    """Drawn labels know the curvature to a few hundredths; the loss's factor was 1/2, 3/2 or 3."""
+    model, batches = problem(kind, outputs)
+    only: dict[str, Any] = {"target_modules": ["pooler.dense"], "components": 1, "directions": "sgd", "head_warmup": 0}
+    plan = plan_of(model, batches, budget=32, damping=1e-9, halves=False, **only)
+    assert plan.gain == pytest.approx(fall_along_a_step(model, batches), rel=0.15)
+    assert plan.curve() == [(32, plan.gain)]
+
+
+def test_the_unit_of_the_loss_changes_gains_and_no_choice() -> None:
+    signal, costs = apart(3.0, 1.0, 2.0, 0.5), {"a": 1, "b": 1}
+    chooser = _Chooser(costs, 3, 1.0)
+    plain, twice = chooser.choose(signal, 0.0), chooser.choose(replace(signal, unit=2.0), 0.0)
+    assert plain.order == twice.order
+    assert twice.marginals == tuple(2 * gain for gain in plain.marginals)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tests.families import FAMILIES
 from tests.models import Batch, adapted, class_batches, fill_, logits, text_batches, tiny_bert, tiny_llama
 from tests.planning.test_ranks import plan_of
 from tests.traces import assert_same, snapshot
@@ -255,3 +256,19 @@ def test_by_rank_an_error_names_what_takes_the_option_that_it_asks_for() -> None
             granularity="rank",
             compute_loss=lambda model, batch: 20 * model_loss(model, batch),
         )
+
+
+@pytest.mark.parametrize("granularity", ["path", "rank"])
+def test_what_peft_takes_for_experts_is_left_out_and_refused_before_a_pass_where_it_was_named(granularity: str) -> None:
+    family = FAMILIES["qwen3-moe"]
+    options: dict[str, Any] = {"granularity": granularity, "r": 2, "lora_alpha": 4}
+    planned = rankwise.plan_lora(family(2), text_batches(6, 4), target_modules="all-linear", budget=1.0, **options)
+    model: Any = get_peft_model(family(2), planned)
+    names = {name.split(".")[-4] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    before = snapshot(base := family(2))
+    with pytest.raises(ValueError, match=r"PEFT takes model\.layers\.1\.mlp\..*: leave them out of target_modules"):
+        rankwise.plan_lora(
+            base, text_batches(6, 4), target_modules=["q_proj", "up_proj"], budget=500, compute_loss=raises, **options
+        )
+    assert_same(before, snapshot(base))

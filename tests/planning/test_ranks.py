@@ -51,7 +51,8 @@ def test_nothing_is_left_behind(space: str, fails_at: int | None, time_limit: fl
             torch.rand(3), random.random(), np.random.random()  # noqa: NPY002
             yield batch
 
-    before = snapshot(model)
+    model.config.problem_type = None  # as before the first loss, which writes it
+    before, config = snapshot(model), model.config.to_dict()
     options: dict[str, Any] = {"budget": 300, "space": space, "head_warmup": 2, "time_limit": time_limit}
     if fails_at is None:
         rankwise.rank_plan(model, batches(), **options)
@@ -59,6 +60,7 @@ def test_nothing_is_left_behind(space: str, fails_at: int | None, time_limit: fl
         with pytest.raises(Broken):
             rankwise.rank_plan(model, batches(), **losses_of_a_user(fails_at), **options)
     assert_same(before, snapshot(model))
+    assert model.config.to_dict() == config
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "opt-pre", "opt-post", "gemma2"])

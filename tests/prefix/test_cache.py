@@ -12,9 +12,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tests.families import FAMILIES
-from tests.models import Batch, adapted, class_batches, fill_, text_batches, tiny_bert, tiny_llama
+from tests.models import Batch, adapted, bert_config, build, class_batches, fill_, text_batches, tiny_bert, tiny_llama
 from tests.shortcuts import FIVE, checkpointed, kinds
 from torch import Tensor, nn
+from transformers import BertForTokenClassification
 
 import rankwise
 from rankwise.prefix.cache import PrefixCache, prefix_cache, rows_of
@@ -266,6 +267,37 @@ def test_masks_and_labels_that_a_key_can_not_say_are_refused() -> None:
         mask[:, -1] = 0
         with pytest.raises(ValueError, match="labels lie at padded places"):
             model(**batch, attention_mask=mask)
+
+
+def asked(batch: Batch, *, first: bool) -> Batch:
+    """Labels at every token, or at all but each row's first."""
+    mask = batch["attention_mask"]
+    there = mask.eq(1) if first else mask.cumsum(1).gt(1) & mask.eq(1)
+    return {**batch, "labels": batch["input_ids"].masked_fill(~there, -100)}
+
+
+def test_a_first_token_that_is_predicted_from_padding_is_refused_and_no_other() -> None:
+    """From the second epoch on the place before it would be zero, and the loss another."""
+    rows = [[5, 6, 7], [8, 9, 10, 11, 12]]
+    model = upper("llama")
+    with prefix_cache(model) as cache:
+        with pytest.raises(ValueError, match=r"LlamaForCausalLM predicts .* first token to -100, or pad on the right"):
+            model(**asked(padded(rows, 5, left=True), first=True))
+        for batch in (asked(padded(rows, 5, left=True), first=False), asked(padded(rows, 5), first=True)):
+            plain = upper("llama")(**batch).loss
+            torch.testing.assert_close([model(**batch).loss for _ in range(2)], [plain, plain], rtol=1e-6, atol=0)
+    assert cache.hits == 2
+
+
+def test_a_token_that_is_classified_at_its_own_place_may_be_the_first_behind_padding() -> None:
+    base = build(BertForTokenClassification, bert_config(3, **STILL))
+    model = adapted(base, target_modules=["query"], layers_to_transform=[2]).train()
+    batch = padded([[5, 6, 7], [8, 9, 10, 11, 12]], 5, left=True)
+    batch["labels"] = (batch["input_ids"] % 2).masked_fill(batch["attention_mask"].eq(0), -100)
+    with prefix_cache(model) as cache:
+        losses = [model(**batch).loss for _ in range(2)]
+    assert cache.hits == 1
+    assert torch.equal(*losses)
 
 
 def test_packed_rows_are_told_from_masked_ones() -> None:

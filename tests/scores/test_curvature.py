@@ -331,9 +331,9 @@ def test_autocast_is_near() -> None:
 
 def test_newton_says_what_it_needs() -> None:
     with pytest.raises(ValueError, match=r"set scoring='probe'"):
-        rankwise.HeteroLoraConfig(target_modules=["query"], proxy="newton")
+        rankwise.HeteroLoraConfig(target_modules=["query"], mode="static", proxy="newton")
     with pytest.raises(ValueError, match="score_on='factors' must be 'weight'"):
-        rankwise.HeteroLoraConfig(target_modules=["query"], proxy="newton", scoring="probe", score_on="factors")
+        rankwise.HeteroLoraConfig(mode="static", proxy="newton", scoring="probe", score_on="factors")
     model = bert_model()
     with pytest.raises(ValueError, match="score_on='factors' must be 'weight'"):
         rankwise.score_paths(model, class_batches(), proxy="newton", score_on="factors")

@@ -68,7 +68,7 @@ def test_each_label_of_several_is_drawn_by_itself() -> None:
     logits = torch.tensor([[0.7, -1.5]], dtype=torch.float64)
     model = Fixed(logits.expand(MANY, 2).clone())
     found = draw(model, {"x": rows(), "labels": torch.zeros(MANY, 2)}, seed=0)
-    assert found.terms == MANY
+    assert (found.terms, found.unit) == (MANY, 2)  # the loss is the mean over both
     (gradient,) = torch.autograd.grad(found.losses.sum(), model.logits)
     labels = (logits.sigmoid() - gradient).round()  # the gradient is p - y
     assert set(labels.flatten().tolist()) == {0.0, 1.0}
@@ -93,6 +93,7 @@ def test_a_number_is_drawn_from_a_normal_distribution_around_the_prediction(outp
     assert abs(float(noise.square().mean()) - 1) < 4 * math.sqrt(2 / count)
     assert found.mean == pytest.approx(float(values.square().mean()))
     assert found.terms == MANY
+    assert found.unit == outputs / 2  # the loss is the mean of squares without a half
 
 
 def draw_as(problem: str, model: Fixed, batch: dict[str, Tensor]) -> Drawn:

@@ -235,22 +235,24 @@ def test_where_tensors_are_made_by_default_changes_no_draw() -> None:
 
 def test_what_a_pass_writes_to_configs_is_put_back_and_none_keeps_keys() -> None:
     """The text part of a model that sees images has a config of its own."""
-    text, whole = tiny_llama(), nn.Module()
-    whole.text, whole.classifier = text, tiny_bert()
-    assert (text.config.use_cache, whole.classifier.config.problem_type) == (True, None)
-    before = text.config.to_dict(), whole.classifier.config.to_dict()
+    text: Any = tiny_llama()
+    classifier: Any = tiny_bert()
+    whole = nn.Module()
+    whole.text, whole.classifier = text, classifier
+    assert (text.config.use_cache, classifier.config.problem_type) == (True, None)
+    before = text.config.to_dict(), classifier.config.to_dict()
 
     def used() -> None:
         with untouched(whole):
             assert text.config.use_cache is text.model.config.use_cache is False
             assert text(tokens()).past_key_values is None
-            whole.classifier(**batch())
-            assert whole.classifier.config.problem_type == "single_label_classification"
+            classifier(**batch())
+            assert classifier.config.problem_type == "single_label_classification"
             raise Broken
 
     with pytest.raises(Broken):
         used()
-    assert (text.config.to_dict(), whole.classifier.config.to_dict()) == before
+    assert (text.config.to_dict(), classifier.config.to_dict()) == before
 
 
 def test_rows_that_are_packed_without_a_mask_do_not_see_each_other() -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rankwise.files import write_atomic, write_text_atomic
+from rankwise.method.conversion import converted, refuse_converted
 from rankwise.method.heads import WRAPPED
 from rankwise.method.ranks import lookalikes, pattern_of, targets_of
 from rankwise.paths.low_rank_path import LowRankPath
@@ -35,13 +36,20 @@ def export_lora(
         adapter: The adapter to export; the active one if left out.
 
     Raises:
-        ValueError: The model has no rankwise paths, none contributes, or block paths are live.
+        ValueError: The model has no rankwise paths, none contributes, block paths are live, or paths on modules that
+            PEFT takes for experts.
     """
     paths = path_set(model, adapter)
     check_mergeable(paths)
     live = [path for path in paths.paths.values() if path.live]
     if not live:
         raise ValueError("no path contributes, so there is nothing to export: the adapter equals the base model")
+    alike = [*(path.module for path in paths.resident), *paths.lookalikes]
+    refuse_converted(
+        converted(model.get_base_model(), [path.module for path in live], alike),
+        "keep the adapter as it is, with model.save_pretrained(folder), or merge it into the base, with "
+        "model.merge_and_unload()",
+    )
     rank = max(path.r for path in live)
     scaling = live[0].scaling
     tensors = _other_tensors(model, paths.adapter)

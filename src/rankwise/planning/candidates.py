@@ -11,6 +11,7 @@ from torch import nn
 
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.errors import check_choice
+from rankwise.method.conversion import converted
 from rankwise.method.heads import inside_heads
 from rankwise.method.targets import all_linear
 from rankwise.paths.path_set import has_adapter
@@ -19,6 +20,7 @@ from rankwise.wiring.anatomy import anatomy_of, find_blocks
 
 REQUIRING = ("_require_grads_hook", "_require_grads_hooks")  # where transformers keeps their handles
 SPACES = ("linear", "all")
+EVERY = (None, "all-linear")  # as target_modules: all projections
 
 
 def kinds_of(model: nn.Module, space: str | Sequence[str]) -> list[str]:
@@ -48,6 +50,15 @@ def _every_kind(model: nn.Module) -> list[str]:
     return [kind for kind in kinds if kind != "cut" or len(find_blocks(model, anatomy)) > 1]
 
 
+def left_out(model: nn.Module, space: str | Sequence[str], target_modules: Any) -> list[str]:
+    """Return the projections that are no candidates of a plan for plain LoRA: PEFT would take them for experts.
+
+    Where the user names the candidates, or block paths are among them, none is left out.
+    """
+    plain = target_modules in EVERY and kinds_of(model, space) == ["linear"]
+    return converted(model, all_linear(model)) if plain else []
+
+
 @contextmanager
 def with_candidates(
     model: nn.Module, space: str | Sequence[str], target_modules: Any, *, seed: int
@@ -58,7 +69,8 @@ def with_candidates(
         model: A base model, without adapters.
         space: Which kinds; see ``kinds_of``.
         target_modules: The linear candidates, as in ``LoraConfig``; all projections but the head where None or
-            ``"all-linear"``. What lies inside of a head that PEFT trains as a whole is none.
+            ``"all-linear"``. What lies inside of a head that PEFT trains as a whole is none, nor what ``left_out``
+            says.
         seed: Seeds the initial values.
 
     Raises:
@@ -70,8 +82,9 @@ def with_candidates(
             "the adapter's own paths with rankwise.score_paths(model, batches, proxy='newton')"
         )
     kinds = kinds_of(model, space)
-    every = target_modules in (None, "all-linear")
-    targets = all_linear(model) if every else target_modules
+    every = target_modules in EVERY
+    without = left_out(model, space, target_modules)
+    targets = [name for name in all_linear(model) if name not in without] if every else target_modules
     if "linear" in kinds and not targets:
         lacking = (
             f"{type(model).__name__} has no linear layer outside its head" if every else "target_modules=[] names none"

@@ -266,13 +266,13 @@ class _Chooser:
         return each[max(each, key=lambda depth: depth.gain)], tuple(each)
 
     def choose(self, signal: Signal, breadth: float, *, most: Sequence[int] | None = None) -> Picks:
-        """Choose jointly; ``most`` limits the rank of each path."""
+        """Choose jointly; ``most`` limits the rank of each path. What each pick adds is told in units of the loss."""
         allowed, room = self.room or (set(self.costs), None)
         if self.room is not None:
             limits = most if most is not None else [len(signal.owners)] * len(self.costs)
             most = [limit * (name in allowed) for name, limit in zip(self.costs, limits, strict=True)]
         prices = list(self.costs.values())
-        return choose_jointly(
+        picks = choose_jointly(
             signal.slopes,
             curvature_of(signal.examples, signal.terms),
             [prices[owner] for owner in signal.owners],
@@ -283,6 +283,7 @@ class _Chooser:
             most=most,
             room=room,
         )
+        return replace(picks, marginals=tuple(signal.unit * gain for gain in picks.marginals))
 
     def ranks(self, signal: Signal, picks: Picks) -> dict[str, int]:
         """Return the rank of every path that a choice gives."""

@@ -6,24 +6,29 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import nn
 
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.configs.path import PathConfig
 from rankwise.errors import called, check_choice
 from rankwise.fields import plain
+from rankwise.method.conversion import converted, refuse_converted
 from rankwise.method.export import plain_config
 from rankwise.method.heads import forgotten_heads, inside_heads
 from rankwise.method.targets import all_linear
 from rankwise.paths.path_set import has_adapter, path_set
-from rankwise.planning.candidates import on_base, with_candidates
+from rankwise.planning.candidates import EVERY, left_out, on_base, with_candidates
 from rankwise.planning.rank_plan import check_not_saved
 from rankwise.planning.ranks import rank_plan
 from rankwise.rules.budget import fraction_of, why_unspent
 from rankwise.scores.probe import Batch, ComputeLoss, score_paths
 
 logger = logging.getLogger(__name__)
+INSTEAD_OF_EXPERTS = (
+    "leave them out of target_modules, or have them in rankwise.HeteroLoraConfig(mode='off', target_modules=[...]), or "
+    "in a plan of ranks that is built with rankwise.rank_plan(...).to_config()"
+)
 
 
 def plan_lora(
@@ -60,7 +65,7 @@ def plan_lora(
         score_on: ``"weight"`` or ``"factors"``.
         budget_unit: ``"parameters"`` or ``"paths"``.
         target_modules: The candidates, as in ``LoraConfig``; if left out PEFT's default for the family, by rank all
-            projections but the head.
+            projections but the head. Of all projections those are left out that PEFT takes for experts.
         r: Rank of each path; by rank what a fraction is one of, and ``lora_alpha / r`` is the scale of every path.
         lora_alpha: Alpha of each path.
         lora_dropout: Dropout of each path.
@@ -70,8 +75,8 @@ def plan_lora(
         seed: Seeds the draws and initial values.
 
     Raises:
-        ValueError: A value is outside what is allowed, there are no batches where they are needed, or nothing fits
-            into the budget.
+        ValueError: A value is outside what is allowed, there are no batches where they are needed, nothing fits into
+            the budget, or a candidate that was named is one that PEFT takes for experts.
     """
     budget, r = plain(budget), plain(r)
     by_path = (proxy or "newton", score_on, budget_unit) != ("newton", "weight", "parameters")
@@ -79,7 +84,7 @@ def plan_lora(
     check_choice("granularity", granularity, ("path", "rank"))
     if granularity == "rank":
         _check_by_rank(proxy, score_on, budget_unit, r, lora_alpha)
-        parameters: Any = _count_of(budget, model, target_modules, r) if isinstance(budget, float) else budget
+        parameters = _count_of(budget, model, target_modules, r)
         with called("rankwise.rank_plan"):  # which has the options that an error may ask for
             made = rank_plan(
                 model,
@@ -100,7 +105,7 @@ def plan_lora(
         r=r,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
-        target_modules=all_linear(model) if target_modules == "all-linear" else target_modules,
+        target_modules=_all_plain(model) if target_modules == "all-linear" else target_modules,
         budget=budget,
         budget_unit=budget_unit,
         exclude_modules=inside_heads(model) or None,
@@ -118,6 +123,12 @@ def plan_lora(
     return plain_config(config, modules, others, r=r, lora_alpha=lora_alpha)
 
 
+def _all_plain(model: nn.Module) -> list[str]:
+    """Return all projections that plain LoRA can be on."""
+    without = left_out(model, "linear", "all-linear")
+    return [name for name in all_linear(model) if name not in without]
+
+
 def _chosen_modules(
     model: nn.Module, batches: Iterable[Batch], config: HeteroLoraConfig, compute_loss: ComputeLoss | None
 ) -> tuple[list[str], list[str]]:
@@ -125,6 +136,7 @@ def _chosen_modules(
     policy = config.switching()
     with on_base(model, config) as wrapped:
         paths = path_set(wrapped)
+        _check_plain(wrapped)
         values = score_paths(
             wrapped,
             batches,
@@ -143,15 +155,26 @@ def _chosen_modules(
     return modules, others
 
 
-def _count_of(fraction: float, model: nn.Module, target_modules: Any, r: int) -> int:
-    """Return a fraction of the candidates' parameters at rank ``r`` as a count."""
-    if not 0 < fraction <= 1:
+def _count_of(budget: Any, model: nn.Module, target_modules: Any, r: int) -> Any:
+    """Return a fraction of the candidates' parameters at rank ``r`` as a count, and refuse what was named in vain."""
+    fraction = isinstance(budget, float)
+    if fraction and not 0 < budget <= 1:
         raise ValueError(
-            f"budget={fraction!r} must be above 0 and at most 1, a fraction of the candidates' parameters at r={r}, or "
+            f"budget={budget!r} must be above 0 and at most 1, a fraction of the candidates' parameters at r={r}, or "
             "a number of parameters (int)"
         )
+    if not fraction and target_modules in EVERY:
+        return budget
     with with_candidates(model, "linear", target_modules, seed=0) as wrapped:
-        return fraction_of(fraction, r * sum(path_set(wrapped).costs().values()))
+        _check_plain(wrapped)
+        return fraction_of(budget, r * sum(path_set(wrapped).costs().values())) if fraction else budget
+
+
+def _check_plain(wrapped: PeftModel) -> None:
+    """Refuse candidates that plain LoRA can't be on, before any is scored."""
+    paths = path_set(wrapped)
+    modules = [path.module for path in paths.resident]
+    refuse_converted(converted(wrapped.get_base_model(), modules, paths.lookalikes), INSTEAD_OF_EXPERTS)
 
 
 def _check_by_rank(proxy: str | None, score_on: str, budget_unit: str, r: int, lora_alpha: float) -> None:

@@ -12,6 +12,7 @@ from peft import LoraConfig
 
 from rankwise.configs.heterolora import HeteroLoraConfig
 from rankwise.fields import wrong_field
+from rankwise.method.conversion import refuse_converted
 from rankwise.method.heads import saved_whole
 from rankwise.method.ranks import rank_fields
 from rankwise.planning.step_time import StepTime
@@ -100,6 +101,7 @@ class RankPlan:
         time: What a step takes, where that was limited.
         lookalikes: Modules that are no candidates and whose names end in one's: PEFT would take them for it.
         heads: Parts of the model's head that PEFT trains only where ``modules_to_save`` names them, as its configs do.
+        converted: Modules with candidates that PEFT takes for experts, so that plain LoRA can't be on them.
     """
 
     ranks: dict[str, int]
@@ -121,6 +123,7 @@ class RankPlan:
     time: Time | None = None
     lookalikes: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
+    converted: tuple[str, ...] = ()
 
     @property
     def spent(self) -> int:
@@ -134,8 +137,9 @@ class RankPlan:
 
     @property
     def gain(self) -> float:
-        """By how much the loss is predicted to fall, by the damped quadratic model.
+        """By how much the loss is predicted to fall, by the damped quadratic model, in the units of ``loss``.
 
+        With labels drawn by ``draw_losses`` the curvature is that of what it returns.
         Gains of different spaces or targets are not comparable: the damping is relative to the mean curvature of the
         components on offer, so the same ranks have another gain among other candidates.
         """
@@ -160,6 +164,11 @@ class RankPlan:
     def has_block_paths(self) -> bool:
         """Whether block paths have a rank, which plain LoRA can't have."""
         return any(kind_of(name) in BLOCK_KINDS for name in self.chosen)
+
+    @property
+    def beyond_plain(self) -> list[str]:
+        """The modules with a rank that plain LoRA can't be on, because PEFT takes them for experts."""
+        return [self.modules[name] for name in self.chosen if self.modules.get(name) in self.converted]
 
     def curve(self) -> list[tuple[int, float]]:
         """Return (parameters, predicted gain) after each pick."""
@@ -191,8 +200,9 @@ class RankPlan:
                 stands in the place of ``heads``.
 
         Raises:
-            ValueError: Block paths have a rank, which plain LoRA can't have: ``to_config`` builds them. Or a field is
-                one that the plan sets, or has PEFT train a module with a rank as a whole.
+            ValueError: Block paths have a rank, or modules that PEFT takes for experts, which plain LoRA can't have:
+                ``to_config`` builds them. Or a field is one that the plan sets, or has PEFT train a module with a rank
+                as a whole.
         """
         _check_fields(fields)
         blocks = [name for name in self.chosen if kind_of(name) in BLOCK_KINDS]
@@ -201,10 +211,16 @@ class RankPlan:
                 f"the plan gives ranks to {len(blocks)} block paths ({', '.join(blocks[:5])}), which plain LoRA can't "
                 "have: use plan.to_config(), which is a HeteroLoraConfig, or plan with space='linear'"
             )
+        refuse_converted(
+            self.beyond_plain,
+            "use plan.to_config(), which is a HeteroLoraConfig, or plan for other modules with target_modules=[...]",
+        )
         return LoraConfig(use_rslora=use_rslora, **self._linear_fields(use_rslora, fields))
 
     def to_config(self, *, use_rslora: bool = False, **fields: Any) -> LoraConfig:
-        """Return the config that builds the plan: PEFT's own, or a ``HeteroLoraConfig`` where block paths have a rank.
+        """Return the config that builds the plan: PEFT's, or a ``HeteroLoraConfig`` where that can't have the ranks.
+
+        It can't have those of block paths, nor of modules that PEFT takes for experts.
 
         Args:
             use_rslora: Whether PEFT shall scale by ``alpha / sqrt(r)``.
@@ -215,7 +231,7 @@ class RankPlan:
         """
         _check_fields(fields)
         blocks = {name: rank for name, rank in self.chosen.items() if kind_of(name) in BLOCK_KINDS}
-        if not blocks:
+        if not blocks and not self.beyond_plain:
             return self.to_lora_config(use_rslora=use_rslora, **fields)
         return HeteroLoraConfig(
             mode="off",
@@ -282,7 +298,7 @@ class RankPlan:
         if time is not None:
             depths = tuple(Depth(**depth) for depth in time.get("depths", ()))  # the first plans with a time had none
             time = Time(**{**time, "step": StepTime.from_dict(time["step"]), "depths": depths})
-        tuples = {name: tuple(saved.get(name, ())) for name in ("warnings", "lookalikes", "heads")}
+        tuples = {name: tuple(saved.get(name, ())) for name in ("warnings", "lookalikes", "heads", "converted")}
         return cls(**{**saved, **tuples, "picks": picks, "time": time})
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -14,10 +15,11 @@ from torch import nn
 
 from rankwise.configs.path import LARGEST
 from rankwise.fields import plain
+from rankwise.method.conversion import converted, taken_for_experts
 from rankwise.method.heads import forgotten_heads
 from rankwise.passes import work
 from rankwise.paths.path_set import path_set
-from rankwise.planning.candidates import with_candidates
+from rankwise.planning.candidates import left_out, with_candidates
 from rankwise.planning.choosing import plan_paths
 from rankwise.planning.head_warmup import head_steps, warmed_head
 from rankwise.planning.options import Choice
@@ -35,6 +37,8 @@ from rankwise.scores.probe import (
     same_draws,
     untouched,
 )
+
+logger = logging.getLogger("rankwise")
 
 
 def rank_plan(
@@ -77,7 +81,8 @@ def rank_plan(
         model: A base model, without adapters.
         batches: Training batches with labels; two dozen are enough where tried, six were not.
         budget: The most parameters the plan may have.
-        space: ``"linear"`` (a plain LoRA comes out), ``"all"``, or a list of kinds.
+        space: ``"linear"`` (a plain LoRA comes out, without what PEFT takes for experts), ``"all"``, or a list of
+            kinds.
         scale: ``alpha / r``, the same for every path; part of the config that comes out, not of the choice.
         damping: ``lambda`` of the joint choice, in mean curvatures.
         directions: ``"adam"`` takes components as an Adam-like optimizer's first step on ``B`` moves, ``"sgd"`` as
@@ -131,8 +136,7 @@ def rank_plan(
         step_time=step_time,
         seed=seed,
     )
-    budget, scale = plain(budget), plain(scale)  # of numpy, as sums are
-    _check_numbers(budget, scale)
+    budget, scale = _numbers(budget, scale)
     check_weights(model)
     given = _taken(batches, model)
     fewest = choice.check_batches(given, next(model.parameters()).device)
@@ -140,6 +144,7 @@ def rank_plan(
     draw_of = drawn_loss(draw_losses, autocast, seed)
     rows = draw_losses is None  # else what counts as an example is the user's
     steps = head_steps(model, given[:fewest], head_warmup)
+    left = left_out(model, space, target_modules)
     began = time.perf_counter()
     with (
         work("planning ranks", steps + 2 * len(given)),
@@ -148,16 +153,37 @@ def rank_plan(
         untouched(wrapped),
     ):
         made = _plan(
-            wrapped, given, loss_of, draw_of, budget=budget, scale=scale, choice=choice, rows=rows, passes=steps
+            wrapped, left, given, loss_of, draw_of, budget=budget, scale=scale, choice=choice, rows=rows, passes=steps
         )
     return replace(made, seconds=time.perf_counter() - began)
 
 
 @torch.enable_grad()
-def _plan(wrapped: PeftModel, *given: Any, **options: Any) -> RankPlan:
+def _plan(wrapped: PeftModel, left: Sequence[str], *given: Any, **options: Any) -> RankPlan:
     wrapped.eval()
-    made = plan_paths(wrapped, path_set(wrapped), *given, **options)
-    return replace(made, heads=tuple(forgotten_heads(wrapped.get_base_model(), candidates=made.modules.values())))
+    paths, base = path_set(wrapped), wrapped.get_base_model()
+    linear = [path.module for path in paths.paths.values() if path.kind == "linear"]
+    experts = converted(base, linear, paths.lookalikes)
+    notes = tuple(_of_experts(left, experts))
+    for note in notes:
+        logger.warning(note)
+    made = plan_paths(wrapped, paths, *given, **options)
+    heads = tuple(forgotten_heads(base, candidates=linear))
+    return replace(made, heads=heads, converted=tuple(experts), warnings=(*notes, *made.warnings))
+
+
+def _of_experts(left: Sequence[str], experts: Sequence[str]) -> Iterator[str]:
+    """Say, before any pass, which modules are no candidates, or can't be in a plain LoRA."""
+    if left:
+        yield (
+            f"{taken_for_experts(left)}, so they are no candidates of a plan for plain LoRA. To have them, name "
+            "what you want in target_modules=[...] and build the plan with plan.to_config()"
+        )
+    if experts:
+        yield (
+            f"{taken_for_experts(experts)}, so a plan with ranks there is built with plan.to_config(), as a "
+            "HeteroLoraConfig: plan.to_lora_config() refuses it. For plain LoRA leave them out of target_modules"
+        )
 
 
 def _taken(batches: Iterable[Batch], model: nn.Module) -> list[Batch]:
@@ -168,7 +194,9 @@ def _taken(batches: Iterable[Batch], model: nn.Module) -> list[Batch]:
         return list(batches)
 
 
-def _check_numbers(budget: Any, scale: Any) -> None:
+def _numbers(budget: Any, scale: Any) -> tuple[int, float]:
+    """Return the numbers as Python's, since sums may be numpy's, and refuse what they can't be."""
+    budget, scale = plain(budget), plain(scale)
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise ValueError(f"budget={budget!r} must be a number of parameters, a whole number of at least 1")
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale <= LARGEST:
@@ -176,3 +204,4 @@ def _check_numbers(budget: Any, scale: Any) -> None:
             f"scale={scale!r:.60} must be positive and at most {LARGEST:.3g}, the largest of float32: it is alpha / r "
             "of every path"
         )
+    return budget, scale

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rankwise.distributed import rank
 from rankwise.prefix.rows import Rows
 from rankwise.prefix.structure import Prefix, prefix_of
+from rankwise.scores.likelihood import IGNORED, shifts_by_class
 from rankwise.wiring.block_hooks import output_tensor, with_output_tensor
 from rankwise.wiring.checkpointing import is_reentrant
 
@@ -155,11 +156,8 @@ class PrefixCache:
                 f"a prefix is kept by the tokens of a row, and an attention_mask of {mask.dim()} dimensions lets them "
                 "see others: leave the prefix cache out"
             )
-        if mask is not None and labels is not None and _reads_padding(labels, mask):
-            raise ValueError(
-                "labels lie at padded places, where a kept prefix has nothing: set them to -100, as the loss should "
-                "not read them anyway"
-            )
+        if mask is not None and labels is not None:
+            self._check_labels(labels, mask)
         config: Any = self.prefix.model.config
         for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
             if given.get(name, getattr(config, name, False)):
@@ -168,6 +166,24 @@ class PrefixCache:
                     "False, or leave the prefix cache out"
                 )
         return {name: value for name, value in given.items() if name in READ}
+
+    def _check_labels(self, labels: Tensor, mask: Tensor) -> None:
+        """Refuse labels (B x T) for which the loss reads a padded place, where a kept prefix has zeros."""
+        if labels.shape != mask.shape:  # of an example, not of its tokens
+            return
+        asked = labels.ne(IGNORED)
+        if (asked & mask.eq(0)).any():
+            raise ValueError(
+                "labels lie at padded places, where a kept prefix has nothing: set them to -100, as the loss should "
+                "not read them anyway"
+            )
+        base: Any = self.prefix.model
+        if shifts_by_class(base) and (asked[:, 1:] & mask[:, :-1].eq(0)).any():
+            raise ValueError(
+                f"{type(base).__name__} predicts a token from the place before it, which for the first token of a row "
+                "that is padded on the left is padding, where a kept prefix has nothing: set the label of each row's "
+                "first token to -100, or pad on the right"
+            )
 
     def _block(self, block: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.batch:
@@ -238,11 +254,6 @@ class _Through:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return MethodType(type(self.block).forward, memo[id(self.block)]) if id(self.block) in memo else self
-
-
-def _reads_padding(labels: Tensor, mask: Tensor) -> bool:
-    """Tell whether the loss of a row reads places that are padded."""
-    return labels.shape == mask.shape and bool((labels.ne(-100) & mask.eq(0)).any())
 
 
 def _check_rope(config: Any) -> None:

@@ -8,7 +8,9 @@ tokens, ``g~`` the gradient of its *summed* loss under labels drawn from the mod
     q(D, D') = (1/N) sum over examples of a_e(D) a_e(D')
 
 ``q`` is the true Fisher, which for these likelihoods is the Gauss-Newton matrix: the curvature of the mean negative
-log-likelihood. It does not depend on how the training loss is scaled.
+log-likelihood. It does not depend on how the training loss is scaled: of a regression of c outputs, whose loss is the
+mean of squares without a half, the loss's curvature is ``2/c q``, of c labels by themselves ``q/c``. That changes no
+choice; a plan's gain is brought to the loss (``Signal.unit``), a ``newton`` score is not.
 """
 
 from __future__ import annotations
@@ -156,11 +158,13 @@ class Examples:
         values: ``a_e(D_j)`` of every path, examples x k, all processes' examples.
         terms: ``N``.
         mean: The mean loss of the labels that this process's first batch came with, where it is known.
+        unit: What a term's negative log-likelihood is of its loss, see ``Drawn``.
     """
 
     values: dict[str, Tensor]
     terms: int
     mean: float | None
+    unit: float = 1.0
 
 
 def curvature_pass(
@@ -191,7 +195,7 @@ def curvature_pass(
     recorder = ExampleRecorder(directions)
     rows: list[Tensor] = []
     terms = 0
-    means: list[float | None] = []
+    told: list[tuple[float | None, float]] = []
     for number, batch in batches:
         with seen_by(paths, recorder):
             drawn: Drawn = draw_of(model, batch, number)
@@ -201,7 +205,7 @@ def curvature_pass(
             torch.autograd.grad(drawn.losses.sum(), recorder.anchor, allow_unused=True)
         rows.append(_beside(recorder.take(), directions, recorder.examples))
         terms += drawn.terms
-        means.append(drawn.mean)
+        told.append((drawn.mean, drawn.unit))
         passed()
     # Every process has its own examples, and the choice needs what components share over all of them.
     together = gather_rows(torch.cat(rows))
@@ -209,7 +213,7 @@ def curvature_pass(
     sum_over_processes_([total])
     sizes = [along.left.shape[1] for along in directions.values()]
     values = dict(zip(directions, together.split(sizes, dim=1), strict=True))
-    return Examples(values, int(total), means[0])
+    return Examples(values, int(total), *told[0])
 
 
 def _lengths(batch: Batch, examples: int, sequences: int) -> set[int]:

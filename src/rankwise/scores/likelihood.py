@@ -39,12 +39,15 @@ class Drawn:
         terms: How many loss terms the batch has: positions, or examples.
         mean: The mean loss of the labels that the batch came with, as transformers reduces it; None if unknown.
         sequences: How many sequences of its own an example has, one behind the other in what the model runs on.
+        unit: What a term's negative log-likelihood is of its loss, as transformers has it: ``c/2`` for c squares, of
+            which it takes the mean without a half, ``c`` for c labels by themselves.
     """
 
     losses: Tensor
     terms: int
     mean: float | None = None
     sequences: int = 1
+    unit: float = 1.0
 
 
 DrawLosses = Callable[[nn.Module, Any, torch.Generator], tuple[Tensor, int]]
@@ -166,10 +169,7 @@ def _kind(model: nn.Module, logits: Tensor, labels: Tensor) -> str:
     base: Any = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     config: Any = None if base is None else base.config
     if logits.ndim == 3 and labels.shape == logits.shape[:2] and not labels.is_floating_point():
-        if base is None or config.is_encoder_decoder:
-            return "tokens"
-        # A class whose name says no task, such as GPT2LMHeadModel, has the loss that transformers falls back to.
-        return "shifted" if base.loss_type in SHIFTED or base.loss_type not in LOSS_MAPPING else "tokens"
+        return "shifted" if shifts_by_class(base) else "tokens"
     if logits.ndim == 2 and len(labels) == len(logits):
         if config is not None and config.problem_type is not None:
             return str(config.problem_type)
@@ -181,6 +181,15 @@ def _kind(model: nn.Module, logits: Tensor, labels: Tensor) -> str:
         f"regression or language modelling that is known here: pass {argument(DRAW_LOSSES)} that returns each "
         "example's summed loss under labels drawn from the prediction, and the number of loss terms"
     )
+
+
+def shifts_by_class(model: nn.Module | None) -> bool:
+    """Tell whether a model's loss compares a token's logits with the next token's label, as its class says."""
+    if not isinstance(model, PreTrainedModel):
+        return False
+    # A class whose name says no task, such as GPT2LMHeadModel, has the loss that transformers falls back to.
+    known = model.loss_type in LOSS_MAPPING and model.loss_type not in SHIFTED
+    return not model.config.is_encoder_decoder and not known
 
 
 def _shifts(output: Any, logits: Tensor, labels: Tensor, *, guess: bool) -> bool:
@@ -231,7 +240,7 @@ def _normal(logits: Tensor, labels: Tensor, generators: list[torch.Generator]) -
     ]
     losses = (logits - (logits.detach() + torch.stack(noise).to(logits))).square().sum(1) / 2
     mean = F.mse_loss(logits.detach().reshape(-1), labels.to(logits).reshape(-1))
-    return Drawn(losses, len(logits), float(mean))
+    return Drawn(losses, len(logits), float(mean), unit=logits.shape[1] / 2)
 
 
 def _bernoulli(logits: Tensor, labels: Tensor, generators: list[torch.Generator]) -> Drawn:
@@ -242,4 +251,4 @@ def _bernoulli(logits: Tensor, labels: Tensor, generators: list[torch.Generator]
     drawn = (torch.stack(chances).to(logits) < logits.detach().sigmoid()).to(logits.dtype)
     losses = F.binary_cross_entropy_with_logits(logits, drawn, reduction="none").sum(1)
     mean = F.binary_cross_entropy_with_logits(logits.detach(), labels.to(logits))
-    return Drawn(losses, len(logits), float(mean))
+    return Drawn(losses, len(logits), float(mean), unit=logits.shape[1])

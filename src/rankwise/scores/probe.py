@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from rankwise.configs.heterolora import CHOICES
 from rankwise.errors import check_choice
@@ -32,6 +33,7 @@ Batch = Any
 ComputeLoss = Callable[[nn.Module, Batch], Tensor]
 Autocast = Callable[[], AbstractContextManager[Any]]
 FLOW_TOKENS = 8
+SETTINGS = ("problem_type", "use_cache")  # transformers' loss writes the first, the other is set while scoring
 NONE_LEFT = "; an iterator has none left after it was gone through once: give a list, or a DataLoader"
 
 
@@ -108,16 +110,21 @@ def same_draws(model: nn.Module | None = None) -> Iterator[None]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back the generators' states, the modes of all modules and all buffers, whatever happens inside.
+    """Put back the generators' states, modes, buffers and what a forward pass writes to configs, whatever happens.
 
-    Reentrant checkpointing, which hides its region from a backward pass to given points, becomes non-reentrant.
+    Reentrant checkpointing, which hides its region from a backward pass to given points, becomes non-reentrant. Models
+    keep no keys and values: with them, rows that are packed without a mask would see each other.
     """
     reentrant: list[Any] = [module for module in model.modules() if is_reentrant(module)]
     functions = [module._gradient_checkpointing_func for module in reentrant]
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    settings = _settings(model)
     with same_draws(model):
         try:
+            for config, name, _ in settings:
+                if name == "use_cache":
+                    config.use_cache = False
             for module in reentrant:
                 module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
             yield
@@ -126,9 +133,17 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 module._gradient_checkpointing_func = function
             for module, mode in modes:
                 module.training = mode
+            for config, name, value in settings:
+                setattr(config, name, value)
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)
+
+
+def _settings(model: nn.Module) -> list[tuple[Any, str, Any]]:
+    """Return config, name and value of what is to be put back in the configs of a model's parts, where they have it."""
+    configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
+    return [(each, name, vars(each)[name]) for each in configs.values() for name in SETTINGS if name in vars(each)]
 
 
 @contextmanager

@@ -33,12 +33,15 @@ class Signal:
         examples: ``a_e`` of each example and component, m x n.
         terms: ``N``, the number of loss terms behind them.
         owners: The number of the path that each component belongs to, in the order of the path set.
+        unit: What a gain of 1 is by the loss's own curvature, which is the negative log-likelihood's but for a factor
+            (see ``Drawn``). The same for all components, so it changes no choice.
     """
 
     slopes: Vector
     examples: Vector
     terms: int
     owners: list[int]
+    unit: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ def collect_signals(
     }
     found: dict[str, list[Vector]] = {choice: [] for choice in sources}
     terms: dict[int, int] = {}
+    unit = 1.0
     for part in range(parts):
         wanted = [choice for choice, source in sources.items() if part in source.parts]
         if not wanted:  # of the second cross-validated choice, where no halves are asked for
@@ -141,7 +145,7 @@ def collect_signals(
         seen = curvature_pass(model, paths, numbered[part], beside, draw_of)
         if reduction == "auto" and not terms:
             _check_mean(losses[part], seen.mean, seen.terms / counts.batches[part], device)
-        terms[part] = seen.terms
+        terms[part], unit = seen.terms, seen.unit
         for position, choice in enumerate(wanted):
             columns = [seen.values[name].tensor_split(len(wanted), dim=1)[position] for name in owners]
             found[choice].append(torch.cat(columns, dim=1).numpy(force=True))
@@ -157,6 +161,7 @@ def collect_signals(
             examples=np.concatenate(found[choice]),
             terms=sum(terms[part] for part in source.parts),
             owners=[owners[name] for name in owners for _ in range(along[choice][name].left.shape[1])],
+            unit=unit,
         )
     _check_examples(min(len(signal.examples) for signal in signals.values()), components, parts)
     return signals, _mean_loss(losses, device) * factor

@@ -97,7 +97,7 @@ def wrap_trainer(before: Callable[[Trainer, Any], None]) -> None:
         return
 
     @functools.wraps(train)
-    def wrapped(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
         resume = args[0] if args else kwargs.get("resume_from_checkpoint")
         with _running(self, resume):
             if self.model_init is None:
