@@ -15,7 +15,6 @@ from rankwise.files import write_json_atomic, write_text_atomic
 from rankwise.method.folders import ALLOCATION, DIGESTS, digests
 from rankwise.method.structure import check_unvouched
 from rankwise.notebook import html_table
-from rankwise.paths.low_rank_path import LowRankPath
 from rankwise.paths.path_set import PathSet, path_set
 from rankwise.rules.records import HISTORY_FILE, Record, edits, from_lines, to_lines
 from rankwise.search.card import CARD, write_card
@@ -147,27 +146,15 @@ def _write_beside(paths: PathSet, place: Path) -> None:
 
 def warn_if_unheard(paths: PathSet) -> None:
     """Warn if an adapter was trained in evaluation mode, where neither its search nor its edits ever begin."""
-    session = paths.session
-    began = session.listener is not None or paths.history or session.detached
-    asked = paths.config.acts and paths.trains and (session.unheard or session.folder is None)  # or loaded as it is
-    if not asked or began or not any(_moved(path) for path in paths.enabled):
-        return
-    if session.unheard:
-        how = "in evaluation mode, in which nothing is searched or edited: call model.train() before training (freeze "
-        how += "what is to stay as it is some other way)"
-    else:
-        how = "by other methods than the model's forward, and nothing was searched or edited, which a training step of "
-        how += "model(...) begins: call the model itself, or begin by hand (rankwise.Allocator(model).begin(), Editor "
-        how += "for LoR2C)"
-    warnings.warn(
-        f"adapter {paths.adapter!r} seems to have been trained {how}, or rankwise.detach(model) if no search is wanted",
-        stacklevel=2,
-    )
-
-
-def _moved(path: LowRankPath) -> bool:
-    """Tell whether a path has learned something."""
-    return not path.lora_B.is_meta and bool(path.lora_B.any())
+    began = paths.session.listener is not None or paths.history or paths.session.detached
+    asked = paths.session.unheard and paths.config.acts and paths.trains
+    if asked and not began and any(bool(path.lora_B.any()) for path in paths.enabled):
+        warnings.warn(
+            f"adapter {paths.adapter!r} seems to have been trained in evaluation mode, in which nothing is searched or "
+            "edited: call model.train() before training (freeze what is to stay as it is some other way), or "
+            "rankwise.detach(model) if no search is wanted",
+            stacklevel=2,
+        )
 
 
 def _listed(paths: PathSet) -> dict[str, Any]:
