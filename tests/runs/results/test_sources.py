@@ -22,9 +22,9 @@ KEPT = Path(__file__).resolve().parents[2] / "data" / "version-0.1"
 
 
 def test_a_run_that_is_not_finished_is_told_by_its_recipe(tmp_path: Path) -> None:
-    folder = run(tmp_path, proxy="snip", target_modules=["query"]).root
+    folder = run(tmp_path, mode="dynamic", proxy="snip", target_modules=["query"]).root
     write_history(folder, mixed_history(2, 2))
-    assert read_source(folder).settings == {"proxy": "snip", "seed": 0}
+    assert read_source(folder).settings == {"mode": "dynamic", "proxy": "snip", "seed": 0}
 
 
 def test_what_is_no_run_is_explained(tmp_path: Path) -> None:
