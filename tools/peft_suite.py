@@ -46,7 +46,7 @@ FILES = (
 )
 VARIANTS = {
     "off": '`HeteroLoraConfig(mode="off")`: every path is on',
-    "dynamic": "`HeteroLoraConfig(mode="dynamic", budget=1.0, search_every=1)`: a search after every step, with a budget for every "
+    "dynamic": "`HeteroLoraConfig(mode='dynamic', budget=1.0, search_every=1)`: a search after every step, with a budget for every "
     "path (most of PEFT's models have one)",
     "lor2c": "`Lor2cConfig()`, in the tests that PEFT runs for a list of configs",
 }
