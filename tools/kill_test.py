@@ -40,6 +40,7 @@ NOT_KILLED = "not killed"
 METHODS: dict[str, dict[str, Any]] = {
     "heterolora with shortcuts": {
         "name": "heterolora",
+        "mode": "dynamic",
         "r": 4,
         "lora_alpha": 8,
         "lora_dropout": 0.1,
