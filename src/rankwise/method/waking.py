@@ -28,8 +28,6 @@ def before_forward(module: Any, args: Any) -> None:
             continue
         # Here and not once: the process group is often made after the model.
         session.tied = world_size() > 1
-        if session.tied and paths.moves:
-            _refuse_static_graph(paths)
         if session.recorder is not None and not session.probing and not torch.compiler.is_compiling():
             _drop_skipped_step(paths)
         idle = session.listener is None or not session.listener.begun
@@ -62,6 +60,8 @@ def _drop_skipped_step(paths: PathSet) -> None:
 
 @torch.compiler.disable
 def _wake(model: nn.Module, paths: PathSet) -> None:
+    if paths.session.tied:
+        _refuse_static_graph(paths)
     driver().wake(model, paths)
 
 

@@ -67,9 +67,11 @@ class LayerTaps:
             for adapter in host.live():
                 path = host.gate(adapter).path
                 first, last = path.blocks
-                if first < last and first <= self.index <= last and host.needs_source([adapter]):
+                if not first <= self.index <= last or not host.needs_source([adapter]):
+                    continue
+                if first < last:
                     refuse_again(self.index, path.name)
-                if first == self.index and host.needs_source([adapter]):
+                if first == self.index:
                     self.sources.held[key, adapter] = first_tensor(args, kwargs)
 
     def _leave(self, block: nn.Module, args: Any, output: Any) -> Any:
