@@ -27,6 +27,7 @@ LLAMA = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, 
 OPT = {"hidden_size": 768, "ffn_dim": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 HETERO = {
     "name": "heterolora",
+    "mode": "dynamic",
     "r": 8,
     "lora_alpha": 16,
     "budget": 0.5,
