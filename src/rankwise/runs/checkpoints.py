@@ -90,21 +90,28 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def complete(checkpoint: Path, *, seconds: float) -> None:
+def complete(checkpoint: Path, *, seconds: float, data: str | None = None) -> None:
     """Write the manifest, when everything else is there.
 
     Args:
         checkpoint: Its folder.
         seconds: Seconds of training that led to it.
+        data: The digest of the rows it was trained on and chosen by.
     """
     files = {name: {"bytes": (checkpoint / name).stat().st_size} for name in _read_files(checkpoint)}
     described = {name: {**size, "sha256": sha256(checkpoint / name)} for name, size in files.items()}
-    write_json_atomic(checkpoint / MANIFEST, {"seconds": seconds, "files": described})
+    write_json_atomic(checkpoint / MANIFEST, {"seconds": seconds, "data": data, "files": described})
 
 
 def seconds_before(checkpoint: Path | None) -> float:
     """Return the training seconds that led to a checkpoint."""
     return float(_manifest(checkpoint)["seconds"]) if checkpoint is not None else 0.0
+
+
+def data_before(checkpoint: Path) -> str | None:
+    """Return the digest of the rows that led to a checkpoint; version 0.1 kept none."""
+    found = _manifest(checkpoint).get("data")
+    return None if found is None else str(found)
 
 
 def remove(checkpoint: Path) -> None:

@@ -1,6 +1,7 @@
 """Tasks by name, files of the user's own and the demo's docstrings, ready for ``transformers.Trainer``."""
 
 from rankwise.tasks.data import TaskData
+from rankwise.tasks.digest import digest_of
 from rankwise.tasks.encode import IGNORED, with_pad_token
 from rankwise.tasks.labels import LABELS
 from rankwise.tasks.load import load_docstrings, load_task
@@ -21,6 +22,7 @@ __all__ = [
     "TaskData",
     "check_packing",
     "choice_loss",
+    "digest_of",
     "load_docstrings",
     "load_task",
     "with_pad_token",

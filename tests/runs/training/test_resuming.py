@@ -210,6 +210,18 @@ def test_anything_else_is_refused_and_told_how_to_train_longer(make: Make, tmp_p
     assert len(list((tmp_path / "checkpoints").iterdir())) == 3
 
 
+def test_other_rows_are_refused(make: Make, tmp_path: Path) -> None:
+    recipe = make("lora", training={"max_steps": 8})
+    stopped(recipe, tmp_path / "run", 5)
+    file = Path(str(recipe.data.data_dir)) / "mrpc" / "train.jsonl"
+    before = file.read_text()
+    file.write_text(before.replace("ban", "bun"))
+    with pytest.raises(ValueError, match=r"checkpoint-4 was trained on other rows.*Put them back as they were, or"):
+        train(recipe, tmp_path / "run", resume=True)
+    file.write_text(before)
+    assert train(recipe, tmp_path / "run", resume=True).trained
+
+
 COMMAND = [sys.executable, "-m", "rankwise_cli", "train"]
 
 

@@ -25,11 +25,13 @@ class Saved(TrainerCallback):
     Args:
         before: Seconds of training that led to the checkpoint continued from.
         keep: How many checkpoints stay.
+        data: The digest of the rows.
     """
 
-    def __init__(self, before: float = 0.0, keep: int | None = None) -> None:
+    def __init__(self, before: float = 0.0, keep: int | None = None, data: str | None = None) -> None:
         self.before = before
         self.keep = keep
+        self.data = data
         self.started = time.perf_counter()
 
     @property
@@ -42,7 +44,7 @@ class Saved(TrainerCallback):
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir))
-            complete(folder / f"checkpoint-{state.global_step}", seconds=self.seconds)
+            complete(folder / f"checkpoint-{state.global_step}", seconds=self.seconds, data=self.data)
             rotate(folder, newest=state.global_step, best=state.best_global_step, keep=self.keep)
 
 

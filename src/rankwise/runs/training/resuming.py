@@ -13,18 +13,25 @@ from rich.markup import escape
 from rankwise.paths.path_set import path_set
 from rankwise.rules.records import HISTORY_FILE, edits, record_of
 from rankwise.runs.building.job import Job
-from rankwise.runs.checkpoints import newest_whole, progress
+from rankwise.runs.checkpoints import data_before, newest_whole, progress
 from rankwise.runs.folder import RunFolder
 from rankwise.search.checkpoint import STATE, SUMS, read_state
 
 logger = logging.getLogger("rankwise")
 
 
-def continued(folder: RunFolder, job: Job, console: Console | None) -> Path | None:
+def continued(folder: RunFolder, job: Job, data: str, console: Console | None) -> Path | None:
     """Return the newest whole checkpoint, and say which were passed over; None to begin at the beginning.
+
+    Args:
+        folder: The run's.
+        job: What is run.
+        data: The digest of its rows.
+        console: Where to say it.
 
     Raises:
         ValueError: There are checkpoints, none of them is whole, and one was before: that is for the user to decide.
+            Or the rows are not those it was trained on.
     """
     found, passed = newest_whole(folder.checkpoints, _needs(job))
     reasons = "; ".join(f"{checkpoint.name}: {fault.reason}" for checkpoint, fault in passed.items())
@@ -35,6 +42,12 @@ def continued(folder: RunFolder, job: Job, console: Console | None) -> Path | No
         )
     if passed:
         tell(f"passed over {reasons}. Continuing from {found.name if found else 'the start'}", console)
+    if found is not None and data_before(found) not in (None, data):
+        raise ValueError(
+            f"{found} was trained on other rows than the recipe gives now: the files or the dataset that data.* names "
+            "have changed, or the tokenizer has. Put them back as they were, or train from the start with --overwrite "
+            "or in another folder"
+        )
     return found
 
 

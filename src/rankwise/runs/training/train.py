@@ -34,7 +34,7 @@ from rankwise.runs.training.prefix import kept_prefix
 from rankwise.runs.training.records import HistoryFile, Saved, Settle
 from rankwise.runs.training.resuming import check_length, continued, tell_changes
 from rankwise.runs.training.spectra import watchers
-from rankwise.tasks import TaskData
+from rankwise.tasks import TaskData, digest_of
 
 AT_THE_END = "from the last checkpoint"
 
@@ -91,7 +91,8 @@ def train(
         process = PartialState()
         process.wait_for_everyone()
         shown = console if process.is_main_process else None
-        checkpoint = continued(folder, job, shown) if resume else None
+        rows = digest_of(job.data.train, job.data.dev)
+        checkpoint = continued(folder, job, rows, shown) if resume else None
         if set(LENGTH) & set(changes):
             check_length(job, checkpoint)
         if process.is_main_process and not resume:  # only now: until here a mistake costs nothing that was there
@@ -100,7 +101,7 @@ def train(
             tell_changes(changes, shown)
             folder.go_on(recipe)
         process.wait_for_everyone()
-        saved = Saved(seconds_before(checkpoint), recipe.training.keep_checkpoints)
+        saved = Saved(seconds_before(checkpoint), recipe.training.keep_checkpoints, rows)
         history = [HistoryFile(folder.history)] if job.has_paths else []
         settles = [Settle(folder)] if process.is_main_process else []
         with _progress(shown, job) as bars, _withdrawn(settles, resume), kept_prefix(job, folder, shown):
