@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from peft import LoraConfig
+from tests.families import FAMILIES
 from tests.models import tiny_bert, tiny_llama, tiny_opt
 from torch import nn
+from transformers import Qwen3MoeForCausalLM
 
-from rankwise.runs.building.models import adapt, load_base
+from rankwise.runs.building.models import adapt, load_base, load_config
 from rankwise.runs.dryrun import stand_in
 from rankwise.runs.recipes.methods import Method
 from rankwise.runs.recipes.recipe import Recipe, load_recipe, parse_recipe
@@ -49,6 +51,21 @@ def test_arms_have_the_parameters_of_the_recipe_and_its_scale(family: str, base:
         ["query", "value"] if family == "roberta" else ["q_proj", "v_proj"]
     )
     assert arms.methods["q,v"]["r"] == 4  # the recipe itself
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The following (rank|alpha)_pattern keys:RuntimeWarning"
+)  # of the default, PEFT's own
+def test_where_peft_takes_an_mlp_for_experts_the_plan_leaves_it_out(tmp_path: Path) -> None:
+    recipe = causal(tmp_path)
+    config = FAMILIES["qwen3-moe"](2).config
+    config.vocab_size, config.eos_token_id = load_config(recipe.model).vocab_size, 3
+    Qwen3MoeForCausalLM(config).save_pretrained(recipe.model.name)
+    arms = arms_of(recipe, load_data(recipe), without=["LoR2C", "all-linear + residual"])
+    assert arms.left_out == ["MLP needs projections beside the attention, and the first block has none"]
+    assert list(arms.methods) == [DEFAULT, "q,v", PLANNED, YOURS]
+    assert ".mlp." not in str(arms.methods[PLANNED])
+    assert enabled(recipe, arms.methods[PLANNED]) <= arms.budget
 
 
 def test_a_recipe_that_is_one_of_the_arms_is_told(base: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from rankwise.method.conversion import converted
 from rankwise.method.heads import saved_whole
 from rankwise.method.oversized import largest_rank
 from rankwise.method.targets import all_linear
@@ -71,9 +72,12 @@ def arms_of(
     left_out = []
     try:
         query_value, feed_forward = _targets(_empty(recipe))
+        methods["q,v"] = _lora(query_value, scale)
+        if feed_forward:
+            methods["MLP"] = _lora(feed_forward, scale)
+        else:
+            left_out.append("MLP needs projections beside the attention, and the first block has none")
         methods |= {
-            "q,v": _lora(query_value, scale),
-            "MLP": _lora(feed_forward, scale),
             "LoR2C": {"name": "lor2c", "r": 1, "lora_alpha": scale},
             "all-linear + residual": {
                 **_lora(DEFAULT, scale),
@@ -89,16 +93,8 @@ def arms_of(
     methods = {name: _sized(recipe, options, budget, most) for name, options in methods.items() if name not in without}
     if PLANNED not in without:
         try:
-            names = all_linear(_empty(recipe))
-            whole = saved_whole(names, None, recipe.method.options.get("modules_to_save"))
-            planned = plan_ranks(
-                recipe,
-                budget=budget,
-                batches=batches,
-                data=data,
-                scale=scale,
-                target_modules=[name for name in names if name not in whole],
-            )
+            names = _plannable(_empty(recipe), recipe.method.options.get("modules_to_save"))
+            planned = plan_ranks(recipe, budget=budget, batches=batches, data=data, scale=scale, target_modules=names)
             methods[PLANNED] = _planned(planned.plan.to_lora_config())
         except ValueError as error:
             left_out.append(f"the rank plan can't be made: {error}")
@@ -144,6 +140,13 @@ def _sized(recipe: Recipe, options: Options, budget: int, most: int) -> Options:
     return {**options, "r": rank, **alphas}
 
 
+def _plannable(model: nn.Module, saved: Collection[str] | None) -> list[str]:
+    """Return the projections that plain LoRA can be on: not what is trained as a whole, nor what PEFT converts."""
+    names = all_linear(model)
+    others = {*saved_whole(names, None, saved), *converted(model, names)}
+    return [name for name in names if name not in others]
+
+
 def _planned(config: Any) -> Options:
     patterns = {name: dict(value) for name in ("rank_pattern", "alpha_pattern") if (value := getattr(config, name))}
     targets = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)
@@ -159,14 +162,12 @@ def _empty(recipe: Recipe) -> nn.Module:
 
 
 def _targets(model: nn.Module) -> tuple[list[str], str | list[str]]:
-    """Return the names of query and value, and those of the feed-forward's projections."""
+    """Return the names of query and value, and those of the feed-forward's projections, none where it has none."""
     anatomy = anatomy_of(model)
     block = next(iter(find_blocks(model, anatomy).values()))
     linear = [name for name, module in block.named_modules() if isinstance(module, nn.Linear) and not is_head(name)]
     attention = [name for name in linear if name.startswith(f"{anatomy.attention}.")]
     rest = [name for name in linear if name not in attention]
-    if not rest:
-        raise ValueError(f"no projection outside {anatomy.attention} in the blocks of {type(model).__name__}")
     last = sorted({_last(name) for name in rest})
     if set(last) & {_last(name) for name in attention}:  # PEFT matches ends of names: BERT has two of output.dense
         words = "|".join(re.escape(name) for name in rest)
