@@ -61,10 +61,11 @@ def test_where_peft_takes_an_mlp_for_experts_the_plan_leaves_it_out(tmp_path: Pa
     config = FAMILIES["qwen3-moe"](2).config
     config.vocab_size, config.eos_token_id = load_config(recipe.model).vocab_size, 3
     Qwen3MoeForCausalLM(config).save_pretrained(recipe.model.name)
-    arms = arms_of(recipe, load_data(recipe), without=["LoR2C", "all-linear + residual"])
-    assert arms.left_out == ["MLP needs projections beside the attention, and the first block has none"]
-    assert list(arms.methods) == [DEFAULT, "q,v", PLANNED, YOURS]
-    assert ".mlp." not in str(arms.methods[PLANNED])
+    arms = arms_of(recipe, load_data(recipe))
+    assert arms.left_out == ["MLP: the first block has no projections for plain LoRA but the attention's"]
+    assert list(arms.methods) == [name for name in NAMES if name != "MLP"]
+    assert not re.search("gate_proj|up_proj|down_proj", str(arms.methods[PLANNED]))
+    assert arms_of(recipe, load_data(recipe), without=["MLP", PLANNED]).left_out == []
     assert enabled(recipe, arms.methods[PLANNED]) <= arms.budget
 
 
@@ -175,6 +176,12 @@ def test_projections_are_those_of_the_family(
     assert matched == [
         f"bert.encoder.layer.{block}.{name}" for block in (0, 1) for name in ("intermediate.dense", "output.dense")
     ]
+
+
+def test_a_dense_first_block_that_peft_takes_for_experts_is_no_mlp() -> None:
+    config = FAMILIES["qwen3-moe"](2).config
+    config.mlp_only_layers = [0]
+    assert _targets(Qwen3MoeForCausalLM(config)) == (["q_proj", "v_proj"], [])
 
 
 def test_a_model_of_an_unknown_family_is_refused() -> None:

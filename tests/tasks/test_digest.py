@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Features, LargeList, List, Value, concatenate_datasets
 
 from rankwise.tasks.digest import digest_of
 
@@ -47,6 +47,17 @@ def test_pieces_files_and_the_order_of_columns_do_not_matter(tmp_path: Path) -> 
 )
 def test_what_rows_hold_matters(other: Dataset) -> None:
     assert digest_of(other) != digest_of(rows())
+
+
+def test_the_width_of_numbers_does_not_matter() -> None:
+    kinds = [(List(Value("int64")), "int64"), (List(Value("int32")), "int8"), (LargeList(Value("int64")), "int16")]
+    features = [Features({"input_ids": tokens, "labels": Value(label)}) for tokens, label in kinds]
+    assert len({digest_of(rows().cast(each)) for each in features}) == 1
+    scores = [
+        Dataset.from_dict({"labels": [0.5, None]}, features=Features({"labels": Value(f"float{bits}")}))
+        for bits in (32, 64)
+    ]
+    assert digest_of(scores[0]) == digest_of(scores[1])
 
 
 def test_each_split_counts_with_its_place() -> None:

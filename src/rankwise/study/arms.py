@@ -75,8 +75,8 @@ def arms_of(
         methods["q,v"] = _lora(query_value, scale)
         if feed_forward:
             methods["MLP"] = _lora(feed_forward, scale)
-        else:
-            left_out.append("MLP needs projections beside the attention, and the first block has none")
+        elif "MLP" not in without:
+            left_out.append("MLP: the first block has no projections for plain LoRA but the attention's")
         methods |= {
             "LoR2C": {"name": "lor2c", "r": 1, "lora_alpha": scale},
             "all-linear + residual": {
@@ -162,12 +162,17 @@ def _empty(recipe: Recipe) -> nn.Module:
 
 
 def _targets(model: nn.Module) -> tuple[list[str], str | list[str]]:
-    """Return the names of query and value, and those of the feed-forward's projections, none where it has none."""
+    """Return the names of query and value, and those of the feed-forward's projections.
+
+    The second are none where there are none, or where PEFT would put plain LoRA on experts in their place.
+    """
     anatomy = anatomy_of(model)
-    block = next(iter(find_blocks(model, anatomy).values()))
+    place, block = next(iter(find_blocks(model, anatomy).items()))
     linear = [name for name, module in block.named_modules() if isinstance(module, nn.Linear) and not is_head(name)]
     attention = [name for name in linear if name.startswith(f"{anatomy.attention}.")]
     rest = [name for name in linear if name not in attention]
+    if converted(model, [f"{place}.{name}" for name in rest]):
+        rest = []
     last = sorted({_last(name) for name in rest})
     if set(last) & {_last(name) for name in attention}:  # PEFT matches ends of names: BERT has two of output.dense
         words = "|".join(re.escape(name) for name in rest)

@@ -12,7 +12,7 @@ BATCH = 1000  # rows that are looked at together
 
 
 def digest_of(*splits: Dataset | None) -> str:
-    """Return the SHA-256 of what splits hold, row by row; in which files or pieces they lie does not matter.
+    """Return the SHA-256 of what splits hold, row by row; in which files, pieces or widths they lie does not matter.
 
     Args:
         splits: Encoded rows; None is a split that there is not.
@@ -31,7 +31,16 @@ def digest_of(*splits: Dataset | None) -> str:
 def _parts(column: pa.Array) -> Iterator[bytes]:
     """Give the lengths of lists, and below them the values, as bytes."""
     while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        yield column.value_lengths().to_numpy(zero_copy_only=False).tobytes()
+        yield _numbers(column.value_lengths(), pa.int64())
         column = column.flatten()
-    numbers = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-    yield column.to_numpy(zero_copy_only=False).tobytes() if numbers else repr(column.to_pylist()).encode()
+    if pa.types.is_integer(column.type):
+        yield _numbers(column, pa.int64())
+    elif pa.types.is_floating(column.type):
+        yield _numbers(column, pa.float64())
+    else:
+        yield repr(column.to_pylist()).encode()
+
+
+def _numbers(column: pa.Array, kind: pa.DataType) -> bytes:
+    found: bytes = column.cast(kind).to_numpy(zero_copy_only=False).tobytes()
+    return found

@@ -216,7 +216,7 @@ def test_other_rows_are_refused(make: Make, tmp_path: Path) -> None:
     file = Path(str(recipe.data.data_dir)) / "mrpc" / "train.jsonl"
     before = file.read_text()
     file.write_text(before.replace("ban", "bun"))
-    with pytest.raises(ValueError, match=r"checkpoint-4 was trained on other rows.*Put them back as they were, or"):
+    with pytest.raises(ValueError, match=r"checkpoint-4 was trained on other rows.*Put it back as it was, or"):
         train(recipe, tmp_path / "run", resume=True)
     file.write_text(before)
     assert train(recipe, tmp_path / "run", resume=True).trained

@@ -40,14 +40,14 @@ def continued(folder: RunFolder, job: Job, data: str, console: Console | None) -
             f"{folder.checkpoints} holds no checkpoint to continue from: {reasons}. Copy the files again, or train "
             "from the start with --overwrite"
         )
-    if passed:
-        tell(f"passed over {reasons}. Continuing from {found.name if found else 'the start'}", console)
     if found is not None and data_before(found) not in (None, data):
         raise ValueError(
-            f"{found} was trained on other rows than the recipe gives now: the files or the dataset that data.* names "
-            "have changed, or the tokenizer has. Put them back as they were, or train from the start with --overwrite "
-            "or in another folder"
+            f"{found} was trained on other rows than the recipe gives now: what data.* names has changed, or the "
+            "tokenizer, or a library that reads, cuts or packs. Put it back as it was, or train from the start with "
+            "--overwrite or in another folder (of a study or a race: delete the run's folder, then --retry-failed)"
         )
+    if passed:
+        tell(f"passed over {reasons}. Continuing from {found.name if found else 'the start'}", console)
     return found
 
 
