@@ -2,8 +2,8 @@
 
 Run: OMP_NUM_THREADS=1 python benchmarks/singular_values.py [--paths 32] [--width 4096] [--rank 64] [--rounds 1]
 
-A dense SVD of this width takes seconds, on some machines half a minute, so it is timed once a round and the default is one. ``ratio_per_path`` is
-the dense SVD's time over that of one path's core.
+A dense SVD of this width takes seconds, on some machines half a minute, so it is timed once a round and the default is
+one. ``ratio_per_path`` is the dense SVD's time over that of one path's core.
 """
 
 from __future__ import annotations

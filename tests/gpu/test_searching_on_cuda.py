@@ -190,9 +190,7 @@ def test_ranks_are_chosen_in_trainer_and_the_memory_is_that_of_what_was_chosen(t
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # inductor's own, once
-@pytest.mark.filterwarnings(
-    "ignore:\\s*Online softmax is disabled:UserWarning"
-)  # inductor's own, where rows are so few
+@pytest.mark.filterwarnings("ignore:\\s*Online softmax is disabled:UserWarning")  # inductor's own, of short rows
 def test_a_compiled_run_chooses_as_an_eager_one(tmp_path: Path) -> None:
     found = []
     for compiled in (False, True):

@@ -53,9 +53,7 @@ def test_arms_have_the_parameters_of_the_recipe_and_its_scale(family: str, base:
     assert arms.methods["q,v"]["r"] == 4  # the recipe itself
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The following (rank|alpha)_pattern keys:RuntimeWarning"
-)  # of the default, PEFT's own
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")  # PEFT's own default
 def test_where_peft_takes_an_mlp_for_experts_the_plan_leaves_it_out(tmp_path: Path) -> None:
     recipe = causal(tmp_path)
     config = FAMILIES["qwen3-moe"](2).config

@@ -72,9 +72,9 @@ class HeteroLoraConfig(PathConfig):
 
     What is chosen, and how often. Left alone, a config gives each path a rank, once, before training
     (``mode="static"``, ``granularity="rank"``): what was ahead of uniform LoRA or level with it wherever both were
-    measured, but for one study (docs/when-to-use-which.md). The paper's method switches whole paths, again and again
-    with ``mode="dynamic"``, once with ``mode="static"`` alone, and ended at a higher loss than uniform LoRA wherever
-    both were measured.
+    measured, but for one study (docs/when-to-use-which.md). The paper's method switches whole paths: again and again
+    with ``mode="dynamic"``, which ended at a higher loss than uniform LoRA wherever both were measured, or once with
+    ``mode="static"`` alone, which did on three tasks of four.
 
     The schedule of ``mode="dynamic"``, in optimizer steps. ``search_every=100`` searches after every hundredth step.
     Otherwise ``searches_per_epoch`` where the length of an epoch is known (Trainer,

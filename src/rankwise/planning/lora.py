@@ -51,9 +51,10 @@ def plan_lora(
     """Plan a plain LoRA: score every candidate once, choose under the budget, and return PEFT's own config.
 
     By rank it is ``rankwise.rank_plan``, which has more options and says more. By path it is static HeteroLoRA (arXiv
-    2406.14956, section 3.2), which gives a path its whole rank or nothing. On our tasks that ended above uniform LoRA;
-    a plan by rank ended below it or could not be told from it, each at its own rate, but for the test questions of TREC
-    with a rank for every projection, in one study of two (docs/where-it-pays.md). The model is as before afterwards.
+    2406.14956, section 3.2), which gives a path its whole rank or nothing. On three of our four tasks that ended above
+    uniform LoRA; a plan by rank ended below it or could not be told from it, each at its own rate, but for the test
+    questions of TREC with a rank for every projection, in one study of two (docs/where-it-pays.md). The model is as
+    before afterwards.
 
     Args:
         model: A base model, without adapters.
